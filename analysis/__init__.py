@@ -1,0 +1,1 @@
+"""Importable diagnostics, closed-form theory and plots for self-supervised features."""

@@ -1,0 +1,1 @@
+"""A compact, instrumented implementation of SimDINO and of DINO as its baseline."""
