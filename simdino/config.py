@@ -1,0 +1,178 @@
+"""Every number of a run: frozen dataclasses, and the RECIPES with what each costs and reaches.
+
+A run is named by the hash of its resolved configuration, so two runs with one name are one run.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str = "photos"  # a key of simdino.data.DATASETS
+    root: str | None = None  # where the files are, for the sets that a user brings
+    size: int = 32  # side of the square images, pixels
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Multi-crop augmentation; the defaults are DINO's, with milder scales as images are small."""
+
+    global_size: int = 32
+    global_crops: int = 2
+    global_scale: tuple[float, float] = (0.25, 1.0)  # share of the image's area
+    local_size: int = 16
+    local_crops: int = 0
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    flip: bool = True
+    jitter: float = 1.0  # multiplies brightness .4, contrast .4, saturation .2, hue .1; 0 switches colour off
+    jitter_p: float = 0.8
+    gray_p: float = 0.2
+    blur_p: float = 0.5
+    solarize_p: float = 0.1
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's, as in the official recipes
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Model:
+    stem: Literal["patch", "conv"] = "conv"  # one strided convolution (official), or log2(patch) of stride 2
+    patch: int = 8
+    dim: int = 96
+    depth: int = 1
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    pool: Literal["cls", "mean"] = "mean"  # the backbone's feature: class token, or mean of the patch tokens
+    registers: int = 0
+    layer_scale: float = 0.0  # initial value; 0 leaves the layer out
+    drop_path: float = 0.0
+    hidden: int = 512  # width of the projection head
+    out: int = 64  # d of the features that the loss sees
+    prototypes: int = 0  # K of DINO's last layer; 0 for SimDINO
+
+
+@dataclass(frozen=True)
+class SimDINO:
+    """The keyword arguments of losses.simdino_loss."""
+
+    eps: float = 0.05**0.5  # the paper's ε; its square is the official code's `eps`
+    gamma: float = 0.01
+    rate_of: Literal["student", "mean"] = "student"
+
+
+@dataclass(frozen=True)
+class DINO:
+    """The keyword arguments of losses.dino_loss."""
+
+    student_temp: float = 0.1
+    teacher_temp: float = 0.04
+    center_momentum: float = 0.9  # 1 keeps the centre at zero: no centring
+
+
+@dataclass(frozen=True)
+class Optim:
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 4e-3
+    lr_end: float = 1e-6
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.04
+    clip: float = 3.0  # global gradient norm; 0 switches clipping off
+    teacher: Literal["ema", "student", "student-with-gradient", "frozen"] = "ema"  # "student": stop-gradient only
+    ema: float = 0.95
+    ema_end: float = 0.99
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True)
+class Record:
+    log_every: int = 10
+    checkpoint_every: int = 500
+    snapshots: int = 9  # log-spaced steps at which features are kept, besides step 0
+    probe: int = 1024  # held-out images whose features are kept
+    bank: int = 1024  # training images for k-NN at every snapshot
+    views: int = 256  # probe images of which two augmented views are kept
+
+
+@dataclass(frozen=True)
+class Config:
+    recipe: str
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    crops: Crops = field(default_factory=Crops)
+    model: Model = field(default_factory=Model)
+    objective: SimDINO | DINO = field(default_factory=SimDINO)
+    optim: Optim = field(default_factory=Optim)
+    record: Record = field(default_factory=Record)
+
+    def __post_init__(self) -> None:
+        o, c = self.optim, self.crops
+        positive = dict(steps=o.steps, batch_size=o.batch_size, lr=o.lr, log_every=self.record.log_every)
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        if isinstance(self.objective, DINO) != (self.model.prototypes > 0):
+            raise ValueError("model.prototypes must be positive for DINO and 0 for SimDINO")
+        if isinstance(self.objective, SimDINO) and not self.objective.eps > 0:
+            raise ValueError(f"objective.eps must be positive, not {self.objective.eps}")
+        if c.global_crops + c.local_crops < 2 or c.global_crops < 1:
+            raise ValueError("alignment needs at least one global crop and two crops in all")
+        if self.model.dim % self.model.heads:
+            raise ValueError(f"model.dim {self.model.dim} is not a multiple of model.heads {self.model.heads}")
+        sizes = [c.global_size] + [c.local_size] * (c.local_crops > 0)
+        if any(size % self.model.patch for size in sizes):
+            raise ValueError(f"crop sizes {sizes} must be multiples of model.patch {self.model.patch}")
+
+    @property
+    def run_name(self) -> str:
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return f"{self.recipe}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How far the batch reproduction goes: how many steps (a share of the recipe's) and which seeds."""
+
+    steps: float
+    seeds: tuple[int, ...]
+    record: Record
+
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(steps=0.02, seeds=(0,), record=Record(log_every=5, snapshots=3, probe=256, bank=256, views=64)),
+    "cpu": Profile(steps=1.0, seeds=(0, 1, 2), record=Record()),
+}
+
+_SIMDINO = Config("simdino", objective=SimDINO(gamma=0.01))
+_DINO = Config("dino", objective=DINO(), model=Model(prototypes=256))
+
+RECIPES: dict[str, Config] = {
+    "simdino": _SIMDINO,
+    "simdino-no-teacher": replace(_SIMDINO, optim=replace(_SIMDINO.optim, teacher="student")),
+    "simdino-no-expansion": replace(_SIMDINO, objective=SimDINO(gamma=0.0)),
+    "dino": _DINO,
+    "dino-no-centering": replace(_DINO, objective=replace(_DINO.objective, center_momentum=1.0)),
+    "dino-no-teacher": replace(_DINO, optim=replace(_DINO.optim, teacher="student")),
+}
+RECIPES = {name: replace(config, recipe=name) for name, config in RECIPES.items()}
+
+
+def nearest(word: str, known, kind: str) -> str:
+    """`word` if it is among `known`; else a ValueError that names the nearest right one."""
+    if word in known:
+        return word
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0)
+    raise ValueError(f"unknown {kind} {word!r}; did you mean {close[0]!r}? Known: {', '.join(known)}")
+
+
+def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
+    """The configuration of a named recipe under a profile."""
+    config = RECIPES[nearest(name, RECIPES, "recipe")]
+    p = PROFILES[nearest(profile, PROFILES, "profile")]
+    steps = max(1, round(config.optim.steps * p.steps))
+    return replace(config, seed=seed, optim=replace(config.optim, steps=steps), record=p.record)
