@@ -1,0 +1,35 @@
+# Everything runs inside .venv, which `make setup` builds and every other target asks for first.
+
+PYTHON ?= python3
+PROFILE ?= cpu
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test figures lab
+
+help:
+	@echo "make setup                     build .venv from pyproject.toml and constraints.txt (PYTHON=python3)"
+	@echo "make test                      lint, format check and all tests"
+	@echo "make figures                   train what is absent, run every notebook, write figures/ (PROFILE=cpu|smoke, JOBS=$(JOBS))"
+	@echo "make lab                       the notebooks in JupyterLab"
+
+setup: .venv/.ready
+
+# The stamp is written last: an interrupted or outdated environment is completed by the next make.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("SimDINO needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name a newer one, as in make setup PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: setup
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+
+figures: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m snakemake --cores $(JOBS) --config profile=$(PROFILE)
+
+lab: setup
+	$(BIN)/python -m jupyter lab notebooks
