@@ -1,0 +1,355 @@
+"""Closed forms, one function per proposition: what should happen, in float64, computed without any of our own measures.
+
+Notation: n unit-norm features of dimension d, Γ = ZᵀZ/n, α = d/ε² with the paper's ε, R(Γ) = ½ logdet(I + αΓ) in nats.
+The first line of every docstring names its proposition; `PROPOSITIONS` lists them.
+"""
+
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+
+PROPOSITIONS = {
+    "A1": "the coding rate on the sphere is at most (r/2) log(1 + α/r)",
+    "A2": "its maximisers form a manifold of known dimension",
+    "A3": "every critical point that is not optimal has an ascent direction",
+    "A4": "ε changes the conditioning of the optimum, not the optimum",
+    "A5": "the gradient of the rate is bounded, and three rules for γ follow",
+    "B1": "with unlimited capacity the minimum of the loss is -γR*",
+    "B2": "mini-batches single out equiangular tight frames and designs",
+    "B3": "a linear encoder fills its spectrum like water, and collapses at a threshold",
+    "B4": "a stop-gradient teacher doubles γ, whatever its momentum",
+    "B5": "modes grow one after another, in a time known in closed form",
+    "B6": "total collapse is stable iff γα²/(1+α) < c·μ_min",
+    "C1": "the cross-entropy of DINO is blind to collapse",
+    "C3": "optima of the neighbouring losses",
+    "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
+}
+
+
+def _counts(**values):
+    for name, value in values.items():
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value}")
+
+
+def _positive(**values):
+    for name, value in values.items():
+        if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _alpha(d, eps):
+    _counts(d=d)
+    _positive(eps=eps)
+    return d / eps**2
+
+
+def rate_maximum(n, d, eps, *, center=False):
+    """A1: the largest coding rate of n unit vectors in d dimensions, R* = (r/2) log(1 + α/r), r = min(n, d), in nats.
+
+    Proof: R is a symmetric strictly concave function of the eigenvalues of Γ, of which at most r are nonzero and whose
+    sum is 1, so equal eigenvalues 1/r win. Attained by orthonormal rows (n ≤ d) and unit-norm tight frames (n ≥ d).
+    center=True bounds the centred covariance: r = min(n-1, d), attained by the regular simplex for n ≤ d+1. Beyond, the
+    bound needs a tight frame of mean zero; none exists for n = d+2 odd (its Naimark complement in the zero-sum
+    vectors would be one ±1 vector of odd length), where the bound is strict.
+    """
+    alpha = _alpha(d, eps)
+    _counts(n=n)
+    rank = min(n - 1, d) if center else min(n, d)
+    return 0.5 * rank * math.log1p(alpha / rank) if rank else 0.0
+
+
+def rate_collapsed(d, eps):
+    """A1: the coding rate of totally collapsed unit features, ½ log(1 + α), the smallest value on the sphere, in nats.
+
+    Proof: Γ = uuᵀ has the single eigenvalue 1; R is concave in the spectrum, so it is smallest at a vertex.
+    """
+    return 0.5 * math.log1p(_alpha(d, eps))
+
+
+def optimal_set_dimension(n, d, *, modulo_rotations=False):
+    """A2: the dimension of the set of maximisers of R, which is the nullity of the Hessian at a generic one.
+
+    n ≤ d: the Stiefel manifold, nd - n(n+1)/2, one single orbit of the rotations.
+    n > d: n(d-1) free parameters minus the d(d+1)/2 - 1 equations Γ = I/d; modulo rotations (n-d-1)(d-1).
+    Proof: at the optimum R'' = -½ k² ‖dΓ‖² with k = α/(1+α/d), so the nullity is that of the map V -> dΓ, which
+    is onto the symmetric traceless matrices unless the frame splits into mutually orthogonal parts.
+    """
+    _counts(n=n, d=d)
+    if n <= d:
+        return 0 if modulo_rotations else n * d - n * (n + 1) // 2
+    return (n - d - 1) * (d - 1) if modulo_rotations else n * (d - 1) - (d * (d + 1) // 2 - 1)
+
+
+def saddle_curvature(n1, d1, n2, d2, eps):
+    """A3: positive Hessian eigenvalue of R, and its multiplicity, at a saddle of two tight frames in orthogonal subspaces.
+
+    n_k points are a tight frame of a d_k-dimensional subspace, with density λ_k = n_k/(n d_k) and λ1 > λ2:
+    κ = (α/n)(1/(1+αλ2) - 1/(1+αλ1)), multiplicity (n1 - d1) d2, and no other eigenvalue is positive.
+    Proof: take Σ a_i z_i = 0 in group 1 and move z_i by a_i e with e in subspace 2. Γ does not move to first order, so
+    only the gradient's term is left: mass leaves eigenvalue λ1 for λ2. Moves inside the span of group 1 pair
+    with those of group 2 into -(α²/n)(√λ2 x + √λ1 y)²/((1+αλ1)(1+αλ2)) ≤ 0.
+    """
+    _counts(n1=n1, d1=d1, n2=n2, d2=d2)
+    if n1 < d1 or n2 < d2 or n1 * d2 <= n2 * d1:
+        raise ValueError("a saddle needs n1 >= d1, n2 >= d2 and the larger density n1/d1 > n2/d2 in the first group")
+    n, alpha = n1 + n2, _alpha(d1 + d2, eps)
+    low, high = n2 / (n * d2), n1 / (n * d1)
+    return alpha**2 * (high - low) / (n * (1 + alpha * low) * (1 + alpha * high)), (n1 - d1) * d2
+
+
+def spectral_curvature(n, d, eps):
+    """A4: -d²R/dt² at the optimum when its r nonzero eigenvalues move by t v with ‖v‖ = 1 and Σv = 0: ½(α/(1+α/r))².
+
+    Proof: differentiate ½ Σ log(1 + αλ_i) twice at λ_i = 1/r. It is α²/2 for α -> 0 (the frame potential: R ≈ (α/2) tr Γ -
+    (α²/4) ‖Γ‖²) and r²/2 for α -> ∞ (the log-volume ½ Σ log λ_i): same optimum, different conditioning.
+    """
+    rank = min(n, d)
+    return 0.5 * (_alpha(d, eps) / (1 + _alpha(d, eps) / rank)) ** 2
+
+
+def hessian_trace(n, d, eps):
+    """A4: the trace of the Riemannian Hessian of R at any maximiser, in nats; the same for all of them.
+
+    n ≤ d: n(n-1)/2 eigenvalues, all equal to -2 (α/(n+α))². n ≥ d: the trace is -(d-1)/n (α/(1+α/d))², shared
+    equally by d(d+1)/2 - 1 eigenvalues iff the frame is a projective 2-design.
+    Proof: R'' = -½k²‖dΓ‖²; the adjoint of V -> dΓ sends S to (2/n) (z_iᵀS - (z_iᵀSz_i) z_iᵀ), whose squared norm summed
+    over an orthonormal basis of traceless symmetric S is 2(d-1)/n.
+    """
+    alpha = _alpha(d, eps)
+    _counts(n=n)
+    if n <= d:
+        return -n * (n - 1) * (alpha / (n + alpha)) ** 2
+    return -(d - 1) / n * (alpha / (1 + alpha / d)) ** 2
+
+
+def gradient_bound(n, d, eps):
+    """A5: the largest Frobenius norm of ∇_Z R over all (n, d) matrices Z, ½ sqrt(α r / n), r = min(n, d).
+
+    Proof: ∇R = (α/n) Z (I + αΓ)⁻¹ has singular values sqrt(α/n) x/(1+x²) with x = σ sqrt(α/n), at most ½ sqrt(α/n)
+    each; equality iff all r singular values of Z satisfy σ² = n/α, which unit vectors do only if α = r.
+    """
+    alpha = _alpha(d, eps)
+    _counts(n=n)
+    return 0.5 * math.sqrt(alpha * min(n, d) / n)
+
+
+def gamma_rules(n, d, eps):
+    """A5: three weights of the expansion term as a dict: "balanced", "bounded" (both up to a factor) and "official".
+
+    balanced ε/sqrt(d r): the bound on ‖∇R‖ equals the alignment's 2/√n up to the factor 4.
+    bounded ε sqrt(n/(d r)): the paper's scale, γ‖∇R‖ of order one (at most ½). official (d+n)/(dn): the code's heuristic.
+    """
+    _alpha(d, eps)
+    _counts(n=n)
+    balanced = eps / math.sqrt(d * min(n, d))
+    return {"balanced": balanced, "bounded": balanced * math.sqrt(n), "official": (d + n) / (d * n)}
+
+
+def loss_minimum(n, d, eps, gamma):
+    """B1: the smallest value of the loss with unlimited capacity, -γR*: zero alignment cost and any optimal set of A1.
+
+    Proof: the two terms are bounded separately and both bounds hold at once when all views of image i map to u_i.
+    """
+    return -gamma * rate_maximum(n, d, eps)
+
+
+def pair_rate(c, d, eps):
+    """B2: the rate of a batch of two unit vectors with cosine c, ½ log((1+α/2)² - (α/2)² c²), in nats.
+
+    Proof: Γ has the eigenvalues (1 ± c)/2. It is concave and decreasing in c².
+    """
+    half = _alpha(d, eps) / 2
+    return 0.5 * np.log((1 + half) ** 2 - (half * np.asarray(c, dtype=float)) ** 2)
+
+
+def pair_rate_maximum(n, d, eps):
+    """B2: upper bound of the mean rate over all pairs of n points, attained iff they are an equiangular tight frame.
+
+    The value is `pair_rate` at c² = (n-d)/(d(n-1)) (0 for n ≤ d). Proof: Jensen in c², then Welch for the mean of c².
+    """
+    return float(pair_rate(welch_coherence(n, d), d, eps))
+
+
+def even_potential_weights(b, d, eps, orders):
+    """B2: weights w_k of the even frame potentials in the two-body part of the mean rate of batches of b points.
+
+    mean R = (b/2) log(1+α/b) - Σ_k w_k mean c^{2k} + (three-body and more), w_k = b(b-1)/2 · s^{2k}/(2k), s = α/(α+b).
+    Proof: expand ½ logdet(I + sO), O the off-diagonal Gram, over pairs: ½ log(1 - s²c²). s falls with b, and the high
+    orders with it. Exact for b = 2. For b ≥ 3 cyclic products enter, s³ c_ij c_jk c_ki first, which no frame potential
+    fixes: three lines at 60° in a plane and three vectors with all c = ½ share every |c| but not R.
+    """
+    s, k = _alpha(d, eps) / (_alpha(d, eps) + b), np.asarray(orders)
+    _counts(b=b)
+    return b * (b - 1) / 2 * s ** (2 * k) / (2 * k)
+
+
+def welch_coherence(n, d):
+    """B2: the smallest possible largest |cosine| of n unit vectors, by Welch: sqrt((n-d)/(d(n-1))), 0 for n ≤ d.
+
+    Proof: ‖Γ‖² ≥ 1/d bounds the mean of c² from below, hence the maximum. Equality iff equiangular and tight, which
+    in real space needs n ≤ d(d+1)/2.
+    """
+    _counts(n=n, d=d)
+    return math.sqrt((n - d) / (d * (n - 1))) if n > d else 0.0
+
+
+def orthoplex_coherence(n, d):
+    """B2: the orthoplex bound on the largest |cosine|, 1/√d, valid for n > d(d+1)/2 (ValueError otherwise).
+
+    Proof: z -> zzᵀ - I/d puts n points on a sphere of dimension d(d+1)/2 - 1; more than that dimension + 1 of them cannot
+    all have negative inner products c² - 1/d (Rankin).
+    """
+    _counts(n=n, d=d)
+    if n <= d * (d + 1) / 2:
+        raise ValueError(f"the orthoplex bound needs n > d(d+1)/2 = {d * (d + 1) // 2}, got n={n}")
+    return 1 / math.sqrt(d)
+
+
+def frame_potential_minimum(n, d, order=1):
+    """C3: lower bound of the even frame potential mean_{ij} c_ij^{2k}, self pairs included, k = order.
+
+    max over the bounds 1/n (self pairs), Π_{j<k} (2j+1)/(d+2j) (uniform measure; equality iff a projective k-design).
+    For k = 1 it is 1/min(n, d), attained by A1's optima. Proof: even potentials are positive definite (Sidelnikov).
+    """
+    _counts(n=n, d=d, order=order)
+    return max(1 / n, math.prod((2 * j + 1) / (d + 2 * j) for j in range(order)))
+
+
+def water_level(mu, gamma, alpha, d, *, norm):
+    """B3: the multiplier ν that makes the powers of `water_filling` sum to `norm`; negative if the free total is below.
+
+    The total is continuous and decreasing in ν between the level where the first mode alone has it all and the one where no
+    mode is left, so a bracketed root is safe.
+    """
+    _positive(norm=norm)
+    mu = _modes(mu, gamma, alpha, d)
+    low, high = gamma / (2 * (norm + 1 / alpha)) - mu[0], gamma * alpha / 2 - mu[0]
+    if len(mu) == 1:
+        return low
+    excess = lambda nu: np.maximum(gamma / (2 * (mu + nu)) - 1 / alpha, 0).sum() - norm  # noqa: E731
+    return low if excess(low) <= 0 else brentq(excess, low, high, xtol=1e-15 * (1 + abs(low)), rtol=1e-15)
+
+
+def _modes(mu, gamma, alpha, d):
+    _counts(d=d)
+    _positive(gamma=gamma, alpha=alpha)
+    mu = np.asarray(mu, dtype=float)
+    if mu.ndim != 1 or not len(mu) or not np.all(np.isfinite(mu)) or mu.min() < 0:
+        raise ValueError("mu must be a non-empty vector of finite, non-negative generalised eigenvalues")
+    return np.sort(mu)[:d]
+
+
+def water_filling(mu, gamma, alpha, d, *, norm=None):
+    """B3: optimal powers p_i of a linear encoder's modes, p_i = [γ/(2(μ_i + ν)) - 1/α]₊ for the d smallest μ_i, else 0.
+
+    mu (m,): generalised eigenvalues of (Σ_a, Σ), the share of a mode's variance that differs between views; the answer is
+    in the same order. norm=None: ν = 0, and a mode is dead exactly when μ_i ≥ γα/2 (`collapse_threshold`); μ_i = 0 gets
+    inf. norm=1: E‖z‖² = 1, ν from `water_level`.
+    Proof: in the modes' basis the loss is Σ μ_i p_i - (γ/2) log(1 + αp_i), convex in p ≥ 0; set its derivative to -ν.
+    """
+    kept = _modes(mu, gamma, alpha, d)
+    nu = 0.0 if norm is None else water_level(mu, gamma, alpha, d, norm=norm)
+    powers = np.zeros(len(mu))
+    with np.errstate(divide="ignore"):
+        powers[np.argsort(mu, kind="stable")[:d]] = np.maximum(gamma / (2 * (kept + nu)) - 1 / alpha, 0)
+    return powers
+
+
+def collapse_threshold(gamma, alpha):
+    """B3: the μ at and above which a mode is dead in the free problem, γα/2 (subtract ν under a norm constraint)."""
+    _positive(gamma=gamma, alpha=alpha)
+    return gamma * alpha / 2
+
+
+def distillation_fixed_point(mu, gamma, alpha, d, *, norm=None):
+    """B4: the powers at the fixed point of self-distillation with a stop-gradient teacher: `water_filling` with γ doubled.
+
+    Proof: with teacher = student the alignment's gradient in W is WΣ_a, half of that of the joint loss, so the fixed point
+    is WΣ_a = γα(I+αΓ)⁻¹WΣ. The momentum of the teacher does not enter.
+    """
+    return water_filling(mu, 2 * gamma, alpha, d, norm=norm)
+
+
+def mode_velocity(p, mu, gamma, alpha, *, stop_gradient=True):
+    """B5: dp/dt = 2p (γα/(1+αp) - cμ) of one mode under gradient flow with whitened inputs; c = 1 with stop-gradient, else 2.
+
+    Proof: with Σ = I each row of W keeps its direction: dw/dt = (γα/(1+αp) - cμ) w, and p = ‖w‖².
+    """
+    return 2 * p * (gamma * alpha / (1 + alpha * p) - (1 if stop_gradient else 2) * mu)
+
+
+def mode_time(start, end, mu, gamma, alpha, *, stop_gradient=True):
+    """B5: the time that a mode takes from power `start` to `end` (both on one side of the rest power), exactly.
+
+    t = ½ [log p / A - (1/A + α/B) log|A - Bp|] between the two, A = γα - cμ, B = cμα; rest power A/B; e-folding 1/(2A).
+    Proof: partial fractions of dp/`mode_velocity`. Smaller μ, larger A: the modes escape one after another.
+    """
+    _positive(start=start, end=end, mu=mu, gamma=gamma, alpha=alpha)
+    c = 1 if stop_gradient else 2
+    a, b = gamma * alpha - c * mu, c * mu * alpha
+    if (a - b * start) * (a - b * end) <= 0:
+        raise ValueError(f"start and end must be on the same side of the rest power {a / b}")
+    return 0.5 * (math.log(end / start) / a - (1 / a + alpha / b) * math.log((a - b * end) / (a - b * start)))
+
+
+def collapse_number(d, eps, gamma):
+    """B6: the collapse number χ = γα²/(1+α); total collapse is linearly stable iff χ < c·μ_min.
+
+    c = 1 with a stop-gradient teacher, 2 without; μ_min is the smallest share of variance that differs between views.
+    Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α) and costs the
+    alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
+    """
+    alpha = _alpha(d, eps)
+    _positive(gamma=gamma)
+    return gamma * alpha**2 / (1 + alpha)
+
+
+def cross_entropy_parts(teacher, student):
+    """C1: the pair H(q), KL(q‖p) of mean entropy and divergence in nats, which sum to the cross-entropy of DINO.
+
+    teacher q, student p: (n, K) rows of probabilities. Both parts vanish for p = q one-hot, whether the rows are all equal
+    (total collapse) or all different (spread): the infimum 0 cannot tell them apart.
+    """
+    q, p = np.asarray(teacher, dtype=float), np.asarray(student, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(q > 0, q * np.log(q), 0).sum(-1).mean()
+        divergence = np.where(q > 0, q * np.log(q / p), 0).sum(-1).mean()
+    return float(entropy), float(divergence)
+
+
+def nuclear_norm_maximum(n, d):
+    """C3: the largest nuclear norm of n unit vectors (MMCR), sqrt(n·min(n, d)), attained by A1's optima (Cauchy-Schwarz)."""
+    _counts(n=n, d=d)
+    return math.sqrt(n * min(n, d))
+
+
+def uniformity_minimum(n, d, *, t=2.0):
+    """C3: the smallest log mean_{i≠j} exp(-t‖z_i - z_j‖²) where it is known, else nan.
+
+    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, which is universally optimal (Cohn-Kumar 2007).
+    """
+    _counts(n=n, d=d)
+    if 2 <= n <= d + 1:
+        return -2 * t * n / (n - 1)
+    return math.log((math.exp(-4 * t) + (n - 2) * math.exp(-2 * t)) / (n - 1)) if n == 2 * d else math.nan
+
+
+def koleo_minimum(n, d):
+    """C3: the smallest -mean log min_{j≠i} ‖z_i - z_j‖ for 2 ≤ n ≤ d+1, -½ log(2n/(n-1)), the simplex; else nan (Jensen)."""
+    _counts(n=n, d=d)
+    return -0.5 * math.log(2 * n / (n - 1)) if 2 <= n <= d + 1 else math.nan
+
+
+def rate_isotropic(n, d, eps):
+    """D1: the mean rate of n independent uniform unit vectors, by the Shannon transform of the Marchenko-Pastur law, in nats.
+
+    (d/2)[β log(1+s-F/4) + log(1+sβ-F/4) - F/(4s)], β = n/d, s = α/n, F = (√(1+s(1+√β)²) - √(1+s(1-√β)²))².
+    Asymptotic in n and d, within 0.2 % from d = 64 on, n < d too. It is below `rate_maximum` (Jensen): the rate of a sample
+    is biased low. Source: Tulino and Verdú 2004, eq. 1.14.
+    """
+    s, beta = _alpha(d, eps) / n, n / d
+    _counts(n=n)
+    f = (math.sqrt(1 + s * (1 + math.sqrt(beta)) ** 2) - math.sqrt(1 + s * (1 - math.sqrt(beta)) ** 2)) ** 2
+    return d / 2 * (beta * math.log(1 + s - f / 4) + math.log(1 + s * beta - f / 4) - f / (4 * s))
