@@ -1,0 +1,317 @@
+"""Named image sets as uint8 tensors on the device. Nothing is ever downloaded, unpickled or cached."""
+
+import gzip
+import struct
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+# The photographs inside scikit-image's wheel. Left out: drawings and synthetic patterns, the phase image `cell`,
+# the near-empty `clock_motion`, and `motorcycle_right` (the other eye's view of motorcycle_left).
+PHOTOS = (
+    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
+    *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg"),
+    "text.png",
+)
+PAGES = {
+    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "mnist": "https://yann.lecun.com/exdb/mnist/",
+    "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist",
+}
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+class Dataset(NamedTuple):
+    """Images (N, c, h, w) and class indices (N,) of a training and a held-out part; `classes[i]` names class i."""
+
+    train: UInt8[Tensor, "n c h w"]
+    train_labels: Int64[Tensor, " n"]
+    test: UInt8[Tensor, "m c h w"]
+    test_labels: Int64[Tensor, " m"]
+    classes: tuple[str, ...]
+
+
+def load(
+    name: str, *, root: str | Path | None = None, size: int | None = None, device: str | torch.device = "cpu"
+) -> Dataset:
+    """Load a named image set: `digits` and `photos` need no files, the others read what is at `root`.
+
+    name: a key of `DATASETS`. `folder`: root/train/<class>/* with root/test or root/val, or root/<class>/* where every
+    fifth file of a class, by name, is held out. `cifar10`, `cifar100`: the original binary files. `mnist`,
+    `fashion_mnist`: the original idx files, packed (.gz) or not. `npz`: root is one file with the arrays `data`
+    (encoded images end to end), `offsets`, `labels`, `split` (0 = train) and `names`.
+    size: side in pixels (short side resized, bicubic and antialiased, then the centre cropped); None: native size.
+    Returns a `Dataset`: images uint8 (N, c, h, w), labels int64 (N,), all on `device`.
+    Errors: ValueError (unknown name, damaged file, unequal sizes) or FileNotFoundError, naming the file.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, not {name!r}.")
+    if name in ("digits", "photos"):
+        if root is not None:
+            raise ValueError(f"root must be None for {name}, which is built from an installed package.")
+    elif root is None:
+        raise ValueError(f"root must say where the files of {name} are{_page(name)}.")
+    elif not Path(root).exists():
+        raise FileNotFoundError(f"root {root} does not exist{_page(name)}.")
+    *arrays, classes = DATASETS[name](root if root is None else Path(root), size)
+    train, train_labels, test, test_labels = (torch.as_tensor(a) for a in arrays)
+    for part, labels in (("training", train_labels), ("test", test_labels)):
+        if not len(labels):
+            raise ValueError(f"{name} at {root} has no {part} images.")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}.")
+    return Dataset(
+        _resized(train, size).to(device),
+        train_labels.long().to(device),
+        _resized(test, size).to(device),
+        test_labels.long().to(device),
+        tuple(map(str, classes)),
+    )
+
+
+def digits(root: None, size: int | None) -> tuple:
+    """scikit-learn's 1,797 handwritten digits, grey 8x8, grey levels 0..16 spread to 0..255.
+
+    The last 360 are the test part: the set is ordered by writer, so most of them come from writers not trained on.
+    """
+    _require("sklearn", "scikit-learn", "digits")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = torch.as_tensor(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]  # (1797, 1, 8, 8)
+    return x[:-360], bunch.target[:-360], x[-360:], bunch.target[-360:], [str(i) for i in range(10)]
+
+
+def photos(root: None, size: int | None) -> tuple:
+    """8,000 + 1,600 grey 32x32 crops of the 16 photographs inside scikit-image; the label is the picture.
+
+    Each picture is cut into five upright bands: test crops lie in the second and fourth, training crops in the others,
+    all 4 px clear of the border, so the parts share no pixel. Every second crop is 32 px of the picture, the others
+    64 px halved. All pictures are turned grey because 8 of the 16 are: colour would give the rest away. Crops with
+    next to no contrast (standard deviation under 4 of 255: empty sky, black frame) are drawn anew in both parts.
+    Drawn with a fixed seed. Raw pixels (20-NN, cosine) are right for 18 in 100, centred 27, chance 6.
+    """
+    _require("skimage", "scikit-image", "photos")
+    from PIL import Image
+
+    folder = Path(find_spec("skimage").origin).parent / "data"
+    rng = np.random.default_rng(0)
+    parts: dict[bool, list] = {False: [], True: []}
+    for file in PHOTOS:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"photos needs {file} inside scikit-image (0.22 to 0.26 have it).")
+        with Image.open(folder / file) as im:
+            im = im.convert("L")
+        im.thumbnail((640, 640), Image.Resampling.LANCZOS)  # two are far larger: bring all to one scale
+        for test, count in ((False, 500), (True, 100)):
+            for i in range(count):
+                parts[test].append(_photo_crop(im, 32 * (1 + i % 2), test, rng))
+    train, test = (np.stack(parts[k])[:, None] for k in (False, True))  # (N, 1, 32, 32)
+    names = [file.split(".")[0] for file in PHOTOS]
+    return train, np.repeat(np.arange(16), 500), test, np.repeat(np.arange(16), 100), names
+
+
+def _photo_columns(width: int, test: bool) -> np.ndarray:
+    """(width,) bool: the picture columns a part may use, 4 px clear of the border to the other part."""
+    band = np.arange(width) * 5 // width
+    other = np.isin(band, (1, 3)) != test
+    return ~np.convolve(other, np.ones(9, int), mode="same").astype(bool)
+
+
+def _photo_crop(im, side: int, test: bool, rng: np.random.Generator) -> np.ndarray:
+    free = np.convolve(~_photo_columns(im.width, test), np.ones(side, int), mode="valid") == 0
+    while True:
+        x, y = int(rng.choice(np.flatnonzero(free))), int(rng.integers(im.height - side + 1))
+        # crop before resize: Pillow's resize(box=...) would read past the box
+        crop = np.asarray(im.crop((x, y, x + side, y + side)).resize((32, 32), 3))
+        if crop.std() >= 4:
+            return crop
+
+
+def folder(root: Path, size: int | None) -> tuple:
+    """root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out."""
+    held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), None)
+    if (root / "train").is_dir():
+        if held_out is None:
+            raise FileNotFoundError(f"{root} has a train folder but neither test nor val beside it.")
+        classes = _subfolders(root / "train")
+        unknown = set(_subfolders(held_out)) - set(classes)
+        if unknown:
+            raise ValueError(f"{held_out} has the class {min(unknown)}, which {root / 'train'} has not.")
+        files = [
+            [(f, i) for i, c in enumerate(classes) for f in _image_files(d / c)] for d in (root / "train", held_out)
+        ]
+    else:
+        classes = _subfolders(root)
+        both = [(f, i, k) for i, c in enumerate(classes) for k, f in enumerate(_image_files(root / c))]
+        files = [[(f, i) for f, i, k in both if (k % 5 == 4) == test] for test in (False, True)]
+    out = []
+    for part in files:
+        out += [_decoded(((str(f), f) for f, _ in part), size), np.array([i for _, i in part], np.int64)]
+    return *out, classes
+
+
+def _subfolders(path: Path) -> list[str]:
+    names = sorted(p.name for p in path.iterdir() if p.is_dir())
+    if not names:
+        raise FileNotFoundError(f"{path} has no class folders.")
+    return names
+
+
+def _image_files(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+
+
+def npz(root: Path, size: int | None) -> tuple:
+    """One .npz of encoded images end to end (`data`, `offsets`) with `labels`, `split` (0 = train) and `names`."""
+    try:
+        with np.load(root, allow_pickle=False) as z:
+            missing = {"data", "offsets", "labels", "split", "names"} - set(z.files)
+            if missing:
+                raise ValueError(f"it has no array {', '.join(sorted(missing))}")
+            data, offsets, labels, split, names = (z[k] for k in ("data", "offsets", "labels", "split", "names"))
+    except (OSError, ValueError, AttributeError, EOFError, zlib.error, BadZipFile) as error:
+        raise ValueError(f"{root} is not an .npz of images: {error}.") from error
+    if not (len(labels) == len(split) == len(offsets) - 1) or (np.diff(offsets) <= 0).any() or offsets[-1] > len(data):
+        raise ValueError(f"{root} is damaged: offsets, labels, split and data do not fit together.")
+    out = []
+    for part in (np.flatnonzero(split == 0), np.flatnonzero(split != 0)):
+        encoded = ((f"image {i} of {root}", BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())) for i in part)
+        out += [_decoded(encoded, size), labels[part].astype(np.int64)]
+    return *out, names
+
+
+def cifar10(root: Path, size: int | None) -> tuple:
+    """The original binary version: data_batch_1.bin to _5.bin and test_batch.bin, 1 + 3,072 bytes an image."""
+    train = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    return _cifar(root, "cifar10", "cifar-10-batches-bin", train, "test_batch.bin", "batches.meta.txt")
+
+
+def cifar100(root: Path, size: int | None) -> tuple:
+    """The original binary version with the 100 fine labels: train.bin and test.bin, 2 + 3,072 bytes an image."""
+    return _cifar(root, "cifar100", "cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt")
+
+
+def _cifar(root: Path, name: str, directory: str, train: list[str], test: str, names: str) -> tuple:
+    root = root / directory if (root / directory).is_dir() else root
+    version = "cifar-10-binary.tar.gz" if name == "cifar10" else "cifar-100-binary.tar.gz"
+    where = f"unpack {version} from {PAGES[name]}"
+    for f in (*train, test, names):
+        if not (root / f).is_file():
+            pickled = [
+                p for p in ("data_batch_1", "train", "cifar-10-batches-py", "cifar-100-python") if (root / p).exists()
+            ]
+            kind = " holds the pickled python version, which is never read:" if pickled else f" has no {f}:"
+            raise FileNotFoundError(f"{root}{kind} {where}.")
+    head = 1 if name == "cifar10" else 2  # CIFAR-100 puts the coarse label before the fine one
+
+    def rows(files: list[str], count: int) -> tuple[np.ndarray, np.ndarray]:
+        blocks = []
+        for f in files:
+            raw = np.fromfile(root / f, np.uint8)
+            if raw.size != count // len(files) * (head + 3072):
+                raise ValueError(f"{root / f} is damaged: {raw.size} bytes, not {count // len(files) * (head + 3072)}.")
+            blocks.append(raw.reshape(-1, head + 3072))
+        block = np.concatenate(blocks)
+        return block[:, head:].reshape(-1, 3, 32, 32), block[:, head - 1].astype(np.int64)
+
+    return *rows(train, 50_000), *rows([test], 10_000), (root / names).read_text().split()
+
+
+def mnist(root: Path, size: int | None) -> tuple:
+    """The original idx files: train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k ones, .gz or not."""
+    return *_idx_set(root, "mnist"), [str(i) for i in range(10)]
+
+
+def fashion_mnist(root: Path, size: int | None) -> tuple:
+    """The original idx files of Fashion-MNIST, named as MNIST's, .gz or not."""
+    return *_idx_set(root, "fashion_mnist"), FASHION
+
+
+def _idx_set(root: Path, name: str) -> list[np.ndarray]:
+    out = []
+    for part in ("train", "t10k"):
+        images = _idx(root, f"{part}-images-idx3-ubyte", name)[:, None]  # (N, 1, 28, 28)
+        labels = _idx(root, f"{part}-labels-idx1-ubyte", name).astype(np.int64)
+        if len(images) != len(labels):
+            raise ValueError(f"{root} is damaged: {len(images)} {part} images but {len(labels)} labels.")
+        out += [images, labels]
+    return out
+
+
+def _idx(root: Path, file: str, name: str) -> np.ndarray:
+    """An idx file: 0, 0, type (8 = uint8), number of axes, big-endian lengths, then the bytes."""
+    path = next((p for p in (root / file, root / f"{file}.gz") if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{root} has neither {file} nor {file}.gz{_page(name)}.")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        axes = int(file.split("idx")[1][0])
+        magic, *shape = struct.unpack(f">{1 + axes}I", raw[: 4 * (1 + axes)])
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    body = np.frombuffer(raw, np.uint8, offset=4 * (1 + axes))
+    if magic != 0x0800 + axes or body.size != np.prod(shape):
+        raise ValueError(f"{path} is damaged: its header does not fit its {len(raw)} bytes.")
+    return body.reshape(shape).copy()  # frombuffer's own array is read-only
+
+
+def _decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarray:
+    """Encoded images (name for messages, path or file object) -> (N, 3, h, w) uint8, on a few threads."""
+    _require("PIL", "pillow", "reading image files")
+    from PIL import Image, ImageOps
+
+    def decode(item: tuple[str, object]) -> np.ndarray:
+        try:
+            with Image.open(item[1]) as im:
+                im = im.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{item[0]} is not a readable image: {error}.") from error
+        if size is not None and im.size != (size, size):
+            im = ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC)
+        return np.asarray(im)
+
+    encoded = list(encoded)
+    with ThreadPoolExecutor() as pool:
+        out = list(pool.map(decode, encoded))
+    for (name, _), image in zip(encoded, out, strict=True):
+        if image.shape != out[0].shape:
+            h, w = image.shape[:2]
+            raise ValueError(f"size is needed, as the images differ: {encoded[0][0]} and {name} ({w}x{h}).")
+    return np.stack(out).transpose(0, 3, 1, 2).copy() if out else np.empty((0, 3, 1, 1), np.uint8)
+
+
+def _resized(x: UInt8[Tensor, "n c h w"], size: int | None) -> UInt8[Tensor, "n c s t"]:
+    """Short side to `size`, then the centre square."""
+    if size is None or x.shape[2:] == (size, size):
+        return x
+    h, w = x.shape[2:]
+    hw = [max(size, round(side * size / min(h, w))) for side in (h, w)]
+    small = [F.interpolate(part.float(), hw, mode="bicubic", antialias=True) for part in x.split(1024)]
+    top, left = (hw[0] - size) // 2, (hw[1] - size) // 2
+    return torch.cat([s[:, :, top : top + size, left : left + size].round().clamp(0, 255).byte() for s in small])
+
+
+def _require(module: str, package: str, purpose: str) -> None:
+    if find_spec(module) is None:
+        raise ModuleNotFoundError(f"{purpose} needs {package}: pip install -e .[train]")
+
+
+def _page(name: str) -> str:
+    return f" (official page: {PAGES[name]})" if name in PAGES else ""
+
+
+DATASETS = {f.__name__: f for f in (digits, photos, folder, npz, cifar10, cifar100, mnist, fashion_mnist)}
