@@ -111,8 +111,9 @@ class Config:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        o, c = self.optim, self.crops
-        positive = dict(steps=o.steps, batch_size=o.batch_size, lr=o.lr, log_every=self.record.log_every)
+        o, c, r = self.optim, self.crops, self.record
+        positive = {"optim.steps": o.steps, "optim.batch_size": o.batch_size, "optim.lr": o.lr}
+        positive |= {f"record.{k}": v for k, v in vars(r).items()}
         for name, value in positive.items():
             if not value > 0:
                 raise ValueError(f"{name} must be positive, not {value}")
@@ -120,8 +121,8 @@ class Config:
             raise ValueError("model.prototypes must be positive for DINO and 0 for SimDINO")
         if isinstance(self.objective, SimDINO) and not self.objective.eps > 0:
             raise ValueError(f"objective.eps must be positive, not {self.objective.eps}")
-        if c.global_crops + c.local_crops < 2 or c.global_crops < 1:
-            raise ValueError("alignment needs at least one global crop and two crops in all")
+        if c.global_crops < 2:
+            raise ValueError(f"crops.global_crops must be at least 2, two views to align, not {c.global_crops}")
         if self.model.dim % self.model.heads:
             raise ValueError(f"model.dim {self.model.dim} is not a multiple of model.heads {self.model.heads}")
         sizes = [c.global_size] + [c.local_size] * (c.local_crops > 0)

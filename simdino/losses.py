@@ -1,5 +1,6 @@
 """The objectives as pure functions that return (loss, named parts); the rate is the diagnostic, too."""
 
+import math
 from typing import Literal
 
 import torch
@@ -24,6 +25,8 @@ class _CodingRate(torch.autograd.Function):
         if not info.any():
             rate = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             inverse = torch.cholesky_inverse(factor) if ctx.needs_input_grad[0] else None
+        elif not a.isfinite().all():
+            raise ValueError("coding_rate: z has NaN or infinite values")
         else:  # rounding has made I + c·G indefinite: its spectrum in float64, where G ≥ 0 can be enforced
             values, vectors = torch.linalg.eigh(_shifted_gram(z.double(), c))
             values = values.clamp(min=1)
@@ -56,7 +59,7 @@ def coding_rate(z: Float[Tensor, "*b n d"], *, eps: float) -> Float[Tensor, "*b"
     squares (the official code's `eps` is already ε²). Range on the unit sphere: from ½·log(1 + α), all features
     equal, to r/2·log(1 + α/r), r = min(n, d): orthonormal rows or a tight frame. Higher is healthier.
     Computed in float32 at least whatever the autocast (half-precision Gram matrices turn indefinite on
-    collapsed features), in float64 for float64 input; non-finite input gives NaN, without a host round trip.
+    collapsed features), in float64 for float64 input. NaN or infinite features are a ValueError.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1; Wu et al. 2025 (SimDINO, arXiv 2502.10385).
     """
@@ -83,7 +86,7 @@ def simdino_loss(
 
     Source: Wu et al. 2025 (arXiv 2502.10385).
     """
-    (v, n, d), g = student.shape, len(teacher)
+    v, g = len(student), len(teacher)
     distance = (student[:, None] - teacher[None]).square().sum(-1).mean(-1) / 2  # (v, g)
     alignment = (distance * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
     z = student[:g] if rate_of == "student" else (student[:g] + teacher) / 2  # (g, n, d)
@@ -110,11 +113,25 @@ def dino_loss(
 
     Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1.
     """
-    (v, n, k), g = student.shape, len(teacher)
+    v, g = len(student), len(teacher)
     q = F.softmax((teacher - center) / teacher_temp, dim=-1)  # (g, n, K)
     log_p = F.log_softmax(student / student_temp, dim=-1)  # (v, n, K)
-    cross = -torch.einsum("gnk,vnk->vg", q, log_p) / n  # (v, g)
+    cross = -torch.einsum("gnk,vnk->vg", q, log_p) / student.shape[1]  # (v, g)
     loss = (cross * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
     entropy = torch.special.entr(q).sum(-1).mean()
     batch_center = teacher.detach().mean((0, 1))
     return loss, {"entropy": entropy, "kl": loss - entropy, "center": torch.lerp(batch_center, center, center_momentum)}
+
+
+def official_scaling(d: int, n: int, eps: float, *, world_size: int = 1, gathered: bool = False) -> tuple[float, float]:
+    """The (ε, γ) with which `simdino_loss` equals the official code's loss plus 1.
+
+    ε² = N·eps,  or eps when gathered;  γ = (d + N·n)/(d·N·n).
+
+    d: feature dimension, n: images a rank, eps: the official code's, already squared, N = world_size.
+    gathered (its `reduce_cov`): the rate is taken of all N·n features together. Left at its default, each rank
+    takes the rate of its own n features but still divides by N: the precision in force is N·eps.
+
+    Source: MCRLoss in the official code, both versions.
+    """
+    return math.sqrt(eps if gathered else world_size * eps), (d + world_size * n) / (d * world_size * n)

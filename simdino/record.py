@@ -1,0 +1,73 @@
+"""Instrumentation: the features of fixed images, kept at log-spaced steps. Features, not opinions."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simdino.augment import center_view, multi_crop
+from simdino.config import Config
+from simdino.data import Dataset
+from simdino.runs import snapshot_path, write_tensors
+from simdino.vit import Network
+
+
+def snapshot_steps(steps: int, count: int) -> set[int]:
+    """Step 0, the last, and `count` steps spaced evenly in log step between 1 and the last."""
+    return {0, steps} | {round(steps ** (i / count)) for i in range(count)}
+
+
+def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
+    """The images that every snapshot sees, the same for each seed, and two fixed augmentations of the first few.
+
+    bank_images, bank_labels (training set), test_images, test_labels (held out), views `(2, k, c, s, s)`.
+    """
+    r, device = config.record, images.train.device
+    choose = torch.Generator().manual_seed(0)
+    bank = torch.randperm(len(images.train), generator=choose)[: r.bank]
+    test = torch.randperm(len(images.test), generator=choose)[: r.probe]
+    two = replace(config.crops, global_crops=2, local_crops=0)
+    views, _ = multi_crop(images.test[test[: r.views]], two, torch.Generator(device).manual_seed(0))
+    return {
+        "bank_images": images.train[bank],
+        "bank_labels": images.train_labels[bank],
+        "test_images": images.test[test],
+        "test_labels": images.test_labels[test],
+        "views": views,
+    }
+
+
+def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], branches: dict[str, Network]) -> float:
+    """Write the snapshot of one step: "<branch>/<tap>/<set>" to features; returns the seconds it took.
+
+    Test images give every tap (blocks pooled to one vector an image), the bank the backbone's feature alone, for
+    k-NN; the views `(2, k, d)` the backbone's and the head's.
+    """
+    start, size = time.perf_counter(), config.crops.global_size
+    taps = {}
+    for branch, network in branches.items():
+        for name, images in (("bank", probe["bank_images"]), ("test", probe["test_images"])):
+            for tap, feature in features(network, center_view(images, size, config.crops), config).items():
+                if name == "test" or tap == "backbone":
+                    taps[f"{branch}/{tap}/{name}"] = feature
+        for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
+            if tap in ("backbone", "head"):
+                taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
+    write_tensors(snapshot_path(path, step), taps)
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
+    """Every tap of a network in float32, one vector an image `(n, d)`, in chunks and without stochastic depth."""
+    network.eval()
+    parts = []
+    for x in images.split(chunk):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
+            _, taps = network(x)
+        pool = network.backbone.image_feature
+        parts.append({k: (pool(t) if t.ndim == 3 else t).float() for k, t in taps.items() if k != "tokens"})
+    network.train()
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}

@@ -1,0 +1,236 @@
+"""One training run, top to bottom: `python -m simdino.train <recipe> [--profile cpu] [--optim.lr 0.002 ...]`.
+
+All randomness of a step follows from (seed, step), so a resumed run continues exactly.
+"""
+
+import argparse
+import copy
+import fcntl
+import json
+import math
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from simdino.augment import multi_crop
+from simdino.config import PROFILES, RECIPES, Config, Optim, SimDINO, recipe
+from simdino.data import load
+from simdino.losses import coding_rate, dino_loss, simdino_loss
+from simdino.record import probe_images, record, snapshot_steps
+from simdino.runs import Run, environment, read_metadata, read_rows, read_tensors, write_json, write_tensors, write_text
+from simdino.vit import Network
+
+
+def get_run(config: Config, root: str | Path = "runs", *, device: str | None = None, progress: bool = True) -> Run:
+    """The run of a configuration: read if it is on disk, resumed if it was cut short, trained if it is absent.
+
+    Two processes that ask for one run train it once. A cut-short run is resumed only under the source that began
+    it, else it starts anew; a complete one of another source is returned with a warning.
+    """
+    path = Path(root) / config.run_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel however this process ends
+        if not (path / "DONE").is_file():
+            train(config, path, device=device, progress=progress)
+    run = Run.load(path)
+    if run.environment["source"] != environment()["source"]:
+        warnings.warn(f"{path} was trained by another version of simdino/; delete it to train it anew", stacklevel=2)
+    return run
+
+
+def train(config: Config, path: Path, *, device: str | None = None, progress: bool = True) -> None:
+    """Train a configuration into a run directory, from its checkpoint if it has a usable one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    o = config.optim
+    images = load(config.data.name, root=config.data.root, size=config.data.size, device=device)
+    if o.batch_size > len(images.train):
+        raise ValueError(f"batch_size {o.batch_size} is larger than the {len(images.train)} training images")
+    torch.manual_seed(config.seed)
+    student = Network(config.model, size=config.crops.global_size, channels=images.train.shape[1]).to(device)
+    teacher = student if o.teacher.startswith("student") else copy.deepcopy(student).requires_grad_(False)
+    branches = {"student": student} | ({"teacher": teacher} if teacher is not student else {})
+    optimizer = torch.optim.AdamW(parameter_groups(student), lr=o.lr, fused=True)
+    center = torch.zeros(config.model.prototypes, device=device)
+    start, spent = resume(path, branches, optimizer, center)
+    probe, references = probe_images(images, config), rate_references(config, device)
+    if start == 0:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "environment.json", environment(device))
+        write_json(path / "config.json", config)
+        write_tensors(path / "probe.safetensors", {k: v for k, v in probe.items() if k != "views"})
+    snapshots = snapshot_steps(o.steps, config.record.snapshots)
+    began, recording = time.perf_counter() - spent, 0.0
+    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress, mininterval=1)
+    with open(path / "metrics.jsonl", "a") as log:
+        for step in bar:
+            if step in snapshots:
+                recording += record(path, step, config, probe, branches)
+            rate, weight_decay, momentum = schedules(o, step)
+            for group in optimizer.param_groups:
+                group.update(lr=rate, weight_decay=weight_decay * group["decay"])
+
+            generator = torch.Generator(device).manual_seed(step_seed(config.seed, step))
+            torch.manual_seed(step_seed(config.seed, step))  # stochastic depth draws from the global generator
+            batch = images.train[batch_indices(len(images.train), o.batch_size, config.seed, step)]  # (n, c, h, w)
+            crops = [c for c in multi_crop(batch, config.crops, generator) if len(c)]  # (g or l, n, c, s, s)
+            with torch.autocast(device, torch.bfloat16, enabled=o.precision == "bf16"):
+                outs, taps = zip(*(student(c.flatten(0, 1)) for c in crops), strict=True)
+                if teacher is student:
+                    target = outs[0] if o.teacher == "student-with-gradient" else outs[0].detach()
+                else:
+                    with torch.no_grad():
+                        target, _ = teacher(crops[0].flatten(0, 1))
+            s = torch.cat(outs).unflatten(0, (-1, len(batch)))  # (g + l, n, d)
+            t = target.unflatten(0, (-1, len(batch)))  # (g, n, d)
+            if isinstance(config.objective, SimDINO):
+                loss, parts = simdino_loss(s, t, **vars(config.objective))
+            else:
+                loss, parts = dino_loss(s, t, center=center, **vars(config.objective))
+                center = parts.pop("center")
+
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), o.clip or math.inf)
+            optimizer.step()
+            if o.teacher == "ema":
+                torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+
+            if step % config.record.log_every == 0 or step + 1 == o.steps:
+                row = {"step": step, "loss": loss.item(), **{f"loss_{k}": v.item() for k, v in parts.items()}}
+                if not math.isfinite(row["loss"] + norm.item()):
+                    raise FloatingPointError(f"{path.name}: loss or gradient is not finite at step {step}")
+                row |= feature_monitors(taps[0]["head"].detach().unflatten(0, (-1, len(batch))), references)
+                row |= {"lr": rate, "weight_decay": weight_decay, "ema": momentum, "gradient_norm": norm.item()}
+                log.write(json.dumps(row | {"seconds": time.perf_counter() - began}) + "\n")
+                log.flush()
+                shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
+                bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
+            if (step + 1) % config.record.checkpoint_every == 0:
+                save_checkpoint(path, step + 1, time.perf_counter() - began, branches, optimizer, center)
+    recording += record(path, o.steps, config, probe, branches)
+    save_checkpoint(path, o.steps, time.perf_counter() - began, branches, optimizer, center)
+    seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
+    write_text(path / "DONE", json.dumps(seconds) + "\n")
+
+
+def parameter_groups(model: torch.nn.Module) -> list[dict]:
+    """Weight decay for matrices, none for biases and normalisation, as in DINO."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "decay": 1.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "decay": 0.0},
+    ]
+
+
+def schedules(o: Optim, step: int) -> tuple[float, float, float]:
+    """Learning rate (linear warm-up, then cosine), weight decay and teacher momentum (cosines) at a step."""
+
+    def cosine(first: float, last: float, done: float) -> float:
+        return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+    warmup, done = round(o.warmup * o.steps), step / o.steps
+    if step < warmup:
+        rate = o.lr * (step + 1) / (warmup + 1)
+    else:
+        rate = cosine(o.lr, o.lr_end, (step - warmup) / (o.steps - warmup))
+    return rate, cosine(o.weight_decay, o.weight_decay_end, done), cosine(o.ema, o.ema_end, done)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed of its own for every step (or epoch) of every run."""
+    return seed * 1_000_003 + step
+
+
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """The images of one step: a fresh permutation every epoch, its incomplete last batch left out."""
+    epoch, batch = divmod(step, n // batch_size)
+    permutation = torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, epoch)))
+    return permutation[batch * batch_size : (batch + 1) * batch_size]
+
+
+def rate_references(config: Config, device: str) -> dict[str, float]:
+    """What the logged rate is read against, for this batch size: isotropic random features, and the ceiling."""
+    eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
+    n, d = config.optim.batch_size, config.model.out
+    draw = torch.randn(64, n, d, generator=torch.Generator(device).manual_seed(0), device=device)
+    isotropic = coding_rate(F.normalize(draw, dim=-1), eps=eps).mean().item()
+    r = min(n, d)
+    return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
+
+
+def feature_monitors(z: Tensor, references: dict[str, float]) -> dict[str, float]:
+    """Alignment and rate of the student's global views `(g, n, d)`, measured alike for every objective."""
+    alignment = (z[0] - z[1]).square().sum(-1).mean() / 2
+    rate = coding_rate(z, eps=references["eps"]).mean()
+    return {"alignment": alignment.item(), "rate": rate.item(), **references}
+
+
+def save_checkpoint(path: Path, step: int, seconds: float, branches: dict, optimizer, center: Tensor) -> None:
+    """Everything that the next step depends on, in one file."""
+    tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
+    for name, p in branches["student"].named_parameters():
+        tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
+    metadata = {"step": str(step), "seconds": str(seconds), "source": environment()["source"]}
+    write_tensors(path / "checkpoint.safetensors", tensors | {"center": center}, metadata)
+
+
+def resume(path: Path, branches: dict, optimizer, center: Tensor) -> tuple[int, float]:
+    """Restore a checkpoint in place and cut the log back to it; (step to go on from, seconds already spent).
+
+    What another source began, or what never reached a checkpoint, is removed: it cannot be continued exactly.
+    """
+    checkpoint = path / "checkpoint.safetensors"
+    metadata = read_metadata(checkpoint) if checkpoint.is_file() else {}
+    if metadata.get("source") != environment()["source"]:
+        shutil.rmtree(path, ignore_errors=True)
+        return 0, 0.0
+    tensors, step = read_tensors(checkpoint), int(metadata["step"])
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v.to(center.device) for k, v in tensors.items() if k.startswith(prefix)}
+
+    for branch, network in branches.items():
+        network.load_state_dict(under(f"{branch}."))
+    for name, p in branches["student"].named_parameters():
+        optimizer.state[p] = under(f"optimizer.{name}/")
+    center.copy_(tensors["center"])
+    rows = read_rows(path / "metrics.jsonl", whole=False)
+    kept = [json.dumps(row) + "\n" for row in rows if row["step"] < step]
+    write_text(path / "metrics.jsonl", "".join(kept))
+    return step, float(metadata["seconds"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; a mistake is one sentence and an exit status that is not 0."""
+    import tyro  # only the command line needs it
+
+    parser = argparse.ArgumentParser(
+        prog="python -m simdino.train",
+        description="Train a recipe. Every field of its configuration is an option: <recipe> --help-all lists them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help=", ".join(RECIPES))
+    parser.add_argument("--profile", default="cpu", help=", ".join(PROFILES))
+    parser.add_argument("--root", default="runs", help="directory of the runs")
+    parser.add_argument("--device", help="cpu or cuda; the default is cuda where there is one")
+    known, rest = parser.parse_known_args(arguments)
+    rest = ["--help" if a == "--help-all" else a for a in rest]
+    try:
+        default = recipe(known.recipe, known.profile)
+        prog = f"{parser.prog} {known.recipe}"
+        config = tyro.cli(tyro.conf.AvoidSubcommands[Config], default=default, args=rest, prog=prog)
+        run = get_run(config, known.root, device=known.device)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    print(f"{run.path}: {run.steps[-1]} steps; read it with python -m analysis.report {run.path}")
+
+
+if __name__ == "__main__":
+    main()
