@@ -1,0 +1,206 @@
+"""Streaming moments of features: what every spectral diagnostic needs of n rows, in O(d²) memory."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch import distributed as dist
+
+from analysis._input import Array, as_features, as_labels
+
+CHUNK = 2**21  # entries of a chunk: 16 MiB in float64, long enough for the product to dominate the additions
+STATE = ("mean", "scatter", "cubic", "quartic")
+
+
+def gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """xᵀx. On the CPU numpy sees one buffer twice and calls the symmetric rank-k product, at half of torch's cost."""
+    if x.device.type == "cpu" and not x.requires_grad:
+        a = x.numpy()
+        return torch.from_numpy(a.T @ a)
+    with torch.autocast(x.device.type, enabled=False):
+        return x.mT @ x
+
+
+class Moments:
+    """n, mean and centred scatter of feature rows, accumulated in float64 batch by batch and mergeable.
+
+    scatter = Σᵢ (zᵢ − z̄)(zᵢ − z̄)ᵀ;  cubic = Σᵢ ‖zᵢ − z̄‖²(zᵢ − z̄);  quartic = Σᵢ ‖zᵢ − z̄‖⁴.
+
+    Memory is O(d²) whatever n, times 1 + classes + blocks. `by_class[k]` and `by_block[b]` are the Moments of
+    class k and of the rows i ≡ b (mod blocks). Blocks serve the jackknife, which wants exchangeable blocks: a
+    contiguous run of a data set sorted by class is not, every blocks-th row is, as long as the rows are
+    independent. Dependent rows (views of one image) must share a block: pass one view of everything at a time,
+    with a number of images that is a multiple of `blocks`.
+
+    precision: "exact" forms the products in float64; "fast" in float32 and only adds them up in float64, which
+    loses singular values below about 3·10⁻⁴ of the largest (TF32, where switched on, loses more).
+    The rows are neither normalised nor kept, and gradients stop here.
+
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1b (merging); arXiv 2509.26560 (what the quartic sum is for).
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        classes: int = 0,
+        blocks: int = 0,
+        precision: Literal["exact", "fast"] = "exact",
+        device: torch.device | str | None = None,
+    ):
+        if precision not in ("exact", "fast"):
+            raise ValueError(f'precision must be "exact" or "fast", got {precision!r}')
+        if blocks == 1:
+            raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
+        zeros = torch.zeros(d * d + 2 * d + 1, dtype=torch.float64, device=device).split([d, d * d, d, 1])
+        self.n, self.d, self.precision = 0, d, precision
+        self.mean, self.scatter = zeros[0], zeros[1].view(d, d)  # (d,), (d, d)
+        self.cubic, self.quartic = zeros[2], zeros[3].view(())  # (d,), ()
+        self.by_class = [Moments(d, precision=precision, device=device) for _ in range(classes)]
+        self.by_block = [Moments(d, precision=precision, device=device) for _ in range(blocks)]
+
+    @classmethod
+    def of(
+        cls,
+        z: Array,
+        labels: Array | None = None,
+        *,
+        classes: int = 0,
+        blocks: int = 0,
+        precision: Literal["exact", "fast"] = "exact",
+    ) -> "Moments":
+        """Moments of features (n, d) in memory; `labels` alone imply classes = max + 1."""
+        z = as_features(z)
+        if labels is not None:
+            labels = as_labels(labels, len(z))
+            classes = classes or int(labels.max()) + 1
+        out = cls(z.shape[1], classes=classes, blocks=blocks, precision=precision, device=z.device)
+        return out.update(z, labels)
+
+    @property
+    def second_moment(self) -> Float[Tensor, "d d"]:
+        """Γ = Σ zzᵀ/n, uncentred."""
+        return self.scatter / max(self.n, 1) + torch.outer(self.mean, self.mean)
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Σ (z − z̄)(z − z̄)ᵀ/n; the biased 1/n, so that Γ = covariance + z̄z̄ᵀ."""
+        return self.scatter / max(self.n, 1)
+
+    @torch.no_grad()
+    def update(self, z: Array, labels: Array | None = None) -> "Moments":
+        """Take in a batch (n, d), with labels (n,) if there are classes. Large batches are cheaper per row."""
+        z = as_features(z).detach().to(self.mean.device)
+        if z.shape[1] != self.d:
+            raise ValueError(f"z must have d={self.d} columns, got {z.shape[1]}")
+        if (labels is not None) != bool(self.by_class):
+            raise ValueError("labels must be given exactly when Moments was made with classes")
+        if labels is not None:
+            labels = as_labels(labels, len(z), classes=len(self.by_class), device=z.device)
+            for k in labels.unique().tolist():
+                part = self._of_rows(z[labels == k])
+                self.by_class[k]._add(part)
+                if not self.by_block:
+                    self._add(part)
+        start = self.n
+        for i in range(min(len(self.by_block), len(z))):
+            part = self._of_rows(z[i :: len(self.by_block)])
+            self.by_block[(start + i) % len(self.by_block)]._add(part)
+            self._add(part)
+        if not self.by_block and not self.by_class:
+            self._add(self._of_rows(z))
+        return self
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Take in the rows that `other` has seen: shards of any sizes give the numbers of one pass."""
+        shape, theirs = ((m.d, len(m.by_class), len(m.by_block)) for m in (self, other))
+        if shape != theirs:
+            raise ValueError(f"Moments of (d, classes, blocks) = {theirs} cannot be merged into {shape}")
+        self._add(other)
+        for mine, its in zip(self.by_class + self.by_block, other.by_class + other.by_block, strict=True):
+            mine._add(its)
+        return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Moments":
+        """Merge over all ranks of a process group, in place, O(d²) bytes; once, after the last update."""
+        total = torch.cat([self.mean * self.n, self.mean.new_tensor([self.n])])
+        dist.all_reduce(total, group=group)
+        n = int(total[-1].item())
+        point = total[:-1] / max(n, 1)
+        about = torch.cat([t.reshape(-1) for t in self._about(point)])
+        dist.all_reduce(about, group=group)
+        scatter, self.cubic, quartic = about.split([self.d**2, self.d, 1])
+        self.n, self.mean, self.scatter, self.quartic = n, point, scatter.view(self.d, self.d), quartic.view(())
+        for part in self.by_class + self.by_block:
+            part.all_reduce(group)
+        return self
+
+    def without(self, block: int) -> "Moments":
+        """Moments of all rows but those of one block."""
+        part = self.by_block[block]
+        out = Moments(self.d, precision=self.precision, device=self.mean.device)
+        out.n = self.n - part.n
+        out.mean = self.mean + (self.mean - part.mean) * (part.n / max(out.n, 1))
+        own, its = self._about(out.mean), part._about(out.mean)
+        out.scatter, out.cubic, out.quartic = (a - b for a, b in zip(own, its, strict=True))
+        return out
+
+    def quartic_about_zero(self) -> Float[Tensor, ""]:
+        """Σ ‖z‖⁴."""
+        return self._about(torch.zeros_like(self.mean))[2]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat tensors, fit for safetensors."""
+        state = {"n": torch.tensor(self.n)} | {name: getattr(self, name).clone() for name in STATE}
+        for prefix, parts in (("by_class", self.by_class), ("by_block", self.by_block)):
+            for i, part in enumerate(parts):
+                state |= {f"{prefix}.{i}.{name}": value for name, value in part.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> "Moments":
+        """The inverse of `state_dict`; ValueError where d, classes or blocks differ."""
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
+        if shapes != {name: value.shape for name, value in state.items()}:
+            raise ValueError("the state is of Moments with another d, classes or blocks")
+        self.n = int(state["n"])
+        for name in STATE:
+            setattr(self, name, state[name].to(self.mean, copy=True))
+        for prefix, parts in (("by_class", self.by_class), ("by_block", self.by_block)):
+            for i, part in enumerate(parts):
+                start = f"{prefix}.{i}."
+                part.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+        return self
+
+    def _of_rows(self, z: Float[Tensor, "n d"]) -> "Moments":
+        """Moments of rows in memory: the mean first, then products of rows that are centred at it."""
+        out = Moments(self.d, precision=self.precision, device=self.mean.device)
+        chunks = z.split(max(CHUNK // self.d, 64))
+        out.n = len(z)
+        first = z[0].double()  # measured from a row, equal rows have a scatter of exactly zero
+        out.mean = first + sum((chunk.double() - first).sum(0) for chunk in chunks) / out.n
+        dtype = torch.float64 if self.precision == "exact" else torch.float32
+        center = out.mean.to(dtype)
+        for chunk in chunks:
+            x = chunk.to(dtype) - center  # (rows, d)
+            norms2 = torch.linalg.vector_norm(x, dim=1).square()  # (rows,)
+            out.scatter += gram(x)
+            with torch.autocast(x.device.type, enabled=False):
+                out.cubic += norms2 @ x
+            out.quartic += norms2.double().square().sum()
+        return out
+
+    def _add(self, other: "Moments") -> None:
+        n = self.n + other.n
+        point = self.mean + (other.mean - self.mean) * (other.n / max(n, 1))
+        own, its = self._about(point), other._about(point)
+        self.n, self.mean = n, point
+        self.scatter, self.cubic, self.quartic = (a.add_(b.to(a.device)) for a, b in zip(own, its, strict=True))
+
+    def _about(self, point: Float[Tensor, " d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scatter, cubic and quartic sums about another point, where they simply add: Σ over y + δ with Σy = 0."""
+        delta = self.mean - point.to(self.mean)
+        pulled, trace, square = self.scatter @ delta, self.scatter.trace(), delta @ delta
+        quartic = self.quartic + 4 * (delta @ pulled + self.cubic @ delta) + 2 * trace * square + self.n * square**2
+        cubic = self.cubic + 2 * pulled + (trace + self.n * square) * delta
+        return torch.addr(self.scatter, delta, delta, alpha=self.n), cubic, quartic
