@@ -77,3 +77,11 @@ def as_labels(
     if n and classes is not None and labels.max() >= classes:
         raise ValueError(f"labels must be below classes={classes}, got {labels.max().item()}")
     return labels
+
+
+def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, "r"]:
+    """A given spectrum (r,) as float64, descending, with negative rounding errors set to zero."""
+    x = _as_floating(x, name, "r")
+    if x.min() < -torch.finfo(x.dtype).eps * len(x) * x.abs().max():
+        raise ValueError(f"{name} must not be negative, got {x.min().item():.3g}")
+    return x.double().sort(descending=True).values.clamp(min=0)
