@@ -1,0 +1,286 @@
+"""Batched multi-crop on the images' device: every image and every view draws its own parameters from one generator."""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from simdino.config import Crops
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
+TAPS = 4  # a blur kernel reaches 4 pixels to each side: torchvision's size 9
+CHUNK_PIXELS = 2**16  # worked on together on a CPU, so that all passes stay in its cache
+
+
+def multi_crop(
+    images: UInt8[Tensor, "n c h w"], crops: Crops, generator: torch.Generator
+) -> tuple[Float[Tensor, "g n c s s"], Float[Tensor, "l n c t t"]]:
+    """Random global and local views of each image, as DINO's multi-crop; each image and view has its own draw.
+
+    In order, as in the official code: crop of random area and aspect (log-uniform in 3/4..4/3), bicubic antialiased
+    resize, flip; with probability jitter_p brightness, contrast, saturation and hue; gray; Gaussian blur, σ uniform in
+    .1...2 px; solarisation of global views above 128/255; mean and std (averaged to one value for grey images).
+    Two differences: the order of the four colour operations is random per chunk of 65,536 pixels and view (per view
+    on a GPU; in torchvision per image), and blur and solarisation have one probability for all views.
+    Grey images (c = 1) skip saturation, hue and gray.
+    images (n, c, h, w) uint8, c 1 or 3; generator on any device. Returns (global_crops, n, c, global_size, global_size)
+    and (local_crops, n, c, local_size, local_size), float32, on the images' device; equal generators, equal views.
+    Source: Caron et al. 2021 (arXiv 2104.14294), appendix; torchvision's definitions of each operation.
+    """
+    _check_channels(images)
+    kinds = (
+        (crops.global_crops, crops.global_size, crops.global_scale, crops.solarize_p),
+        (crops.local_crops, crops.local_size, crops.local_scale, 0.0),
+    )
+    n, c, h, w = images.shape
+    chunk = max(CHUNK_PIXELS // (h * w), 1) if images.device.type == "cpu" else max(n, 1)
+    globals_locals = []
+    for views, size, scale, solarize_p in kinds:
+        out = torch.empty(views, n, c, size, size, device=images.device)
+        for view in out:
+            draw = random_draw(n, (h, w), crops, scale, solarize_p, generator)
+            for a in range(0, n, chunk):
+                order = torch.randperm(4, generator=generator, device=generator.device).tolist()
+                part = Draw(*(parameter[a : a + chunk] for parameter in draw))
+                view[a : a + chunk] = _view(images[a : a + chunk], part, size, order, crops)
+        globals_locals.append(out)
+    return globals_locals[0], globals_locals[1]
+
+
+class Draw(NamedTuple):
+    """The parameters of one view, each (n,) float: one value per image."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor  # 0 or 1
+    brightness: Tensor  # factors; 1 where nothing is to change
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor  # turns; 0 where nothing is to change
+    gray: Tensor  # 0 or 1
+    sigma: Tensor  # pixels; 0 where nothing is to change
+    solarize: Tensor  # 0 or 1
+
+
+def random_draw(
+    n: int,
+    hw: tuple[int, int],
+    crops: Crops,
+    scale: tuple[float, float],
+    solarize_p: float,
+    generator: torch.Generator,
+) -> Draw:
+    """The random parameters of n views of h×w images (`hw`), on the generator's device."""
+    u = torch.rand(12, n, generator=generator, device=generator.device)
+    jittered = u[0] < crops.jitter_p
+
+    def factor(column: int, reach: float) -> Tensor:  # uniform in 1 ± reach, not below 0
+        low = max(0.0, 1 - crops.jitter * reach)
+        return torch.where(jittered, low + u[column] * (1 + crops.jitter * reach - low), 1.0)
+
+    hue = min(0.1 * crops.jitter, 0.5) * (2 * u[4] - 1) * jittered
+    return Draw(
+        *random_boxes(n, hw, scale, generator),
+        flip=(u[5] < 0.5 * crops.flip).float(),
+        brightness=factor(1, 0.4),
+        contrast=factor(2, 0.4),
+        saturation=factor(3, 0.2),
+        hue=hue,
+        gray=(u[6] < crops.gray_p).float(),
+        sigma=(0.1 + 1.9 * u[8]) * (u[7] < crops.blur_p),
+        solarize=(u[9] < solarize_p).float(),
+    )
+
+
+def random_boxes(
+    n: int, hw: tuple[int, int], scale: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height, width, each (n,): torchvision's RandomResizedCrop, whole pixels.
+
+    Area share uniform in `scale`, aspect log-uniform in 3/4..4/3; the first of ten draws that fits in the image, else
+    the largest centred box whose aspect is in that range.
+    """
+    h, w = hw
+    u = torch.rand(4, n, 10, generator=generator, device=generator.device)
+    area = h * w * (scale[0] + u[0] * (scale[1] - scale[0]))  # (n, 10)
+    aspect = torch.exp(math.log(3 / 4) + u[1] * math.log(16 / 9))
+    width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (width >= 1) & (width <= w) & (height >= 1) & (height <= h)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    found = fits.any(1)
+    height = torch.where(found, height.gather(1, first)[:, 0], float(min(h, round(w * 4 / 3))))
+    width = torch.where(found, width.gather(1, first)[:, 0], float(min(w, round(h * 4 / 3))))
+    top = torch.where(found, torch.floor(u[2, :, 0] * (h - height + 1)), torch.floor((h - height) / 2))
+    left = torch.where(found, torch.floor(u[3, :, 0] * (w - width + 1)), torch.floor((w - width) / 2))
+    return top, left, height, width
+
+
+def _view(images: Tensor, draw: Draw, size: int, order: list[int], crops: Crops) -> Tensor:
+    """One view of each image, (n, c, size, size), the colour operations in the given order."""
+    at = Draw(*torch.stack(draw).to(images.device))
+    x = resized_crop(images, at.top, at.left, at.height, at.width, at.flip, size)
+    colour = x.shape[1] == 3
+    operations = (
+        (adjust_brightness, at.brightness, True),
+        (adjust_contrast, at.contrast, True),
+        (adjust_saturation, at.saturation, colour),
+        (adjust_hue, at.hue, colour),
+    )
+    for k in order if crops.jitter > 0 and crops.jitter_p > 0 else ():
+        operation, parameter, applies = operations[k]
+        if applies:
+            x = operation(x, parameter)
+    # The next three apply to some images only: which, `draw` says, on the CPU as a rule, so that no GPU is waited for
+    if colour and len(some := _where(draw.gray, x)):
+        x[some] = grayscale(x[some]).expand(-1, 3, -1, -1)
+    if len(some := _where(draw.sigma, x)):
+        x[some] = gaussian_blur(x[some], at.sigma[some])
+    if len(some := _where(draw.solarize, x)):
+        x[some] = solarize(x[some])
+    return _normalised(x, crops)
+
+
+def _where(flag: Tensor, x: Tensor) -> Tensor:
+    return flag.nonzero()[:, 0].to(x.device)
+
+
+def center_view(images: UInt8[Tensor, "n c h w"], size: int, crops: Crops) -> Float[Tensor, "n c s s"]:
+    """The view for evaluation: short side resized to `size` (bicubic, antialiased), centre square, normalised."""
+    _check_channels(images)
+    n, _, h, w = images.shape
+    side = torch.full((n,), float(min(h, w)), device=images.device)
+    top, left, flip = (torch.full_like(side, v) for v in ((h - min(h, w)) // 2, (w - min(h, w)) // 2, 0))
+    return _normalised(resized_crop(images, top, left, side, side, flip, size), crops)
+
+
+def resized_crop(
+    images: UInt8[Tensor, "n c h w"],
+    top: Float[Tensor, " n"],
+    left: Float[Tensor, " n"],
+    height: Float[Tensor, " n"],
+    width: Float[Tensor, " n"],
+    flip: Float[Tensor, " n"],
+    size: int,
+) -> Float[Tensor, "n c s s"]:
+    """Each image's own box, resized to size×size in [0, 1], left-right mirrored where flip is 1.
+
+    Y = A X Bᵀ with one interpolation matrix per image and axis: Keys' cubic (a = −½), widened by the reduction
+    (antialiased), its taps clipped to the box. Values past [0, 1] are clipped, as by Pillow.
+    """
+    rows = _interpolation(top, height, torch.zeros_like(flip), images.shape[2], size)
+    columns = _interpolation(left, width, flip, images.shape[3], size)
+    return _sandwich(rows, images.float().mul_(1 / 255), columns).clamp_(0, 1)
+
+
+def _interpolation(start: Tensor, length: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
+    """(n, size, side) matrices that resample [start, start + length) to `size` points; rows sum to 1."""
+    start, length, flip = (t[:, None, None] for t in (start, length, flip))
+    i = torch.arange(size, device=start.device)[:, None] + 0.5  # (size, 1)
+    j = torch.arange(side, device=start.device) + 0.5  # (side,)
+    step = length / size
+    centre = start + torch.where(flip > 0, size - i, i) * step  # (n, size, 1)
+    t = ((j - centre) / step.clamp(min=1)).abs_()  # (n, size, side)
+    # Keys' kernel in its two knots q = (2 − t)₊, p = (1 − t)₊: ½q²(q − 1) + p²(1 − 2p), free of branches
+    q = (2 - t).clamp_(min=0)
+    r = q - 1
+    p = r.clamp(min=0)
+    weight = q.square_().mul_(r).mul_(0.5).addcmul_(p.square(), 1 - 2 * p)
+    weight *= (j > start) & (j < start + length)
+    return weight.div_(weight.sum(2, keepdim=True))
+
+
+def _sandwich(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    """rows X columnsᵀ per image: (n, s, h), (n, c, h, w), (n, t, w) -> (n, c, s, t)."""
+    n, c, h, w = x.shape
+    half = torch.bmm(x.reshape(n, c * h, w), columns.transpose(1, 2)).view(n, c, h, -1)
+    return rows[:, None] @ half
+
+
+def adjust_brightness(x: Float[Tensor, "n c h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    """factor·x, clipped to [0, 1]."""
+    return (x * _per_image(factor)).clamp_(0, 1)
+
+
+def adjust_contrast(x: Float[Tensor, "n c h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    """factor·x + (1 − factor)·(the image's mean gray), clipped to [0, 1]."""
+    mean = x.mean((2, 3), keepdim=True)  # gray is linear: the mean's gray is the gray's mean
+    return (x * _per_image(factor)).add_((1 - _per_image(factor)) * grayscale(mean)).clamp_(0, 1)
+
+
+def adjust_saturation(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
+    """factor·x + (1 − factor)·gray(x), clipped to [0, 1]."""
+    return torch.lerp(grayscale(x), x, _per_image(factor)).clamp_(0, 1)
+
+
+def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
+    """The HSV hue shifted by `turns` of the colour circle.
+
+    With value v = max, chroma c = max − min and hue H ∈ [0, 1): channel k is v − c·clamp(2 − 6·|H − H_k|, 0, 1), where
+    H_k = 1/2, 5/6, 1/6 is the complement of red, green, blue and |·| is measured around the circle.
+    """
+    r, g, b = x.unbind(1)
+    v = x.amax(1)
+    chroma = v - x.amin(1)
+    sixth = (1 / 6) / chroma.clamp(min=1e-12)
+    hue = torch.where(v == r, (g - b) * sixth, torch.where(v == g, (b - r) * sixth + 1 / 3, (r - g) * sixth + 2 / 3))
+    complement = torch.tensor([1 / 2, 5 / 6, 1 / 6], device=x.device).view(3, 1, 1)
+    away = hue[:, None] + (_per_image(turns) - complement)  # (n, 3, h, w)
+    away = away.sub_(away.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
+    return torch.addcmul(v[:, None], chroma[:, None], away, value=-1)
+
+
+def grayscale(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
+    """0.299 R + 0.587 G + 0.114 B; a grey image is returned as it is."""
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.split(1, 1)
+    return r.mul(LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
+
+
+def gaussian_blur(x: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    """Separable Gaussian of each image's own σ > 0 in pixels, 9 taps summing to 1, edges reflected."""
+    offsets = torch.arange(TAPS + 1, device=x.device)
+    taps = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2))  # (n, 5)
+    taps = taps / (2 * taps.sum(1, keepdim=True) - 1)
+    rows, columns = (torch.mm(taps, _shifts(side, x.device)).view(-1, side, side) for side in x.shape[2:])
+    return _sandwich(rows, x, columns)
+
+
+@lru_cache(maxsize=8)
+def _shifts(side: int, device: torch.device) -> Tensor:
+    """(5, side²): row k, as a side×side matrix, adds the pixels k to the left and k to the right, edges reflected."""
+    i = torch.arange(side)
+    period = max(2 * (side - 1), 1)
+    out = torch.zeros(TAPS + 1, side, side)
+    for k in range(-TAPS, TAPS + 1):
+        j = (i + k) % period
+        out[abs(k), i, torch.minimum(j, period - j) % side] += 1
+    return out.flatten(1).to(device)
+
+
+def solarize(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """1 − x where x ≥ 128/255, else x."""
+    return torch.where(x >= 128 / 255, 1 - x, x)
+
+
+def _normalised(x: Tensor, crops: Crops) -> Tensor:
+    mean, std = (torch.tensor(m, device=x.device) for m in (crops.mean, crops.std))
+    if x.shape[1] == 1:
+        mean, std = mean.mean()[None], std.mean()[None]
+    if len(mean) != x.shape[1] or len(std) != x.shape[1]:
+        raise ValueError(f"crops.mean and crops.std must have {x.shape[1]} values, one per channel.")
+    return x.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+
+
+def _per_image(parameter: Tensor) -> Tensor:
+    return parameter.view(-1, 1, 1, 1)
+
+
+def _check_channels(images: Tensor) -> None:
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, not {images.shape[1]}.")
