@@ -58,8 +58,9 @@ def coding_rate(z: Float[Tensor, "*b n d"], *, eps: float) -> Float[Tensor, "*b"
     z: `(n, d)`, or a batch of such; neither centred nor normalised here. eps: the paper's ε, which the formula
     squares (the official code's `eps` is already ε²). Range on the unit sphere: from ½·log(1 + α), all features
     equal, to r/2·log(1 + α/r), r = min(n, d): orthonormal rows or a tight frame. Higher is healthier.
-    Computed in float32 at least whatever the autocast (half-precision Gram matrices turn indefinite on
-    collapsed features), in float64 for float64 input. NaN or infinite features are a ValueError.
+    Computed in float32 at least, whatever the autocast: half-precision Gram matrices turn indefinite on collapsed
+    features. (float32 itself loses digits only where ε² < 10⁻³; float64 input is computed in float64.)
+    NaN or infinite features are a ValueError.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1; Wu et al. 2025 (SimDINO, arXiv 2502.10385).
     """
