@@ -35,8 +35,8 @@ def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = F
     """Eigenvalues of Γ = zᵀz/n, or of the covariance (1/n) with center=True, descending, r = min(n, d) of them.
 
     The squared singular values of z over n. Formed in float64 from the Gram matrix of the smaller side, so that
-    n < d adds no rounding eigenvalues; centred features have rank n − 1 at most, and what lies beyond is zero.
-    Singular values below about 10⁻⁸ of the largest are not resolved. On the unit sphere Σλ = 1.
+    n < d adds no rounding eigenvalues; centred features have rank n − 1 at most, and what lies beyond is zero, as is
+    what rounding may have made: λ ≤ √r·2·10⁻¹⁶·λ₁, singular values below 10⁻⁷ of the largest. On the sphere Σλ = 1.
 
     ValueError: NaN, infinite or empty input; center or normalize asked of a spectrum, normalize of `Moments`.
     """
@@ -47,14 +47,15 @@ def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = F
     matrix, n, d, _ = _second_moment(x, center=center, normalize=normalize)
     lam = torch.linalg.eigvalsh(matrix).flip(0)[: min(n, d)]
     index = torch.arange(len(lam), device=lam.device)
-    resolved = (lam > torch.finfo(lam.dtype).eps * lam[0]) & (index < n - int(center))
+    floor = torch.finfo(lam.dtype).eps * math.sqrt(len(lam)) * lam[0]
+    resolved = (lam > floor) & (index < n - int(center))
     return torch.where(resolved, lam, 0.0)
 
 
 def renyi_entropy(
     x: Array | Moments,
     *,
-    order: float,
+    order: int | float,
     of: Of = "eigenvalues",
     center: bool = False,
     normalize: bool = False,
@@ -77,7 +78,7 @@ def effective_rank(
     x: Array | Moments,
     *,
     of: Of = "eigenvalues",
-    eps: float = 0.0,
+    eps: int | float = 0.0,
     center: bool = False,
     normalize: bool = False,
     preset: str | None = None,
@@ -101,7 +102,7 @@ def effective_rank(
 
 
 def rankme(
-    x: Array | Moments, *, eps: float = 1e-7, center: bool = False, normalize: bool = False
+    x: Array | Moments, *, eps: int | float = 1e-7, center: bool = False, normalize: bool = False
 ) -> Float[Tensor, ""]:
     """RankMe, the effective rank of the singular values: exp(−Σ qₖ log qₖ), qₖ = σₖ/‖σ‖₁ + eps.
 
@@ -230,7 +231,7 @@ def mean_cosine(x: Array | Moments, *, normalize: bool = False) -> Float[Tensor,
     return (n * mean.square().sum() - 1) / (n - 1)
 
 
-def marchenko_pastur_edge(n: int, d: int, *, variance: float = 1.0) -> float:
+def marchenko_pastur_edge(n: int, d: int, *, variance: int | float = 1.0) -> float:
     """Upper edge σ²(1 + √(d/n))² of the Marchenko–Pastur law: where the eigenvalues of white noise end.
 
     variance: σ², the noise per direction (1/d for unit rows). Eigenvalues above the edge are signal, up to
@@ -242,7 +243,7 @@ def marchenko_pastur_edge(n: int, d: int, *, variance: float = 1.0) -> float:
 
 
 def eigenvalues_above_edge(
-    x: Array | Moments, *, variance: float | None = None, center: bool = False, normalize: bool = False
+    x: Array | Moments, *, variance: int | float | None = None, center: bool = False, normalize: bool = False
 ) -> Int[Tensor, ""]:
     """Number of eigenvalues above the Marchenko–Pastur edge: directions that noise of that variance cannot make.
 
@@ -285,7 +286,7 @@ def _values(x: Array | Moments, of: Of, center: bool, normalize: bool) -> Float[
     return torch.where(lam > 0, torch.where(lam > 0, lam, 1.0).sqrt(), 0.0)  # √ has no gradient at 0
 
 
-def _entropy(values: Float[Tensor, " r"], order: float, eps: float = 0.0) -> Float[Tensor, ""]:
+def _entropy(values: Float[Tensor, " r"], order: int | float, eps: int | float = 0.0) -> Float[Tensor, ""]:
     """Rényi entropy of values/Σvalues (+ eps); zeros carry neither entropy nor gradient (0·log 0 = 0)."""
     total = values.sum()
     p = values / torch.where(total > 0, total, 1.0) + eps

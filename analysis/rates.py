@@ -1,0 +1,208 @@
+"""Coding rates in nats: measured, against what is possible, per class, and predicted before a run is started.
+
+`coding_rate` is the function that SimDINO trains with. `eps` is the paper's ε everywhere, which the rate squares;
+`official_convention` translates the official code's numbers. α = d/ε².
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis import theory
+from analysis._input import Array, as_features, as_labels, require_unit_rows
+from analysis.moments import Moments
+from analysis.spectra import eigenvalues
+from simdino.losses import coding_rate
+
+__all__ = [
+    "Preflight",
+    "RateOptimality",
+    "class_rates",
+    "coding_rate",
+    "coding_rate_of_spectrum",
+    "official_convention",
+    "preflight",
+    "rate_optimality",
+    "rate_reduction",
+]
+
+
+def coding_rate_of_spectrum(
+    x: Array | Moments,
+    *,
+    eps: float,
+    d: int | None = None,
+    center: bool = False,
+    normalize: bool = False,
+) -> Float[Tensor, ""]:
+    """Coding rate ½ Σ log(1 + αλᵢ), α = d/ε², of eigenvalues of Γ (1-D), of `Moments` or of features (n, d).
+
+    The same number as `coding_rate` of the features, and centred on request. A spectrum needs d, since it may be
+    shorter than the features are wide. Range from ½·log(1 + α) to r/2·log(1 + α/r) on the unit sphere; 0 for
+    features that are zero. Higher is healthier. Biased low in a sample (`theory.rate_isotropic`).
+
+    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1.
+    """
+    lam = eigenvalues(x, center=center, normalize=normalize)
+    if isinstance(x, Moments) or x.ndim == 2:
+        d = x.d if isinstance(x, Moments) else x.shape[1]
+    elif d is None or d < len(lam):
+        raise ValueError(f"d, the dimension of the features, must be at least {len(lam)} for this spectrum, got {d}")
+    return (d / eps**2 * lam).log1p().sum() / 2
+
+
+class RateOptimality(NamedTuple):
+    """A measured rate between what it can be, all in nats; unpacks as (measured, isotropic, ceiling, collapsed)."""
+
+    measured: Float[Tensor, ""]
+    isotropic: float  # expected of n random unit vectors
+    ceiling: float  # orthonormal rows or a tight frame
+    collapsed: float  # all rows equal
+
+    @property
+    def of_isotropic(self) -> Float[Tensor, ""]:
+        """measured / isotropic: 1 for features that are as spread as independent random directions."""
+        return self.measured / self.isotropic
+
+    @property
+    def of_ceiling(self) -> Float[Tensor, ""]:
+        """measured / ceiling: 1 at the optimum of the expansion term."""
+        return self.measured / self.ceiling
+
+
+def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) -> RateOptimality:
+    """Coding rate of unit-norm features (n, d) or `Moments`, with the rates it is to be judged by at this n, d and ε.
+
+    collapsed ½·log(1 + α) ≤ measured ≤ ceiling r/2·log(1 + α/r), r = min(n, d); isotropic lies between and is the
+    Marchenko–Pastur value. ValueError for rows that are not of unit norm, for which there is no ceiling.
+
+    Source: SimDINO (arXiv 2502.10385); Tulino & Verdú 2004, eq. 1.14.
+    """
+    if isinstance(x, Moments):
+        measured, n, d = coding_rate_of_spectrum(x, eps=eps, normalize=normalize), x.n, x.d
+        if abs(x.second_moment.trace() - 1) > 1e-2:
+            raise ValueError("rate_optimality needs Moments of unit-norm rows")
+    else:
+        z = as_features(x, normalize=normalize)
+        require_unit_rows(z)
+        measured, (n, d) = coding_rate(z, eps=eps), z.shape
+    return RateOptimality(
+        measured, theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps), theory.rate_collapsed(d, eps)
+    )
+
+
+def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) -> Float[Tensor, " k"]:
+    """Coding rate of the features of each class alone, (k,): R_k = ½ logdet(I + α·zₖᵀzₖ/n_k), 0 for an empty class.
+
+    x: features (n, d) with labels (n,), k = max + 1, or `Moments` with classes. Low is within-class collapse, high
+    diversity within the class; compare classes of equal size only.
+
+    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 4.
+    """
+    if isinstance(x, Moments):
+        if not x.by_class or labels is not None:
+            raise ValueError("class_rates needs Moments with classes and then no labels")
+        rates = [coding_rate_of_spectrum(part, eps=eps) if part.n else x.quartic * 0 for part in x.by_class]
+    else:
+        z, labels = _with_labels(x, labels)
+        parts = [z[labels == k] for k in range(int(labels.max()) + 1)]
+        rates = [coding_rate(part, eps=eps) if len(part) else z.new_zeros(()) for part in parts]
+    return torch.stack(rates)
+
+
+def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: float) -> Float[Tensor, ""]:
+    """Rate reduction ΔR = R(z) − Σₖ (n_k/n)·R_k: what knowing the class saves, in nats per feature.
+
+    x: features (n, d) with labels (n,), or `Moments` with classes. Range 0 (classes have the same second moment) to
+    the value of orthogonal class subspaces; higher is better separated. Differentiable for features.
+
+    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 5.
+    """
+    rates = class_rates(x, labels, eps=eps)
+    if isinstance(x, Moments):
+        counts, rate = rates.new_tensor([part.n for part in x.by_class]), coding_rate_of_spectrum(x, eps=eps)
+    else:
+        z, labels = _with_labels(x, labels)
+        counts, rate = labels.bincount(minlength=len(rates)).to(rates), coding_rate(z, eps=eps)
+    return rate - (counts @ rates) / counts.sum()
+
+
+def official_convention(
+    *, batch: int, eps: float, ranks: int = 1, d: int = 256, gathered: bool = False, gamma: float | None = None
+) -> dict[str, int | float]:
+    """The official code's settings as the (n, d, eps, gamma) of the paper's loss, to be passed on with **.
+
+    ε² = ranks·eps with n = batch rows where every rank has its own covariance (`reduce_cov 0`, the default, whose
+    scale is d/(batch·ranks·eps) all the same); ε² = eps with n = ranks·batch rows where they are summed
+    (gathered=True, `reduce_cov 1`). γ = (d + ranks·batch)/(d·ranks·batch) in both, times `coeff`, unless given.
+
+    batch: rows of one view on one rank.
+    """
+    rows = ranks * batch
+    eps2, n = (eps, rows) if gathered else (ranks * eps, batch)
+    return {"n": n, "d": d, "eps": math.sqrt(eps2), "gamma": (d + rows) / (d * rows) if gamma is None else gamma}
+
+
+class Preflight(NamedTuple):
+    """What the expansion term γ·R of a run can be, before it is started; print it to read it as sentences."""
+
+    collapsed: float
+    isotropic: float
+    ceiling: float
+    collapse_number: float
+    sentences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def preflight(
+    *, n: int, d: int, eps: float, gamma: float, stop_gradient: bool = True, measured: float | None = None
+) -> Preflight:
+    """Range of the logged expansion term γ·R and stability of total collapse, from the configuration alone.
+
+    n: rows that enter one covariance. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
+    ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
+    χ < c·μ_min, with c = 1 for a stop-gradient teacher, 2 without, and μ_min ≤ 1 the smallest share of a direction's
+    variance that differs between views. So χ ≥ c is safe for every augmentation. measured: a logged γ·R to judge.
+    `preflight(**official_convention(...))` takes the official code's settings.
+    """
+    low, random, high = (
+        gamma * rate
+        for rate in (theory.rate_collapsed(d, eps), theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps))
+    )
+    chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient else 2
+    sentences = [
+        f"The expansion term lies between {low:.4f} (all features equal) and {high:.4f} (as spread as {n} features in "
+        f"{d} dimensions can be); independent random features score {random:.4f}.",
+        f"Spreading gains at most {high - low:.4f}: a run whose views stay further apart than that in the mean of "
+        "1 - cos would have a lower loss collapsed.",
+    ]
+    if chi >= c:
+        sentences.append(f"The collapse number is {chi:.2f} >= {c}: total collapse is unstable whatever the views.")
+    else:
+        safe = math.sqrt(2 * gamma * d / (c + math.sqrt(c * c + 4 * gamma * c)))  # ε at which χ = c
+        sentences.append(
+            f"The collapse number is {chi:.2f} < {c}: total collapse is stable if more than {chi / c:.0%} of every "
+            f"direction's variance differs between views. Raise gamma to {gamma * c / chi:.2g}, or lower the paper's "
+            f"epsilon to {safe:.2g} (the official code's eps, times the ranks of a local covariance, to "
+            f"{safe**2:.2g}), to be safe for all views."
+        )
+    if n < d:
+        sentences.append(f"{n} rows show at most {n} of {d} dimensions: enlarge the batch or gather the covariance.")
+    if measured is not None:
+        sentences.append(
+            f"The measured {measured:.4f} is {measured / high:.1%} of the ceiling, {measured / random:.1%} of random "
+            f"isotropy and {measured / low:.2f} times the collapsed value."
+        )
+    return Preflight(low, random, high, chi, tuple(sentences))
+
+
+def _with_labels(x: Array, labels: Array | None) -> tuple[Tensor, Tensor]:
+    if labels is None:
+        raise ValueError("features need labels")
+    z = as_features(x)
+    return z, as_labels(labels, len(z), device=z.device)
