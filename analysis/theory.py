@@ -83,7 +83,7 @@ def optimal_set_dimension(n, d, *, modulo_rotations=False):
 
 
 def saddle_curvature(n1, d1, n2, d2, eps):
-    """A3: positive Hessian eigenvalue of R, and its multiplicity, at a saddle of two tight frames in orthogonal subspaces.
+    """A3: the positive Hessian eigenvalue of R, and its multiplicity, at a saddle of two orthogonal tight frames.
 
     n_k points are a tight frame of a d_k-dimensional subspace, with density λ_k = n_k/(n d_k) and λ1 > λ2:
     κ = (α/n)(1/(1+αλ2) - 1/(1+αλ1)), multiplicity (n1 - d1) d2, and no other eigenvalue is positive.
@@ -102,8 +102,8 @@ def saddle_curvature(n1, d1, n2, d2, eps):
 def spectral_curvature(n, d, eps):
     """A4: -d²R/dt² at the optimum when its r nonzero eigenvalues move by t v with ‖v‖ = 1 and Σv = 0: ½(α/(1+α/r))².
 
-    Proof: differentiate ½ Σ log(1 + αλ_i) twice at λ_i = 1/r. It is α²/2 for α -> 0 (the frame potential: R ≈ (α/2) tr Γ -
-    (α²/4) ‖Γ‖²) and r²/2 for α -> ∞ (the log-volume ½ Σ log λ_i): same optimum, different conditioning.
+    Proof: differentiate ½ Σ log(1 + αλ_i) twice at λ_i = 1/r. It is α²/2 for α -> 0 (the frame potential:
+    R ≈ (α/2) tr Γ - (α²/4) ‖Γ‖²) and r²/2 for α -> ∞ (the log-volume ½ Σ log λ_i): one optimum, two conditionings.
     """
     rank = min(n, d)
     return 0.5 * (_alpha(d, eps) / (1 + _alpha(d, eps) / rank)) ** 2
@@ -139,7 +139,8 @@ def gamma_rules(n, d, eps):
     """A5: three weights of the expansion term as a dict: "balanced", "bounded" (both up to a factor) and "official".
 
     balanced ε/sqrt(d r): the bound on ‖∇R‖ equals the alignment's 2/√n up to the factor 4.
-    bounded ε sqrt(n/(d r)): the paper's scale, γ‖∇R‖ of order one (at most ½). official (d+n)/(dn): the code's heuristic.
+    bounded ε sqrt(n/(d r)): the paper's scale, γ‖∇R‖ of order one (at most ½).
+    official (d+n)/(dn): the code's heuristic.
     """
     _alpha(d, eps)
     _counts(n=n)
@@ -198,8 +199,8 @@ def welch_coherence(n, d):
 def orthoplex_coherence(n, d):
     """B2: the orthoplex bound on the largest |cosine|, 1/√d, valid for n > d(d+1)/2 (ValueError otherwise).
 
-    Proof: z -> zzᵀ - I/d puts n points on a sphere of dimension d(d+1)/2 - 1; more than that dimension + 1 of them cannot
-    all have negative inner products c² - 1/d (Rankin).
+    Proof: z -> zzᵀ - I/d puts n points on a sphere of dimension d(d+1)/2 - 1; more than that + 1 of them cannot all
+    have negative inner products c² - 1/d (Rankin).
     """
     _counts(n=n, d=d)
     if n <= d * (d + 1) / 2:
@@ -218,10 +219,10 @@ def frame_potential_minimum(n, d, order=1):
 
 
 def water_level(mu, gamma, alpha, d, *, norm):
-    """B3: the multiplier ν that makes the powers of `water_filling` sum to `norm`; negative if the free total is below.
+    """B3: the multiplier ν that makes the powers of `water_filling` sum to `norm`.
 
-    The total is continuous and decreasing in ν between the level where the first mode alone has it all and the one where no
-    mode is left, so a bracketed root is safe.
+    The total is continuous and decreasing in ν, from the level where the first mode alone has it all to the one
+    where no mode is left: a bracketed root. ν < 0 where the free total is below `norm`.
     """
     _positive(norm=norm)
     mu = _modes(mu, gamma, alpha, d)
@@ -242,11 +243,11 @@ def _modes(mu, gamma, alpha, d):
 
 
 def water_filling(mu, gamma, alpha, d, *, norm=None):
-    """B3: optimal powers p_i of a linear encoder's modes, p_i = [γ/(2(μ_i + ν)) - 1/α]₊ for the d smallest μ_i, else 0.
+    """B3: optimal powers of a linear encoder's modes, p_i = [γ/(2(μ_i + ν)) - 1/α]₊ for the d smallest μ_i, else 0.
 
-    mu (m,): generalised eigenvalues of (Σ_a, Σ), the share of a mode's variance that differs between views; the answer is
-    in the same order. norm=None: ν = 0, and a mode is dead exactly when μ_i ≥ γα/2 (`collapse_threshold`); μ_i = 0 gets
-    inf. norm=1: E‖z‖² = 1, ν from `water_level`.
+    mu (m,): generalised eigenvalues of (Σ_a, Σ), the share of a mode's variance that differs between views; the answer
+    is in the same order. norm=None: ν = 0, and a mode is dead exactly when μ_i ≥ γα/2 (`collapse_threshold`); μ_i = 0
+    gets inf. norm=1: E‖z‖² = 1, ν from `water_level`.
     Proof: in the modes' basis the loss is Σ μ_i p_i - (γ/2) log(1 + αp_i), convex in p ≥ 0; set its derivative to -ν.
     """
     kept = _modes(mu, gamma, alpha, d)
@@ -264,18 +265,18 @@ def collapse_threshold(gamma, alpha):
 
 
 def distillation_fixed_point(mu, gamma, alpha, d, *, norm=None):
-    """B4: the powers at the fixed point of self-distillation with a stop-gradient teacher: `water_filling` with γ doubled.
+    """B4: the powers where self-distillation with a stop-gradient teacher rests: `water_filling` with γ doubled.
 
-    Proof: with teacher = student the alignment's gradient in W is WΣ_a, half of that of the joint loss, so the fixed point
-    is WΣ_a = γα(I+αΓ)⁻¹WΣ. The momentum of the teacher does not enter.
+    Proof: with teacher = student the alignment's gradient in W is WΣ_a, half of that of the joint loss, so the fixed
+    point is WΣ_a = γα(I+αΓ)⁻¹WΣ. The momentum of the teacher does not enter.
     """
     return water_filling(mu, 2 * gamma, alpha, d, norm=norm)
 
 
 def mode_velocity(p, mu, gamma, alpha, *, stop_gradient=True):
-    """B5: dp/dt = 2p (γα/(1+αp) - cμ) of one mode under gradient flow with whitened inputs; c = 1 with stop-gradient, else 2.
+    """B5: dp/dt = 2p (γα/(1+αp) - cμ) of one mode under gradient flow; c = 1 with stop-gradient, else 2.
 
-    Proof: with Σ = I each row of W keeps its direction: dw/dt = (γα/(1+αp) - cμ) w, and p = ‖w‖².
+    Proof: with whitened inputs, Σ = I, each row of W keeps its direction: dw/dt = (γα/(1+αp) - cμ) w, and p = ‖w‖².
     """
     return 2 * p * (gamma * alpha / (1 + alpha * p) - (1 if stop_gradient else 2) * mu)
 
@@ -309,8 +310,8 @@ def collapse_number(d, eps, gamma):
 def cross_entropy_parts(teacher, student):
     """C1: the pair H(q), KL(q‖p) of mean entropy and divergence in nats, which sum to the cross-entropy of DINO.
 
-    teacher q, student p: (n, K) rows of probabilities. Both parts vanish for p = q one-hot, whether the rows are all equal
-    (total collapse) or all different (spread): the infimum 0 cannot tell them apart.
+    teacher q, student p: (n, K) rows of probabilities. Both parts vanish for p = q one-hot, whether the rows are all
+    equal (total collapse) or all different (spread): the infimum 0 cannot tell them apart.
     """
     q, p = np.asarray(teacher, dtype=float), np.asarray(student, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -320,7 +321,7 @@ def cross_entropy_parts(teacher, student):
 
 
 def nuclear_norm_maximum(n, d):
-    """C3: the largest nuclear norm of n unit vectors (MMCR), sqrt(n·min(n, d)), attained by A1's optima (Cauchy-Schwarz)."""
+    """C3: the largest nuclear norm of n unit vectors (MMCR), sqrt(n·min(n, d)), at A1's optima (Cauchy-Schwarz)."""
     _counts(n=n, d=d)
     return math.sqrt(n * min(n, d))
 
@@ -328,7 +329,7 @@ def nuclear_norm_maximum(n, d):
 def uniformity_minimum(n, d, *, t=2.0):
     """C3: the smallest log mean_{i≠j} exp(-t‖z_i - z_j‖²) where it is known, else nan.
 
-    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, which is universally optimal (Cohn-Kumar 2007).
+    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, universally optimal (Cohn-Kumar 2007).
     """
     _counts(n=n, d=d)
     if 2 <= n <= d + 1:
@@ -337,17 +338,17 @@ def uniformity_minimum(n, d, *, t=2.0):
 
 
 def koleo_minimum(n, d):
-    """C3: the smallest -mean log min_{j≠i} ‖z_i - z_j‖ for 2 ≤ n ≤ d+1, -½ log(2n/(n-1)), the simplex; else nan (Jensen)."""
+    """C3: the smallest -mean log min_{j≠i} ‖z_i - z_j‖, -½ log(2n/(n-1)) for 2 ≤ n ≤ d+1 (simplex); else nan."""
     _counts(n=n, d=d)
     return -0.5 * math.log(2 * n / (n - 1)) if 2 <= n <= d + 1 else math.nan
 
 
 def rate_isotropic(n, d, eps):
-    """D1: the mean rate of n independent uniform unit vectors, by the Shannon transform of the Marchenko-Pastur law, in nats.
+    """D1: the mean rate of n independent uniform unit vectors, in nats: the Shannon transform of Marchenko and Pastur.
 
     (d/2)[β log(1+s-F/4) + log(1+sβ-F/4) - F/(4s)], β = n/d, s = α/n, F = (√(1+s(1+√β)²) - √(1+s(1-√β)²))².
-    Asymptotic in n and d, within 0.2 % from d = 64 on, n < d too. It is below `rate_maximum` (Jensen): the rate of a sample
-    is biased low. Source: Tulino and Verdú 2004, eq. 1.14.
+    Asymptotic in n and d, within 0.2 % from d = 64 on, n < d too. It is below `rate_maximum` (Jensen): the rate of a
+    sample is biased low. Source: Tulino and Verdú 2004, Random matrix theory and wireless communications.
     """
     s, beta = _alpha(d, eps) / n, n / d
     _counts(n=n)

@@ -1,0 +1,243 @@
+"""Landscapes of energies over n points on the unit sphere: minima from many starts at once, Hessians, saddles.
+
+An energy (see `energies`) maps points (..., n, d) to values (...), so that restarts are one more batch dimension.
+Nothing here knows the predictions of `theory`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from analysis.energies import Energy, coding_rate_energy
+
+
+class Minimum(NamedTuple):
+    """What `minimise` found: the best configuration, then one entry per restart."""
+
+    z: Float[Tensor, "n d"]
+    energies: Float[Tensor, " restarts"]
+    gradient_norms: Float[Tensor, " restarts"]
+    iterations: Int[Tensor, " restarts"]
+    points: Float[Tensor, "restarts n d"]
+
+
+class Saddle(NamedTuple):
+    """A critical point and the unit tangent vector along which it is left."""
+
+    z: Float[Tensor, "n d"]
+    direction: Float[Tensor, "n d"]
+
+
+def random_points(n: int, d: int, *, restarts: int = 1, seed: int = 0) -> Float[Tensor, "restarts n d"]:
+    """Independent uniform unit vectors (restarts, n, d) in float64, the same for a seed on every machine."""
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(restarts, n, d, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def _value_and_gradient(energy, x):
+    x = x.detach().requires_grad_()
+    value = energy(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), _tangent(gradient, x.detach())
+
+
+def _tangent(v, x):
+    return v - (v * x).sum(-1, keepdim=True) * x
+
+
+def _dot(a, b):
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
+def minimise(
+    energy: Energy,
+    n: int,
+    d: int,
+    *,
+    restarts: int = 1,
+    seed: int = 0,
+    tol: float = 1e-12,
+    max_iter: int = 2000,
+    block: int = 128,
+    device: str = "cpu",
+) -> Minimum:
+    """Minimum of an energy over n unit vectors in d dimensions from random starts, all restarts in one call.
+
+    Riemannian L-BFGS on the product of spheres (retraction: normalise; directions are projected, the history is kept
+    in the ambient space), each restart with its own curvature, line search and stopping: the norm of its
+    Riemannian gradient is at most `tol`, or no step lowers its energy any more. `block` restarts advance together: few
+    enough to stay in cache on a CPU; on a GPU take them all.
+    """
+    starts = random_points(n, d, restarts=restarts, seed=seed).to(device)
+    parts = [_lbfgs(energy, x, tol, max_iter) for x in starts.split(block)]
+    points, energies, norms, iterations = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Minimum(points[energies.argmin()], energies, norms, iterations, points)
+
+
+# Why not a library: pymanopt optimises one point at a time, geoopt has no L-BFGS (and its line search is shared by
+# all points of a tensor), and torch.optim.LBFGS sees one flat vector, so restarts would share curvature and step.
+def _lbfgs(energy, x, tol, max_iter, memory=8):
+    """Batched L-BFGS from x (r, n, d); returns points, energies, gradient norms and iterations, all (r, ...)."""
+    f, g = _value_and_gradient(energy, x)
+    out = x.clone(), f.clone(), _dot(g, g).sqrt(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    alive = torch.arange(len(x), device=x.device)
+    pairs = x.new_zeros(len(x), 2 * memory, x[0].numel())  # steps s, then gradient changes y; a zero slot has no effect
+    sy, yy = x.new_zeros(2, len(x), memory, memory)
+    p = -g
+    step = torch.rsqrt(_dot(g, g)).clamp(max=1.0)
+    for iteration in range(1, max_iter + 1):
+        x_new, f_new, g_new, moved = _line_search(energy, x, f, p, _dot(p, g), step)
+        s, y = x_new - x, g_new - g
+        curved = (_dot(s, y) > 1e-12 * (_dot(s, s) * _dot(y, y)).sqrt())[:, None, None]
+        slot = iteration % memory
+        pairs[:, slot], pairs[:, memory + slot] = (s * curved).flatten(1), (y * curved).flatten(1)
+        x, f, g = x_new, f_new, g_new
+        norm = _dot(g, g).sqrt()
+        for target, value in zip(out, (x, f, norm, iteration), strict=True):
+            target[alive] = value
+        keep = (norm > tol) & moved
+        if not keep.any():
+            break
+        if not keep.all():
+            alive, x, f, g, pairs, sy, yy = (value[keep] for value in (alive, x, f, g, pairs, sy, yy))
+        new = torch.stack([pairs[:, slot], pairs[:, memory + slot], g.flatten(1)], dim=1)  # (r, 3, nd)
+        products = (new @ pairs.mT).mT  # (r, 2 memory, 3)
+        sy[:, :, slot], sy[:, slot], yy[:, :, slot] = (
+            products[:, :memory, 1],
+            products[:, memory:, 0],
+            products[:, memory:, 1],
+        )
+        yy[:, slot] = yy[:, :, slot]
+        age = torch.arange(slot + 1, slot + 1 + memory, device=x.device) % memory  # slots, oldest first
+        p = _tangent(_direction(g, pairs, products[..., 2], sy, yy, age), x)
+        p = torch.where((_dot(p, g) < 0)[:, None, None], p, -g)
+        step = torch.ones_like(f)
+    return out
+
+
+def _direction(g, pairs, products, sy, yy, age):
+    """-H g with the inverse Hessian estimate H in compact form (Byrd, Nocedal and Schnabel 1994, eq. 3.1)."""
+    memory = len(age)
+    sg, yg = products[:, :memory, None][:, age], products[:, memory:, None][:, age]
+    sy, yy = sy[:, age][:, :, age], yy[:, age][:, :, age]
+    curvature = sy.diagonal(dim1=1, dim2=2)
+    scale = (curvature[:, -1] / yy[:, -1, -1]).nan_to_num(1.0)[:, None, None]
+    upper = sy.triu() + torch.diag_embed((curvature == 0).to(sy))
+    u = torch.linalg.solve_triangular(upper, sg, upper=True)
+    v = curvature[..., None] * u + scale * (yy @ u - yg)
+    v = torch.linalg.solve_triangular(upper.mT, v, upper=False)
+    weights = torch.cat([v, -scale * u], dim=1)[:, :, 0]
+    weights = weights[:, torch.cat([age.argsort(), memory + age.argsort()])]  # back to slots
+    return -(scale * g + (weights[:, None] @ pairs).view_as(g))
+
+
+def _line_search(energy, x, f, p, slope, step, halvings=40):
+    """Backtracking, each restart on its own: Armijo, or near rounding the approximate Wolfe test of Hager and Zhang."""
+
+    def trial(i, step):
+        point = normalize(x[i] + step[:, None, None] * p[i], dim=-1)
+        value, gradient = _value_and_gradient(energy, point)
+        armijo = value <= f[i] + 1e-4 * step * slope[i]
+        flat = (value <= f[i] + 1e-14 * (1 + f[i].abs())) & (_dot(gradient, p[i]) <= -0.9 * slope[i])
+        return point, value, gradient, armijo | flat
+
+    x_new, f_new, g_new, done = trial(slice(None), step)
+    for _ in range(halvings):
+        if done.all():
+            break
+        todo = (~done).nonzero()[:, 0]
+        step[todo] *= 0.5
+        x_new[todo], f_new[todo], g_new[todo], done[todo] = trial(todo, step[todo])
+    return x_new, f_new, g_new, done
+
+
+def hessian_spectrum(energy: Energy, z: Float[Tensor, "n d"], *, k: int | None = None) -> Float[np.ndarray, " k"]:
+    """Eigenvalues, ascending, of the Riemannian Hessian of an energy at unit vectors z (n, d), all n(d-1) of them.
+
+    Exact: the Hessian of u -> energy(normalise(z + Bu)), B an orthonormal basis of the tangent space; normalising is a
+    second-order retraction. With k only the k smallest, by Lanczos, when n(d-1) is too large for a dense matrix.
+    """
+    n, d = z.shape
+    basis = torch.linalg.svd(z.unsqueeze(-2)).Vh[:, 1:, :]  # (n, d-1, d), rows orthonormal and orthogonal to z_i
+
+    def at(u):
+        return energy(normalize(z + torch.einsum("nk,nkd->nd", u.reshape(n, d - 1), basis), dim=-1))
+
+    zero = torch.zeros(n * (d - 1), dtype=z.dtype, device=z.device)
+    if k is None:
+        return torch.linalg.eigvalsh(torch.func.hessian(at)(zero)).cpu().numpy()
+
+    def product(v):
+        v = torch.as_tensor(v.ravel(), dtype=z.dtype, device=z.device)
+        return torch.func.jvp(torch.func.grad(at), (zero,), (v,))[1].cpu().numpy()
+
+    operator = LinearOperator((len(zero), len(zero)), matvec=product, dtype=np.float64)
+    return np.sort(eigsh(operator, k=k, which="SA", return_eigenvectors=False))
+
+
+def nullity(eigenvalues: Float[np.ndarray, " k"], *, tol: float = 1e-8) -> int:
+    """Number of eigenvalues that are zero, |λ| ≤ tol · max|λ|."""
+    magnitude = np.abs(eigenvalues)
+    return int((magnitude <= tol * magnitude.max(initial=0.0)).sum())
+
+
+def harmonic_frame(n: int, d: int) -> Float[Tensor, "n d"]:
+    """A unit-norm tight frame of n ≥ d points in d dimensions: cosines and sines of the frequencies 1, 2, ..., d/2.
+
+    Rows (√(2/d) cos(2πjk/n), √(2/d) sin(2πjk/n)), with a constant 1/√d more if d is odd; the identity for n = d.
+    """
+    if n < d:
+        raise ValueError(f"a tight frame needs n >= d points, got n={n}, d={d}")
+    if n == d:
+        return torch.eye(n, dtype=torch.float64)
+    angle = 2 * math.pi / n * torch.outer(torch.arange(n), torch.arange(1, d // 2 + 1)).double()  # (n, d // 2)
+    constant = torch.full((n, d % 2), math.sqrt(0.5), dtype=torch.float64)
+    return math.sqrt(2 / d) * torch.cat([angle.cos(), angle.sin(), constant], dim=1)
+
+
+def saddle(n1: int, d1: int, n2: int, d2: int) -> Saddle:
+    """A critical point of every rate that is not optimal: tight frames of n1 and n2 points in orthogonal subspaces.
+
+    The direction moves the first group, whose rows are linearly dependent (n1 > d1), into the second subspace:
+    v_i = a_i e, Σ a_i z_i = 0, ‖a‖ = 1. The rate ascends along it where the first group is denser, n1/d1 > n2/d2.
+    """
+    if n1 <= d1:
+        raise ValueError(f"the first group must be linearly dependent, n1 > d1, got n1={n1}, d1={d1}")
+    first, second = harmonic_frame(n1, d1), harmonic_frame(n2, d2)
+    z = torch.block_diag(first, second)
+    direction = torch.zeros_like(z)
+    direction[:n1, d1] = torch.linalg.svd(first).U[:, -1]
+    return Saddle(z, direction)
+
+
+def geodesic(
+    z: Float[Tensor, "n d"], direction: Float[Tensor, "n d"], *, t: Float[Tensor, " steps"]
+) -> Float[Tensor, "steps n d"]:
+    """Points along great circles: z_i cos(t‖v_i‖) + v_i sin(t‖v_i‖)/‖v_i‖ for a tangent direction v, one per t."""
+    angle = t[:, None, None] * direction.norm(dim=-1, keepdim=True)
+    return z * angle.cos() + t[:, None, None] * direction * torch.sinc(angle / math.pi)
+
+
+def rate_maxima(grid: list[tuple[int, int, float]], *, restarts: int = 20, seed: int = 0) -> pd.DataFrame:
+    """Largest coding rates found for (n, d, ε) triples: n, d, eps, best and worst restart, largest gradient_norm."""
+    rows = []
+    for n, d, eps in grid:
+        found = minimise(coding_rate_energy(eps), n, d, restarts=restarts, seed=seed)
+        best, worst = -found.energies.min().item(), -found.energies.max().item()
+        rows.append((n, d, eps, best, worst, found.gradient_norms.max().item()))
+    return pd.DataFrame(rows, columns=["n", "d", "eps", "best", "worst", "gradient_norm"])
+
+
+def optimum_spectra(
+    pairs: list[tuple[int, int]], *, eps: float = 0.5, seed: int = 0
+) -> dict[tuple[int, int], Float[np.ndarray, " k"]]:
+    """Eigenvalues of the Hessian of the coding rate (ascending) at a maximum found from one start, per (n, d)."""
+    energy = coding_rate_energy(eps)
+    return {(n, d): -hessian_spectrum(energy, minimise(energy, n, d, seed=seed).z)[::-1] for n, d in pairs}
