@@ -1,0 +1,71 @@
+"""Claims: a file is written whole or not at all, and what is damaged is named, never skipped."""
+
+import json
+
+import pytest
+import torch
+
+from simdino.runs import Run, environment, read_metadata, read_tensors, snapshot_path, write_json, write_tensors
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_json(tmp_path / "config.json", {"recipe": "simdino"})
+    write_tensors(snapshot_path(tmp_path, 12), {"teacher/head/test": torch.eye(3)})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.5}\n{"step": 10, "loss": 0.5}\n')
+    return Run.load(tmp_path)
+
+
+def test_a_run_gives_back_what_was_written(run):
+    assert run.config == {"recipe": "simdino"}
+    assert run.steps == [12]
+    torch.testing.assert_close(run.snapshot(12)["teacher/head/test"], torch.eye(3))
+    assert run.metrics["loss"].tolist() == [1.5, 0.5]
+    assert not run.done
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a run directory"):
+        Run.load(tmp_path)
+
+
+def test_an_absent_snapshot_is_refused_with_those_there_are(run):
+    with pytest.raises(ValueError, match=r"no snapshot of step 13; it has \[12\]"):
+        run.snapshot(13)
+
+
+def test_damaged_files_are_named(run):
+    snapshot = snapshot_path(run.path, 12)
+    snapshot.write_bytes(snapshot.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"cannot read .*step_00000012\.safetensors"):
+        run.snapshot(12)
+    with pytest.raises(ValueError, match=r"cannot read .*probe\.safetensors"):
+        _ = run.probe
+    (run.path / "config.json").write_text('{"recipe": ')
+    with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
+        Run.load(run.path)
+
+
+def test_a_row_cut_short_is_left_out_while_running_and_refused_afterwards(run):
+    with open(run.path / "metrics.jsonl", "a") as log:
+        log.write('{"step": 20, "lo')
+    assert run.metrics["step"].tolist() == [0, 10]
+    (run.path / "DONE").write_text("{}")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 3 is damaged"):
+        _ = run.metrics
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.zeros(2)}, {"step": "1"})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(path, {"x": torch.ones(2)}, {"step": "2"})
+    assert read_tensors(path)["x"].tolist() == [0, 0]
+    assert read_metadata(path) == {"step": "1"}
+
+
+def test_the_environment_is_plain_data():
+    e = environment()
+    assert json.loads(json.dumps(e)) == e
+    assert e["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
