@@ -1,8 +1,11 @@
 """Collapse of features: to a point, to a cone, of views onto each other, of patches, of prototypes.
 
 No single number sees every collapse. A network that maps all inputs to one point plus rounding noise has a healthy
-centred effective rank: read `mean_collapse` and `feature_std`, which know the scale, beside any rank.
+centred effective rank, and so a healthy LiDAR: read `mean_collapse` and `feature_std`, which know the scale, beside
+any rank. Results are 0-d float64 tensors on the device of the features and carry gradients.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -10,8 +13,10 @@ from jaxtyping import Float
 from scipy.special import gammaln, logsumexp
 from torch import Tensor
 
-from analysis._input import Array, as_features, as_views, require_unit_rows, unit_rows
-from analysis.frames import pair_mean, squared_distances, unit_features
+from analysis._input import Array, _as_floating, as_features, as_views, require_unit_rows, unit_rows
+from analysis.frames import frame_potential, pair_mean, squared_distances, unit_features
+from analysis.moments import Moments
+from analysis.spectra import effective_rank
 
 
 def alignment(
@@ -26,7 +31,7 @@ def alignment(
     total collapse gives 0, so read it beside `uniformity`. SimDINO's ½‖a − b‖² is half of it.
     ValueError: rows off the sphere, shapes that differ, NaN.
 
-    Source: Wang & Isola 2020 (arXiv 2005.10242) eq. 7.
+    Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.1.
     """
     if y is not None:
         x, y = as_features(x, "x"), as_features(y, "y")
@@ -38,7 +43,7 @@ def alignment(
         require_unit_rows(views, "views")
     i, j = torch.combinations(torch.arange(len(views), device=views.device)).T  # (v(v−1)/2,) each
     distances = torch.stack([torch.linalg.vector_norm(views[a] - views[b], dim=-1) for a, b in zip(i, j, strict=True)])
-    return distances.pow(power).mean(dtype=torch.float64).to(views.dtype)
+    return distances.pow(power).mean(dtype=torch.float64)
 
 
 def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Float[Tensor, ""]:
@@ -51,7 +56,7 @@ def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Floa
     random (a simplex: −2tn/(n − 1)) lie below it. Pairs are tiled: no (n, n) matrix, also under autograd.
     ValueError: rows off the sphere, fewer than two, NaN.
 
-    Source: Wang & Isola 2020 (arXiv 2005.10242) eq. 8, as a mean over distinct pairs.
+    Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.2, as a mean over distinct pairs.
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
     return pair_mean(z - z.mean(0), lambda r2: torch.exp(-t * r2), pairing=squared_distances).log()
@@ -81,6 +86,26 @@ def uniformity_gap(z: Array, *, t: int | float = 2, normalize: bool = False) -> 
     return uniformity(z, t=t) - uniformity_optimum(z.shape[1], t=t)
 
 
+def hyperspherical_energy(z: Array, *, s: int | float = 0, normalize: bool = False) -> Float[Tensor, ""]:
+    """Hyperspherical energy: the mean Riesz potential of pairs, mean_{i<j} ‖zᵢ − zⱼ‖⁻ˢ, or −log‖zᵢ − zⱼ‖ for s = 0.
+
+    z: `(n, d)`, n ≥ 2, rows on the unit sphere, or `normalize=True`. Lower is more spread; at most d + 1 rows are
+    best as a simplex, for any s, with all ‖zᵢ − zⱼ‖² = 2n/(n − 1). +∞ if two rows coincide, as in total collapse:
+    where `uniformity` averages, this looks at the closest pairs, the more so the larger s. Computed in float64, in
+    tiles. ValueError: s < 0, rows off the sphere, NaN.
+
+    Source: Liu et al. 2018 (arXiv 1805.09298); for neural collapse Gao et al. 2023 (arXiv 2303.06484).
+    """
+    if s < 0:
+        raise ValueError(f"s must not be negative, got {s}")
+    z = unit_features(z, normalize=normalize, min_rows=2).double()
+
+    def potential(r2: Tensor) -> Tensor:
+        return -r2.log() / 2 if s == 0 else r2.pow(-s / 2)
+
+    return pair_mean(z - z.mean(0), potential, pairing=squared_distances)
+
+
 def feature_std(z: Array) -> Float[Tensor, ""]:
     """Standard deviation of the normalised features, in units of the isotropic value.
 
@@ -94,24 +119,143 @@ def feature_std(z: Array) -> Float[Tensor, ""]:
     """
     z = as_features(z)
     rows = z.any(1)  # (n,)
-    unit = torch.zeros_like(z).index_put((rows,), unit_rows(z[rows]))
-    return unit.std(0, correction=0).mean() * z.shape[1] ** 0.5
+    unit = torch.zeros_like(z).index_put((rows,), unit_rows(z[rows])).double()
+    return unit.std(0, correction=0).mean() * math.sqrt(z.shape[1])
 
 
-def mean_collapse(z: Array) -> Float[Tensor, ""]:
+def mean_collapse(x: Array | Moments) -> Float[Tensor, ""]:
     """Share of the features' energy that their mean holds.
 
     ‖E z‖² / E‖z‖².
 
-    z: `(n, d)`, not centred (that would make it 0). Range [0, 1], lower is healthier: 1 is all samples on one point
-    (also the value of all-zero features), independent isotropic features give 1/n in expectation. On unit rows it is
-    the mean cosine over all n² pairs. It tells rounding noise around one point, whose centred effective rank looks
-    healthy, from real spread. Invariant to rotation and scale. ValueError: NaN, empty.
+    x: features `(n, d)`, not centred (that would make it 0), or `Moments`. Range [0, 1], lower is healthier: 1 is all
+    samples on one point (also the value of all-zero features), independent isotropic features give 1/n in
+    expectation. On unit rows it is the mean cosine over all n² pairs. It tells rounding noise around one point, whose
+    centred effective rank looks healthy, from real spread. Invariant to rotation and scale. ValueError: NaN, empty.
     """
-    z = as_features(z)
-    z = z / z.detach().abs().amax().clamp_min(torch.finfo(z.dtype).tiny)  # keeps the squares in range
-    mean = z.mean(0, dtype=torch.float64)  # (d,)
-    energy = z.square().sum(dtype=torch.float64) / len(z)
-    if energy == 0:
-        return torch.ones_like(energy, dtype=z.dtype)
-    return (mean.square().sum() / energy).clamp(max=1).to(z.dtype)
+    if isinstance(x, Moments):
+        if x.n == 0:
+            raise ValueError("Moments have seen no rows")
+        point, spread = x.mean.square().sum(), x.covariance.trace()
+    else:
+        z = as_features(x)
+        z = z.double() / z.detach().abs().max().double().clamp_min(torch.finfo(torch.float64).tiny)
+        point, spread = z.mean(0).square().sum(), (z - z.mean(0)).square().sum() / len(z)
+    energy = point + spread
+    return torch.where(energy > 0, point / torch.where(energy > 0, energy, 1.0), 1.0)
+
+
+def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
+    """Self-clustering: how far the rows cluster, 0 for random ones and 1 for one line.
+
+    (d·‖G‖²_F − n(d + n − 1)) / ((d − 1)(n − 1)n) = (d·FP − 1)/(d − 1),  G = zzᵀ,  FP = `frame_potential(z)`.
+
+    z: `(n, d)`, n, d ≥ 2, rows on the unit sphere, or `normalize=True`. Range −1/(n − 1) (tight frames; n ≥ d) to 1;
+    independent isotropic rows have expectation 0. Lower is healthier. It is a second-order quantity: opposite rows
+    count as one cluster. ValueError: rows off the sphere, n or d below 2, NaN.
+
+    Source: Tsitsulin et al. 2023 (arXiv 2305.16562).
+    """
+    z, d = as_features(z), z.shape[-1]
+    if d < 2:
+        raise ValueError("self_clustering needs d ≥ 2: in one dimension all rows lie on one line")
+    return (d * frame_potential(z, normalize=normalize) - 1) / (d - 1)
+
+
+def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
+    """LiDAR: effective rank of the spread between samples, after whitening by the spread between their views.
+
+    Effective rank of Σ_w^(−½) Σ_b Σ_w^(−½),  Σ_b = cov of the samples' mean views,
+    Σ_w = E (z − mean view)(z − mean view)ᵀ + δI.
+
+    views: `(v, n, d)`, v ≥ 2 augmentations of the same n samples; the view axis comes first, since grouping views by
+    position in a queue changes the value. Range 1 to min(n − 1, d), 0 if all mean views are equal. Higher is healthier.
+    δ is absolute, as in the paper: not invariant to scale unless δ is small beside Σ_w. ValueError: δ ≤ 0, NaN.
+
+    Source: Thilak et al. 2024 (arXiv 2312.04000).
+    """
+    if delta <= 0:
+        raise ValueError(f"delta must be positive, got {delta}")
+    views = as_views(views).double()
+    views = views - views[:1, :1].detach()  # measured from one row, equal rows are exactly zero
+    centers = views.mean(0)  # (n, d)
+    within = (views - centers).flatten(0, 1)  # (v·n, d)
+    sigma = within.mT @ within / len(within)  # (d, d)
+    factor = torch.linalg.cholesky(sigma + delta * torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device))
+    between = centers - centers.mean(0)
+    return effective_rank(torch.linalg.solve_triangular(factor, between.mT, upper=False).mT)
+
+
+def patch_ranks(tokens: Array, *, center: bool = False) -> dict[str, Float[Tensor, ""]]:
+    """Effective ranks of patch tokens: among the patches of an image, and among images at a position.
+
+    within = mean over images of the effective rank of the (t, d) tokens; between = mean over positions, of (n, d).
+
+    tokens: `(n, t, d)`. within 1: an image's patches lie on one line (only global information); between 1: every
+    image has the same tokens (only position). Both 1: patch collapse, which SimDINOv2's loss does not exclude.
+    Ranges [1, min(t, d)] and [1, min(n, d)], 0 only for zeros (or centred constants); higher is healthier. Without
+    centring, rounding noise on constant tokens reads 1; with it, min(t, d).
+
+    Source: Roy & Vetterli 2007 for the rank; Wu et al. 2025 (arXiv 2502.10385) for the patch term.
+    """
+    tokens = _as_floating(tokens, "tokens", "n t d")
+    return {
+        name: torch.stack([effective_rank(z, center=center) for z in sets]).mean()
+        for name, sets in (("within", tokens), ("between", tokens.transpose(0, 1)))
+    }
+
+
+def prototype_entropy(logits: Array, *, temp: int | float = 1.0) -> dict[str, Float[Tensor, ""]]:
+    """Entropies of prototype assignments in nats: of their mean, of each sample, and the difference.
+
+    p = softmax(logits/temp);  marginal H(E p),  conditional E H(p),  information = marginal − conditional.
+
+    logits: `(n, K)`; subtract the centre first where the method does. marginal in [0, log K], 0: one prototype takes
+    all; conditional in [0, log K], log K: all assignments are uniform, which the marginal alone calls healthy.
+    information, the mutual information of sample and prototype, in [0, log min(n, K)], is 0 in both collapses; higher
+    is healthier. ValueError: temp ≤ 0, NaN.
+
+    Source: Caron et al. 2021 (arXiv 2104.14294) section 5.3 (the two collapses).
+    """
+    if temp <= 0:
+        raise ValueError(f"temp must be positive, got {temp}")
+    logits = _as_floating(logits, "logits", "n K")
+    mean, conditional = 0.0, 0.0
+    for rows in logits.split(max(1, 2**24 // logits.shape[1])):  # K may be 65536: no second copy of the whole
+        log_p = (rows.double() / temp).log_softmax(1)
+        mean = mean + log_p.exp().sum(0) / len(logits)  # (K,)
+        conditional = conditional - (log_p.exp() * log_p).sum() / len(logits)
+    marginal = torch.special.entr(mean).sum()
+    return {"marginal": marginal, "conditional": conditional, "information": (marginal - conditional).clamp_min(0)}
+
+
+def prototype_usage(logits: Array) -> Float[Tensor, ""]:
+    """Share of the prototypes that are the best one of at least one sample.
+
+    logits: `(n, K)`. Range 1/K (one prototype takes all) to min(1, n/K): compare at equal n. Higher is healthier.
+    Not differentiable. Equal logits go to one prototype, so that uniform collapse reads 1/K, too.
+    """
+    logits = _as_floating(logits, "logits", "n K").detach()
+    used = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
+    used[logits.argmax(1)] = 1
+    return used.mean()
+
+
+def center_drift(logits: Array, *, center: Array) -> Float[Tensor, ""]:
+    """How far a running centre lags behind the mean of the scores, in units of the scores' spread.
+
+    ‖P(E t − c)‖ / √(E‖P(t − E t)‖²), P the projection orthogonal to the vector of ones, which softmax ignores.
+
+    logits: teacher scores `(n, K)`, center: `(K,)`. 0: the centre is up to date; above 1 it shifts the assignments
+    more than the samples do, and centring no longer guards against collapse. +∞ for equal scores off the centre.
+
+    Source: Caron et al. 2021 (arXiv 2104.14294) eq. 4 (the centre).
+    """
+    logits = _as_floating(logits, "logits", "n K").double()
+    center = _as_floating(center, "center", "K").to(logits)
+    if len(center) != logits.shape[1]:
+        raise ValueError(f"center must have shape ({logits.shape[1]},), got {tuple(center.shape)}")
+    scores = logits - center
+    scores = scores - scores.mean(1, keepdim=True)  # (n, K)
+    lag, spread = scores.mean(0).norm(), (scores - scores.mean(0)).square().sum(1).mean().sqrt()
+    return torch.where(lag > 0, lag / spread, 0.0)

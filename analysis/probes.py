@@ -63,7 +63,7 @@ def knn_accuracy(
             votes.scatter_add_(1, train_labels[neighbour[:, first:last]], weight[:, first:last])
             best = votes.argsort(dim=1, descending=True, stable=True)[:, :top]  # (c, top)
             hits[row] += (best == test_labels[start : start + chunk, None]).sum()
-    accuracy = hits.to(train.dtype) / len(test)
+    accuracy = hits.double() / len(test)
     return accuracy[0] if isinstance(k, int) else dict(zip(ks, accuracy, strict=True))
 
 
