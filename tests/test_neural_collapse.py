@@ -1,0 +1,172 @@
+"""Neural collapse measures on classes whose means and covariances are exact, against explicit matrices."""
+
+import math
+
+import pytest
+import torch
+
+from analysis.moments import Moments
+from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
+
+D = torch.float64
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
+
+
+def simplex(k: int, d: int) -> torch.Tensor:
+    """k unit vectors in ℝᵈ, d ≥ k, with all cosines −1/(k − 1)."""
+    means = torch.zeros(k, d, dtype=D)
+    means[:, :k] = (torch.eye(k, dtype=D) - 1 / k) * math.sqrt(k / (k - 1))
+    return means
+
+
+def classes(means: torch.Tensor, sigma: float, *, copies: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples with exactly these class means and covariance σ²I in every class."""
+    k, d = means.shape
+    axes = torch.eye(d, dtype=D) * math.sqrt(d) * sigma
+    offsets = torch.cat((axes, -axes)).repeat(copies, 1)
+    return (means[:, None] + offsets).reshape(-1, d), torch.arange(k).repeat_interleave(len(offsets))
+
+
+def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(60) % 4
+    return gaussian(4, 6, seed=seed)[labels] + 0.5 * gaussian(60, 6, seed=seed + 1), labels
+
+
+def test_nc1_of_a_simplex_with_isotropic_classes():
+    # Σ_B of k unit simplex means has the eigenvalue 1/(k − 1), k − 1 times: tr(Σ_W Σ_B⁺)/k = σ²(k − 1)²/k
+    for k, sigma in [(3, 0.1), (5, 0.7)]:
+        assert nc1(*classes(simplex(k, 6), sigma)).item() == pytest.approx(sigma**2 * (k - 1) ** 2 / k)
+
+
+def test_nc1_equals_the_pseudo_inverse_of_explicit_matrices():
+    z, labels = data()
+    means = torch.stack([z[labels == k].mean(0) for k in range(4)])
+    centered = means - means.mean(0)
+    within = sum(torch.cov(z[labels == k].T, correction=0) for k in range(4)) / 4
+    expected = torch.trace(within @ torch.linalg.pinv(centered.T @ centered / 4, rtol=1e-9)) / 4
+    assert nc1(z, labels).item() == pytest.approx(expected.item())
+
+
+def test_nc1_of_single_precision_means_does_not_invert_rounding_errors():
+    k, d = 10, 64
+    z, labels = classes(simplex(k, d), 0.1)
+    q = torch.linalg.qr(gaussian(d, d)).Q
+    assert nc1((100 * z @ q + 30).float(), labels).item() == pytest.approx(0.01 * (k - 1) ** 2 / k, rel=1e-4)
+
+
+def test_dependent_class_means_leave_out_what_they_do_not_span():
+    means = torch.tensor([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0]], dtype=D)  # three classes on a line: Σ_B = 2/3
+    assert nc1(*classes(means, 0.3)).item() == pytest.approx(0.09 / (2 / 3) / 3)
+
+
+def test_perfect_collapse_is_zero_and_total_collapse_is_defined():
+    means = simplex(4, 5)
+    z, labels = means.repeat_interleave(3, 0), torch.arange(4).repeat_interleave(3)
+    assert nc1(z, labels).item() == pytest.approx(0, abs=1e-20)
+    assert nc2(z, labels).item() == pytest.approx(0, abs=1e-7)
+    assert nc3(z, labels, weight=means).item() == pytest.approx(0, abs=1e-7)
+    assert nc4(z, labels, weight=means).item() == 0
+    point = torch.full((12, 5), 0.1)
+    assert nc1(point, labels).item() == math.inf
+    assert nc2(point, labels).item() == pytest.approx(math.sqrt(2))
+    assert nc3(point, labels, weight=means).item() == pytest.approx(math.sqrt(2))
+
+
+def test_nc2_depends_on_the_means_only_and_centres_them():
+    z, labels = classes(5 + 2 * simplex(4, 6), 0.8)
+    assert nc2(z, labels).item() == pytest.approx(0, abs=1e-7)
+    line = torch.tensor([[-1.0, 0], [0, 0], [1, 0]], dtype=D)
+    # Gram diag(1, 0, 1) with −1 off-diagonal: ⟨G, E⟩ = 2, ‖G‖ = 2, ‖E‖ = √2
+    assert nc2(*classes(line, 0.1)).item() == pytest.approx(math.sqrt(2 - 2 / math.sqrt(2)))
+
+
+def test_nc3_of_opposite_and_of_scaled_classifiers():
+    z, labels = data()
+    means = torch.stack([z[labels == k].mean(0) for k in range(4)])
+    centered = means - means.mean(0)
+    assert nc3(z, labels, weight=7 * centered).item() == pytest.approx(0, abs=1e-7)
+    assert nc3(z, labels, weight=-centered).item() == pytest.approx(2)
+    weight = gaussian(4, 6, seed=9)
+    naive = (weight / weight.norm() - centered / centered.norm()).norm()
+    assert nc3(z, labels, weight=weight).item() == pytest.approx(naive.item())
+
+
+def test_nc4_counts_disagreements_and_the_linear_form_of_the_nearest_mean_has_none():
+    z, labels = data()
+    means = torch.stack([z[labels == k].mean(0) for k in range(4)])
+    assert nc4(z, labels, weight=means, bias=-means.square().sum(1) / 2).item() == 0
+    weight = gaussian(4, 6, seed=9)
+    naive = ((z @ weight.T).argmax(1) != torch.cdist(z, means).argmin(1)).double().mean()
+    assert nc4(z, labels, weight=weight).item() == pytest.approx(naive.item())
+    assert nc4(z + 1e4, labels, weight=weight, bias=-(weight.sum(1) * 1e4)).item() == pytest.approx(naive.item())
+
+
+def test_classes_count_alike_whatever_their_size():
+    z, labels = classes(simplex(3, 4), 0.2)
+    more, more_labels = classes(simplex(3, 4), 0.2, copies=9)
+    first = more_labels == 0
+    z, labels = torch.cat((z, more[first])), torch.cat((labels, more_labels[first]))
+    assert nc1(z, labels).item() == pytest.approx(0.04 * 4 / 3)
+    assert nc2(z, labels).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_moments_with_classes_give_what_features_give():
+    z, labels = data()
+    moments = Moments(6, classes=5).update(z[:25], labels[:25]).update(z[25:], labels[25:])  # class 4 stays empty
+    assert nc1(moments).item() == pytest.approx(nc1(z, labels).item())
+    assert nc2(moments).item() == pytest.approx(nc2(z, labels).item())
+    assert nc3(moments, weight=gaussian(4, 6)).item() == pytest.approx(nc3(z, labels, weight=gaussian(4, 6)).item())
+    torch.testing.assert_close(class_effective_rank(moments)["ranks"], class_effective_rank(z, labels)["ranks"])
+
+
+@pytest.mark.parametrize("f", [nc1, nc2])
+def test_rotation_translation_scale_order_and_missing_labels_do_not_matter(f):
+    z, labels = data()
+    q = torch.linalg.qr(gaussian(6, 6, seed=3)).Q
+    value = f(z, labels).item()
+    assert f(3 * z @ q + 2, labels).item() == pytest.approx(value)
+    assert f(z.flip(0), labels.flip(0)).item() == pytest.approx(value)
+    assert f(z, 10 * labels + 3).item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("f", [nc1, nc2])
+def test_gradients_and_half_precision(f):
+    z, labels = data()
+    assert torch.autograd.gradcheck(lambda z: f(z, labels), (z.requires_grad_(),))
+    z = z.detach()
+    assert f(z.bfloat16(), labels).item() == pytest.approx(f(z, labels).item(), rel=0.02)
+    assert f(z.numpy(), labels.numpy()).dtype == D
+
+
+def test_the_worst_class_is_named():
+    z = torch.cat((gaussian(50, 4), gaussian(50, 1, seed=1) * torch.ones(50, 4, dtype=D), torch.eye(4, dtype=D)))
+    labels = torch.tensor([2] * 50 + [5] * 50 + [7] * 4)
+    out = class_effective_rank(z, labels)
+    assert out["worst_class"].item() == 5
+    assert out["worst"].item() == pytest.approx(1)
+    assert out["ranks"].tolist()[1:] == pytest.approx([1, 4])
+    assert class_effective_rank(torch.ones(6, 3), torch.arange(6) % 2, center=True)["worst"].item() == 0
+
+
+def test_bad_input_is_named():
+    z, labels = data()
+    nan = z.clone()
+    nan[3, 2] = torch.nan
+    for f, args, options, message in [
+        (nc1, (z,), {}, "features need labels"),
+        (nc1, (z, labels[:-1]), {}, "labels must have shape"),
+        (nc1, (z, labels - 1), {}, "negative"),
+        (nc1, (z, torch.zeros_like(labels)), {}, "at least two classes"),
+        (nc1, (nan, labels), {}, "NaN"),
+        (nc1, (Moments.of(z),), {}, "Moments must have classes"),
+        (nc2, (Moments.of(z, labels), labels), {}, "come without labels"),
+        (nc3, (z, labels), {"weight": z[:3]}, "weight must have shape"),
+        (nc4, (z, labels), {"weight": z[:5]}, "weight must have shape"),
+        (nc4, (z, labels), {"weight": z[:4], "bias": z[0]}, "bias must have shape"),
+        (class_effective_rank, (z,), {}, "features need labels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            f(*args, **options)
