@@ -86,7 +86,7 @@ def claim(
 
 
 def publish(
-    fig: "matplotlib.figure.Figure",
+    fig: "matplotlib.figure.Figure",  # noqa: F821  a string, since matplotlib is an extra
     claims: list[dict],
     *,
     name: str,

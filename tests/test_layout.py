@@ -1,0 +1,237 @@
+"""The house rules that a machine can hold: who imports whom, what a notebook may be, what no file may do."""
+
+import ast
+import graphlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from simdino.config import PROFILES, RECIPES
+from simdino.losses import coding_rate
+
+ROOT = Path(__file__).parents[1]
+FILES = {f"{p.parent.name}.{p.stem}": p for package in ("simdino", "analysis") for p in (ROOT / package).glob("*.py")}
+MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCRIPTS = [p for folder in ("simdino", "analysis", "benchmarks", "tests") for p in sorted((ROOT / folder).glob("*.py"))]
+EXTRAS = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "tyro", "papermill", "torchmetrics", "lightning"]
+NEEDS_EXTRAS = {"analysis.plots", "analysis.integrations"}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere in it; `from package import name` is package.name where that is one."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            dotted = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in dotted}
+    return names
+
+
+IMPORTS = {module: imported(path) for module, path in MODULES.items()}
+FIRST_PARTY = {module: names & MODULES.keys() for module, names in IMPORTS.items()}
+
+
+def in_package(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def cells(path: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def sources(path: Path) -> list[str]:
+    return [cell.source for cell in cells(path)] if path.suffix == ".ipynb" else [path.read_text()]
+
+
+def calls(tree: ast.AST) -> list[tuple[str, dict[str, ast.expr]]]:
+    """Every call as (dotted name, keyword arguments)."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(ast.unparse(c.func), {k.arg: k.value for k in c.keywords}) for c in found]
+
+
+# --- Imports
+
+
+def test_simdino_imports_nothing_of_analysis():
+    assert {
+        m for m in MODULES if in_package(m, "simdino") and any(in_package(n, "analysis") for n in IMPORTS[m])
+    } == set()
+
+
+def test_analysis_imports_only_losses_and_runs_of_simdino():
+    used = {n for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] if in_package(n, "simdino")}
+    assert used <= {"simdino.losses", "simdino.runs"}
+
+
+def test_theory_imports_nothing_first_party():
+    assert FIRST_PARTY["analysis.theory"] == set()
+
+
+def test_plots_import_no_torch_not_even_through_others():
+    reached, new = set(), {"analysis.plots"}
+    while new:
+        reached |= new
+        new = {n for m in new for n in FIRST_PARTY[m]} - reached
+    assert not [m for m in reached if any(in_package(n, "torch") for n in IMPORTS[m])]
+
+
+@pytest.mark.parametrize("module", ["config", "runs", "data", "augment", "vit", "losses"])
+def test_the_parts_of_training_know_only_the_configuration(module):
+    allowed = set() if module in ("config", "runs") else {"simdino.config"}
+    assert FIRST_PARTY[f"simdino.{module}"] <= allowed
+
+
+def test_only_the_command_line_may_need_train():
+    assert {m for m in MODULES if "simdino.train" in FIRST_PARTY[m]} == set()
+
+
+def test_there_are_no_import_cycles():
+    list(graphlib.TopologicalSorter(FIRST_PARTY).static_order())  # raises CycleError
+
+
+def test_everything_but_plots_imports_without_the_extras():
+    block = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))"
+    needed = sorted(MODULES.keys() - NEEDS_EXTRAS)
+    subprocess.run([sys.executable, "-c", f"{block}; import {', '.join(needed)}"], cwd=ROOT, check=True)
+
+
+# --- Sources
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *NOTEBOOKS], ids=lambda path: path.name)
+def test_nothing_is_unpickled_or_evaluated(path):
+    for source in sources(path):
+        tree = ast.parse(source)
+        for name, keywords in calls(tree):
+            if name == "torch.load":
+                assert ast.unparse(keywords.get("weights_only", ast.Constant(False))) == "True"
+            assert name not in ("eval", "exec")
+            assert not name.endswith("read_pickle")
+            assert ast.unparse(keywords.get("allow_pickle", ast.Constant(False))) == "False"
+        modules = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+        modules |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {m for m in modules if m.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve")}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_and_public_function_is_documented(module):
+    tree = ast.parse(MODULES[module].read_text())
+    public = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    assert ast.get_docstring(tree), f"{module} has no docstring"
+    assert not [n.name for n in public if not ast.get_docstring(n)]
+
+
+def test_annotations_are_checked_while_testing():
+    with pytest.raises(TypeCheckError):
+        coding_rate(torch.zeros(3), eps=0.5)
+
+
+def without_docstrings(source: str) -> str:
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef) and ast.get_docstring(n)]
+    dropped = {i for f in functions for i in range(f.body[0].lineno, f.body[0].end_lineno + 1)}
+    return "\n".join(line for i, line in enumerate(source.splitlines(), 1) if i not in dropped)
+
+
+def test_readme_is_short_and_its_loss_is_the_one_that_trains():
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is not written yet")
+    text = readme.read_text()
+    assert len(text.splitlines()) <= 120
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def simdino_loss" in b]
+    assert len(blocks) == 1
+    losses = without_docstrings((ROOT / "simdino/losses.py").read_text())
+    shown = without_docstrings(blocks[0]).split("\n\n\n")
+    assert [definition for definition in shown if definition.strip() not in losses] == []
+
+
+# --- Notebooks
+
+
+def test_notebooks_are_stripped():
+    if NOTEBOOKS:
+        command = [sys.executable, "-m", "nbstripout", "--verify", *map(str, NOTEBOOKS)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_one_cell_of_literal_parameters_and_checks_them(path):
+    code = cells(path)
+    tagged = [i for i, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert code[tagged[0] + 1].source.splitlines()[0].strip() == "check_parameters(In)"
+    assert not code[tagged[0]].source.startswith("# Parameters")  # how papermill marks what it injects
+    tree = ast.parse(code[tagged[0]].source)
+    declared = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
+    assert declared.keys() >= {"profile", "seeds", "out_dir"}
+    assert declared["profile"] in PROFILES
+    assert set(declared.get("recipes", [])) <= RECIPES.keys()
+    seen = papermill.inspect_notebook(str(path))  # what the Snakefile reads
+    assert {name: ast.literal_eval(seen[name]["default"]) for name in declared} == declared
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_logic_and_ends_by_publishing(path):
+    code = [cell.source for cell in cells(path)]
+    assert sum(bool(line.strip()) for source in code for line in source.splitlines()) <= 50
+    nodes = [node for source in code for node in ast.walk(ast.parse(source))]
+    assert not [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    branches = ast.IfExp | ast.BoolOp | ast.Compare | ast.NamedExpr | ast.comprehension | ast.Lambda
+    inside = [inner for n in nodes if isinstance(n, ast.Lambda) for inner in ast.walk(n.body)]
+    assert not [n for n in inside if isinstance(n, branches)]
+    assert "plots.use_style" in [name for name, _ in calls(ast.parse(code[0]))]
+    published = [keywords for name, keywords in calls(ast.parse(code[-1])) if name == "publish"]
+    assert [ast.literal_eval(keywords["name"]) for keywords in published] == [path.stem]
+    assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+    assert cells(path, "markdown")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_figure_has_its_notebook_its_picture_and_its_place_in_the_gallery(path):
+    record = json.loads(path.read_text())
+    assert (ROOT / record["notebook"]).is_file()
+    assert path.with_suffix(".png").is_file()
+    assert f"({path.stem}.png)" in (ROOT / "figures/README.md").read_text()
+
+
+# --- Environment
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for group in [project["dependencies"], *project["optional-dependencies"].values()] for line in group]
+    return [r for r in map(Requirement, lines) if r.name != project["name"]]
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    for requirement in requirements():
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+        assert any(s.operator == ">=" for s in requirement.specifier)
+
+
+def test_conda_and_make_install_the_same():
+    makefile, conda = (ROOT / "Makefile").read_text(), (ROOT / "environment.yml").read_text()
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert "pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'" in makefile
+    assert re.findall(r"^      - (-.*)$", conda, re.MULTILINE) == ["-c constraints.txt", "-e .[dev]"]
+    assert f"- python{python}\n" in conda
+    assert python == ">=3.11"
+    assert "(3, 11)" in makefile
