@@ -297,5 +297,5 @@ def _entropy(values: Float[Tensor, " r"], order: int | float, eps: int | float =
     elif order == math.inf:
         entropy = -p.max().log()
     else:
-        entropy = torch.where(support, safe**order, 0.0).sum().log() / (1 - order)
+        entropy = torch.where(support, order * safe.log(), -math.inf).logsumexp(0) / (1 - order)
     return torch.where(total > 0, entropy, -math.inf)

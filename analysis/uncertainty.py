@@ -45,7 +45,8 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
     rank of isotropic features) it does not; then se is √2 too large or a little more, and the interval conservative.
     Costs B + 1 evaluations. Removes the bias of order 1/n, so it warns where n/d < 10 and higher orders matter.
     Valid for smooth measures of independent rows: not for a count, nor for the largest or smallest eigenvalue of a
-    flat spectrum (stable rank), nor for views of one image in different blocks (see `Moments`). ValueError for fewer than two non-empty blocks.
+    flat spectrum (stable rank), nor for views of one image in different blocks (see `Moments`).
+    ValueError for fewer than two non-empty blocks.
 
     Source: Quenouille 1956; Tukey 1958; Busing, Meijer & van der Leeden 1999, eq. 2-4 (unequal blocks).
     """
