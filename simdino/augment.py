@@ -1,6 +1,7 @@
 """Batched multi-crop on the images' device: every image and every view draws its own parameters from one generator."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from simdino.config import Crops
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
 TAPS = 4  # a blur kernel reaches 4 pixels to each side: torchvision's size 9
+TABLE_BYTES = 2**25  # the most that the interpolation matrices of one pair of sizes may take, else they are computed
 CHUNK_PIXELS = 2**16  # worked on together on a CPU, so that all passes stay in its cache
 
 
@@ -36,17 +38,16 @@ def multi_crop(
         (crops.local_crops, crops.local_size, crops.local_scale, 0.0),
     )
     n, c, h, w = images.shape
-    chunk = max(CHUNK_PIXELS // (h * w), 1) if images.device.type == "cpu" else max(n, 1)
+    chunk = max(CHUNK_PIXELS // (h * w), 16) if images.device.type == "cpu" else max(n, 1)
     globals_locals = []
     for views, size, scale, solarize_p in kinds:
         out = torch.empty(views, n, c, size, size, device=images.device)
         for view in out:
-            draw = random_draw(n, (h, w), crops, scale, solarize_p, generator)
-            for a in range(0, n, chunk):
+            draws = torch.stack(random_draw(n, (h, w), crops, scale, solarize_p, generator))  # (12, n)
+            for some in (slice(a, a + chunk) for a in range(0, n, chunk)):
                 order = torch.randperm(4, generator=generator, device=generator.device).tolist()
-                part = Draw(*(parameter[a : a + chunk] for parameter in draw))
-                view[a : a + chunk] = _view(images[a : a + chunk], part, size, order, crops)
-        globals_locals.append(out)
+                view[some] = _view(images[some], draws[:, some], size, order if crops.jitter > 0 else ())
+        globals_locals.append(_normalised(out, crops))
     return globals_locals[0], globals_locals[1]
 
 
@@ -120,9 +121,9 @@ def random_boxes(
     return top, left, height, width
 
 
-def _view(images: Tensor, draw: Draw, size: int, order: list[int], crops: Crops) -> Tensor:
-    """One view of each image, (n, c, size, size), the colour operations in the given order."""
-    at = Draw(*torch.stack(draw).to(images.device))
+def _view(images: Tensor, draws: Tensor, size: int, order: Sequence[int]) -> Tensor:
+    """One view of each image, (n, c, size, size) in [0, 1], the colour operations in the given order."""
+    draw, at = Draw(*draws), Draw(*draws.to(images.device))
     x = resized_crop(images, at.top, at.left, at.height, at.width, at.flip, size)
     colour = x.shape[1] == 3
     operations = (
@@ -131,18 +132,17 @@ def _view(images: Tensor, draw: Draw, size: int, order: list[int], crops: Crops)
         (adjust_saturation, at.saturation, colour),
         (adjust_hue, at.hue, colour),
     )
-    for k in order if crops.jitter > 0 and crops.jitter_p > 0 else ():
-        operation, parameter, applies = operations[k]
+    for operation, parameter, applies in (operations[k] for k in order):
         if applies:
             x = operation(x, parameter)
     # The next three apply to some images only: which, `draw` says, on the CPU as a rule, so that no GPU is waited for
     if colour and len(some := _where(draw.gray, x)):
-        x[some] = grayscale(x[some]).expand(-1, 3, -1, -1)
+        x.index_copy_(0, some, grayscale(x.index_select(0, some)).expand(-1, 3, -1, -1))
     if len(some := _where(draw.sigma, x)):
-        x[some] = gaussian_blur(x[some], at.sigma[some])
+        x.index_copy_(0, some, gaussian_blur(x.index_select(0, some), at.sigma[some]))
     if len(some := _where(draw.solarize, x)):
-        x[some] = solarize(x[some])
-    return _normalised(x, crops)
+        x.index_copy_(0, some, solarize(x.index_select(0, some)))
+    return x
 
 
 def _where(flag: Tensor, x: Tensor) -> Tensor:
@@ -172,9 +172,25 @@ def resized_crop(
     Y = A X Bᵀ with one interpolation matrix per image and axis: Keys' cubic (a = −½), widened by the reduction
     (antialiased), its taps clipped to the box. Values past [0, 1] are clipped, as by Pillow.
     """
-    rows = _interpolation(top, height, torch.zeros_like(flip), images.shape[2], size)
-    columns = _interpolation(left, width, flip, images.shape[3], size)
+    rows = _interpolation_of(top, height, torch.zeros_like(flip), images.shape[2], size)
+    columns = _interpolation_of(left, width, flip, images.shape[3], size)
     return _sandwich(rows, images.float().mul_(1 / 255), columns).clamp_(0, 1)
+
+
+def _interpolation_of(start: Tensor, length: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
+    """`_interpolation`, read from a table where that is small: a start is but a shift of the matrix."""
+    if 16 * (side + 1) * size * side > TABLE_BYTES:
+        return _interpolation(start, length, flip, side, size)
+    return _table(side, size, start.device)[flip.long(), length.long(), side - start.long()]
+
+
+@lru_cache(maxsize=8)
+def _table(side: int, size: int, device: torch.device) -> Tensor:
+    """(2, side + 1, side + 1, size, side): the matrix of each flip, length and side − start; a strided view."""
+    lengths = torch.arange(side + 1.0, device=device).clamp(min=1)  # no crop has length 0
+    starts = torch.full_like(lengths, side)
+    wide = torch.stack([_interpolation(starts, lengths, torch.full_like(lengths, f), 2 * side, size) for f in (0, 1)])
+    return wide.unfold(3, side, 1).transpose(2, 3)
 
 
 def _interpolation(start: Tensor, length: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
@@ -220,18 +236,20 @@ def adjust_saturation(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) 
 def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
     """The HSV hue shifted by `turns` of the colour circle.
 
-    With value v = max, chroma c = max − min and hue H ∈ [0, 1): channel k is v − c·clamp(2 − 6·|H − H_k|, 0, 1), where
-    H_k = 1/2, 5/6, 1/6 is the complement of red, green, blue and |·| is measured around the circle.
+    With chroma c = max − min and hue H: channel k is min + c·clamp(6·|H − H_k| − 1, 0, 1), where H_k = 1/2, 5/6, 1/6
+    is the complement of red, green, blue and |·| is measured around the circle.
     """
     r, g, b = x.unbind(1)
-    v = x.amax(1)
-    chroma = v - x.amin(1)
-    sixth = (1 / 6) / chroma.clamp(min=1e-12)
-    hue = torch.where(v == r, (g - b) * sixth, torch.where(v == g, (b - r) * sixth + 1 / 3, (r - g) * sixth + 2 / 3))
+    least = x.amin(1)
+    chroma = x.amax(1) - least
+    # In units of the chroma above the least channel, H is (1 + g + b − r)/6 where g ≥ b, and minus that elsewhere:
+    # the six cases of the textbook in one, without torch.where, which is 20 times slower than arithmetic on a CPU.
+    rest = (g + b).sub_(r).sub_(least).div_(chroma.clamp(min=1e-12)).add_(1)
+    hue = rest.copysign_(g - b).mul_(1 / 6)
     complement = torch.tensor([1 / 2, 5 / 6, 1 / 6], device=x.device).view(3, 1, 1)
     away = hue[:, None] + (_per_image(turns) - complement)  # (n, 3, h, w)
-    away = away.sub_(away.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
-    return torch.addcmul(v[:, None], chroma[:, None], away, value=-1)
+    away = away.sub_(away.round()).abs_().mul_(6).sub_(1).clamp_(0, 1)
+    return away.mul_(chroma[:, None]).add_(least[:, None])
 
 
 def grayscale(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
@@ -265,15 +283,16 @@ def _shifts(side: int, device: torch.device) -> Tensor:
 
 def solarize(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """1 − x where x ≥ 128/255, else x."""
-    return torch.where(x >= 128 / 255, 1 - x, x)
+    above = (x - 127.99 / 255).sign_()  # arithmetic, as torch.where is slow on a CPU
+    return above.mul_(0.5 - x).add_(0.5)
 
 
 def _normalised(x: Tensor, crops: Crops) -> Tensor:
     mean, std = (torch.tensor(m, device=x.device) for m in (crops.mean, crops.std))
-    if x.shape[1] == 1:
+    if x.shape[-3] == 1:
         mean, std = mean.mean()[None], std.mean()[None]
-    if len(mean) != x.shape[1] or len(std) != x.shape[1]:
-        raise ValueError(f"crops.mean and crops.std must have {x.shape[1]} values, one per channel.")
+    if len(mean) != x.shape[-3] or len(std) != x.shape[-3]:
+        raise ValueError(f"crops.mean and crops.std must have {x.shape[-3]} values, one per channel.")
     return x.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
