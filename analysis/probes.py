@@ -19,7 +19,7 @@ def knn_accuracy(
     test_labels: Array,
     *,
     k: int | Sequence[int] = 20,
-    temperature: float = 0.07,
+    temperature: int | float = 0.07,
     top: int = 1,
     chunk: int = 1024,
 ) -> Float[Tensor, ""] | dict[int, Float[Tensor, ""]]:
@@ -31,8 +31,8 @@ def knn_accuracy(
 
     train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`; rows are normalised, the cosine being part of the
     definition. k: one number, or several for one pass, which return {k: accuracy}. Range [0, 1], higher is better.
-    Exact, on the features' device, in chunks of `chunk` test rows: no (n, m) matrix. A collapsed network scores at
-    chance, but so may an untrained one score well above it: compare with one.
+    Exact, on the features' device, in chunks of `chunk` test rows: no (n, m) matrix. Blind to scale: the rounding
+    noise of a fully collapsed network classifies like an untrained one. Compare with one, and read `mean_collapse`.
     ValueError: k above m, a zero row, a test class without training samples, different d, NaN.
 
     Source: Wu et al. 2018 (arXiv 1805.01978) section 3.4; Caron et al. 2021 (DINO), official eval_knn, T = 0.07.
@@ -44,8 +44,9 @@ def knn_accuracy(
     ks = sorted({k} if isinstance(k, int) else set(k))
     if not ks or ks[0] < 1 or ks[-1] > len(train):
         raise ValueError(f"k must be between 1 and the number of training samples, {len(train)}, got {k}")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    for name, value in (("temperature", temperature), ("top", top), ("chunk", chunk)):
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     train_labels = as_labels(train_labels, len(train), device=train.device)
     test_labels = as_labels(test_labels, len(test), device=train.device)
     missing = test_labels[~torch.isin(test_labels, train_labels)]

@@ -5,14 +5,14 @@ Rows of x and y correspond (row i is sample i in both), their dimensions may dif
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analysis._input import Array, as_features
 
-NODES = 64  # of the Gauss–Hermite rule: exact to 1e-10 for projections within ±6
+# Trapezoidal rule for the weight exp(−t²/2), t ≤ 7.2: exact to 1e-10 for projections less than 14 apart.
+NODES, STEP = 24, 0.3
 
 
 def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
@@ -27,9 +27,10 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
     Source: Song et al. 2012 (unbiased HSIC); Kornblith et al. 2019 (arXiv 1905.00414); Nguyen et al. 2021.
     """
     x, y = (_centered(z) for z in _paired(x, y, min_rows=4))
-    own = _unbiased_hsic(x, x) * _unbiased_hsic(y, y)
-    resolved = (_unbiased_hsic(x, x) > 0) & (own > 0)
-    return torch.where(resolved, _unbiased_hsic(x, y) / torch.where(resolved, own, 1.0).sqrt(), 0.0)
+    x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
+    resolved = (x_own > 0) & (y_own > 0)
+    norm = torch.where(resolved, x_own * y_own, 1.0).sqrt()
+    return torch.where(resolved, _unbiased_hsic(x, y) / norm, 0.0)
 
 
 def principal_angles(
@@ -88,7 +89,8 @@ def sliced_normality(z: Array, *, directions: int = 256, seed: int = 0) -> Float
 
     z: `(n, d)`, taken as it is: features on the unit sphere have to be multiplied by √d, others standardised, first.
     Under N(0, I) its expectation is 1 − 1/√3 ≈ 0.423 at any n; lower is closer to normal, otherwise it grows with n;
-    z = 0 gives n·(1 − √2 + 1/√3). The directions depend on seed, directions and d only. O(n·d·directions).
+    z = 0 gives n·(1 − √2 + 1/√3). Exact to 10⁻¹⁰ while projections are less than 14 apart; features of a much larger
+    scale read up to a fifth too high. The directions depend on seed, directions and d only.
 
     Source: Epps & Pulley 1983; sliced, as a loss, Balestriero & LeCun 2025 (LeJEPA, arXiv 2511.08544).
     """
@@ -97,12 +99,13 @@ def sliced_normality(z: Array, *, directions: int = 256, seed: int = 0) -> Float
     z = as_features(z).double()
     u = torch.randn(z.shape[1], directions, dtype=z.dtype, generator=torch.Generator().manual_seed(seed))
     projected = z @ torch.nn.functional.normalize(u, dim=0).to(z.device)  # (n, directions)
-    total = torch.zeros((), dtype=z.dtype, device=z.device)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)  # the integrand is even: the positive half, twice
-    for t, w in zip(nodes[NODES // 2 :], weights[NODES // 2 :], strict=True):
-        real = (t * projected).cos().mean(0) - math.exp(-(t**2) / 2)
-        total = total + 2 * w / math.sqrt(2 * math.pi) * (real.square() + (t * projected).sin().mean(0).square()).mean()
-    return len(z) * total
+    phase = torch.polar(torch.ones_like(projected), STEP * projected)
+    power, total = torch.ones_like(phase), torch.zeros((), dtype=z.dtype, device=z.device)
+    for k in range(1, NODES + 1):  # the integrand is even, and 0 at t = 0
+        t, power = k * STEP, power * phase  # exp(i·t·projected): a product costs a tenth of a sine and a cosine
+        difference = power.mean(0) - math.exp(-(t**2) / 2)  # (directions,)
+        total = total + math.exp(-(t**2) / 2) * (difference.real.square() + difference.imag.square()).mean()
+    return len(z) * 2 * STEP / math.sqrt(2 * math.pi) * total
 
 
 def _paired(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:

@@ -7,19 +7,7 @@ import torch
 
 from analysis.moments import Moments
 from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
-
-D = torch.float64
-
-
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-def simplex(k: int, d: int) -> torch.Tensor:
-    """k unit vectors in ℝᵈ, d ≥ k, with all cosines −1/(k − 1)."""
-    means = torch.zeros(k, d, dtype=D)
-    means[:, :k] = (torch.eye(k, dtype=D) - 1 / k) * math.sqrt(k / (k - 1))
-    return means
+from tests.configurations import D, gaussian, simplex
 
 
 def classes(means: torch.Tensor, sigma: float, *, copies: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

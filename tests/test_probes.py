@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from analysis import probes
+from analysis.collapse import mean_collapse
 from analysis.probes import knn_accuracy
 
 ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "oracle.json"
@@ -90,6 +91,15 @@ def test_invariant_to_rotation_scale_and_order_of_the_training_set():
     assert knn_accuracy(train[order], train_labels[order], test, test_labels, k=9) == value
 
 
+def test_the_noise_of_a_collapsed_network_still_classifies():
+    train, train_labels, test, test_labels = blobs()
+    value = knn_accuracy(train, train_labels, test, test_labels, k=9).item()
+    offset = 1e5 * torch.linalg.qr(torch.ones(8, 1, dtype=torch.float64)).Q.T  # all cosines are 1 − 10⁻⁹
+    assert value > 0.7
+    assert mean_collapse(train + offset).item() > 1 - 1e-8
+    assert knn_accuracy(train + offset, train_labels, test + offset, test_labels, k=9).item() > value - 0.2
+
+
 def test_small_temperature_does_not_overflow_and_is_nearest_neighbour():
     data = blobs()
     assert knn_accuracy(*data, k=20, temperature=1e-4) == knn_accuracy(*data, k=1)
@@ -123,7 +133,9 @@ def test_bad_input_is_named():
         ({"k": 121}, "k must be between 1 and the number of training samples, 120"),
         ({"k": 0}, "k must be"),
         ({"k": ()}, "k must be"),
-        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 0}, "temperature must be positive"),
+        ({"top": 0}, "top must be positive"),
+        ({"chunk": 0}, "chunk must be positive"),
         ({"test_labels": test_labels + 1}, "test_labels has class 5, of which train_labels has no sample"),
         ({"train_labels": train_labels[:-1]}, "labels must have shape"),
         ({"train_labels": train_labels - 1}, "negative"),

@@ -6,17 +6,7 @@ import pytest
 import torch
 
 from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
-
-D = torch.float64
-
-
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-def rotation(d: int, seed: int = 5) -> torch.Tensor:
-    return torch.linalg.qr(gaussian(d, d, seed=seed)).Q
-
+from tests.configurations import D, gaussian, rotation
 
 # ---------------------------------------------------------------- debiased CKA
 
