@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
@@ -20,16 +21,19 @@ Measure = Callable[[Moments], Tensor | float]
 
 
 class Estimate(NamedTuple):
-    """A diagnostic of n samples in d dimensions, its standard error and its value without the bias of order 1/n."""
+    """A diagnostic of n samples in d dimensions, its standard error and its value without the bias of order 1/n.
 
-    value: float
-    se: float
-    corrected: float
+    Floats, or tensors (k,) for a measure of k numbers.
+    """
+
+    value: float | Float[Tensor, " k"]
+    se: float | Float[Tensor, " k"]
+    corrected: float | Float[Tensor, " k"]
     n: int
     d: int
     blocks: int
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, level: float = 0.95) -> tuple[float | Float[Tensor, " k"], float | Float[Tensor, " k"]]:
         """Confidence interval: corrected ± t·se, Student's t with blocks − 1 degrees of freedom."""
         half = float(stats.t.ppf((1 + level) / 2, self.blocks - 1)) * self.se
         return self.corrected - half, self.corrected + half
@@ -43,7 +47,8 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
 
     The interval is calibrated where the measure moves with the spectrum to first order. Near its maximum (effective
     rank of isotropic features) it does not; then se is √2 too large or a little more, and the interval conservative.
-    Costs B + 1 evaluations. Removes the bias of order 1/n, so it warns where n/d < 10 and higher orders matter.
+    Costs B + 1 evaluations: a measure of several numbers (k,) at once saves decompositions. Removes the bias of
+    order 1/n, so it warns where n/d < 10 and higher orders matter.
     Valid for smooth measures of independent rows: not for a count, nor for the largest or smallest eigenvalue of a
     flat spectrum (stable rank), nor for views of one image in different blocks (see `Moments`).
     ValueError for fewer than two non-empty blocks.
@@ -58,13 +63,14 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
         warnings.warn(
             f"n/d = {n / d:.1f} is below 10: the correction removes only the first order of the bias", stacklevel=2
         )
-    value = float(measure(moments))
-    left_out = torch.tensor([float(measure(moments.without(b))) for b in range(blocks)], dtype=torch.float64)
-    h = n / torch.tensor(sizes, dtype=torch.float64)
-    corrected = blocks * value - ((1 - 1 / h) * left_out).sum()
+    value = torch.as_tensor(measure(moments), dtype=torch.float64)  # () or (k,)
+    left_out = torch.stack([torch.as_tensor(measure(moments.without(b))).to(value) for b in range(blocks)])
+    h = (n / torch.tensor(sizes).to(value)).view(-1, *[1] * value.ndim)  # (blocks, 1...)
+    corrected = blocks * value - ((1 - 1 / h) * left_out).sum(0)
     pseudo = h * value - (h - 1) * left_out
-    se = ((pseudo - corrected).square() / (h - 1)).mean().sqrt()
-    return Estimate(value, se.item(), corrected.item(), n, d, blocks)
+    se = ((pseudo - corrected).square() / (h - 1)).mean(0).sqrt()
+    value, se, corrected = (t.item() if t.ndim == 0 else t for t in (value, se, corrected))
+    return Estimate(value, se, corrected, n, d, blocks)
 
 
 class Reference(NamedTuple):

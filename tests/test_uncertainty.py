@@ -1,0 +1,170 @@
+"""The jackknife against what it is for linear and quadratic statistics, and its coverage over repeated draws."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from analysis import theory
+from analysis.moments import Moments
+from analysis.rates import coding_rate_of_spectrum
+from analysis.spectra import effective_rank, eigenvalues, participation_ratio
+from analysis.uncertainty import isotropic_reference, jackknife, permutation_reference
+
+
+def features(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def energy(m):
+    return m.second_moment.trace()
+
+
+def test_of_a_mean_it_is_the_standard_error_of_block_means():
+    z = features(400, 3)
+    blocks = [z[b::8].square().sum(1).mean().item() for b in range(8)]
+    estimate = jackknife(energy, Moments.of(z, blocks=8))
+    assert estimate.value == pytest.approx(np.mean(blocks))
+    assert estimate.corrected == pytest.approx(np.mean(blocks))
+    assert estimate.se == pytest.approx(np.std(blocks, ddof=1) / math.sqrt(8))
+    assert (estimate.n, estimate.d, estimate.blocks) == (400, 3, 8)
+
+
+def test_unequal_blocks_leave_a_mean_uncorrected():
+    z = features(397, 3)
+    estimate = jackknife(energy, Moments.of(z, blocks=8))
+    assert estimate.corrected == pytest.approx(estimate.value, rel=1e-10)
+    one = jackknife(energy, Moments.of(z[:392], blocks=8))
+    assert estimate.se == pytest.approx(one.se, rel=0.2)
+
+
+def test_of_a_square_it_removes_the_whole_bias():
+    """‖mean‖² is biased by trace/n; the correction leaves the inner products of distinct block means."""
+    z = features(400, 3)
+    means = torch.stack([z[b::8].mean(0) for b in range(8)])
+    products = means @ means.T
+    expected = (products.sum() - products.trace()) / (8 * 7)
+    estimate = jackknife(lambda m: m.mean.square().sum(), Moments.of(z, blocks=8))
+    assert estimate.corrected == pytest.approx(expected.item())
+
+
+def test_the_interval_is_students():
+    estimate = jackknife(energy, Moments.of(features(400, 3), blocks=8))
+    low, high = estimate.interval(0.9)
+    assert (low + high) / 2 == pytest.approx(estimate.corrected)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.95, 7) * estimate.se)
+
+
+def test_several_numbers_at_once_are_the_single_ones():
+    m = Moments.of(features(400, 3), blocks=8)
+    both = jackknife(lambda m: torch.stack([energy(m), participation_ratio(m)]), m)
+    for i, measure in enumerate((energy, participation_ratio)):
+        one = jackknife(measure, m)
+        assert [t[i].item() for t in both[:3]] == pytest.approx(one[:3])
+        assert [t[i].item() for t in both.interval()] == pytest.approx(one.interval())
+
+
+MEASURES = {
+    "effective_rank": effective_rank,
+    "singular": lambda x: effective_rank(x, of="singular_values"),
+    "participation_ratio": participation_ratio,
+    "rate": lambda x: coding_rate_of_spectrum(x, eps=0.5, d=12),
+}
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """200 draws of 25·d Gaussian rows in d = 12, isotropic and with λ_j ∝ 1/j: the truth and all estimates."""
+    d, out = 12, {}
+
+    def measure(x):
+        lam = eigenvalues(x)
+        return torch.stack([function(lam) for function in MEASURES.values()])
+
+    for name, lam in {"isotropic": torch.ones(d), "power law": 1 / torch.arange(1.0, d + 1)}.items():
+        lam = lam.double() / lam.sum()
+        some = [jackknife(measure, Moments.of(features(25 * d, d, i) * lam.sqrt(), blocks=10)) for i in range(200)]
+        value, se, corrected, low, high = torch.stack(
+            [torch.stack([*e[:3], *e.interval(0.95)]) for e in some], -1
+        ).numpy()
+        for k, key in enumerate(MEASURES):
+            columns = {"value": value, "se": se, "corrected": corrected, "low": low, "high": high}
+            out[name, key] = measure(lam)[k].item(), {name: column[k] for name, column in columns.items()}
+    return out
+
+
+def coverage(truth, estimates):
+    return np.mean((estimates["low"] <= truth) & (truth <= estimates["high"]))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_coverage_on_a_power_law_is_nominal(draws, measure):
+    assert 0.90 <= coverage(*draws["power law", measure]) <= 0.98
+
+
+def test_coverage_on_an_isotropic_spectrum(draws):
+    """Nominal for the rate. Ranks are at their maximum, their first order vanishes, and the interval is conservative:
+    the jackknife counts the second order twice (Efron & Stein 1981), so se/sd is about √2."""
+    assert 0.90 <= coverage(*draws["isotropic", "rate"]) <= 0.98
+    for measure in ("effective_rank", "singular", "participation_ratio"):
+        truth, estimates = draws["isotropic", measure]
+        assert coverage(truth, estimates) >= 0.95
+        assert 1 <= estimates["se"].mean() / estimates["corrected"].std() <= 1.9
+
+
+def test_the_correction_removes_most_of_the_bias(draws):
+    for truth, estimates in draws.values():
+        bias, left = (abs(estimates[k].mean() - truth) for k in ("value", "corrected"))
+        assert left <= 0.15 * bias + 2.5 * estimates["corrected"].std() / math.sqrt(200)
+
+
+def test_the_bootstrap_over_rows_misses_the_truth():
+    """Resampled rows repeat, so its whole 95 % interval lies below the estimate, which is below the truth already."""
+    rng, covered, below = np.random.default_rng(0), 0, 0
+    for seed in range(10):
+        z = features(300, 12, seed)
+        resampled = [effective_rank(z[rng.integers(300, size=300)]).item() for _ in range(40)]
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        covered += low <= 12 <= high
+        below += high < effective_rank(z).item()
+    assert covered == 0
+    assert below >= 9
+
+
+def test_too_few_rows_are_warned_of():
+    with pytest.warns(UserWarning, match="n/d = 9.0 is below 10"):
+        jackknife(energy, Moments.of(features(36, 4), blocks=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jackknife(energy, Moments.of(features(40, 4), blocks=4))
+
+
+def test_blocks_are_needed():
+    for m in (Moments.of(features(40, 4)), Moments.of(features(3, 4), blocks=4)):
+        with pytest.raises(ValueError, match="two or more non-empty blocks"):
+            jackknife(energy, m)
+
+
+def test_isotropic_reference_is_the_closed_form():
+    """Marchenko-Pastur for the rate, 1/PR = 1/n + 1/d for the participation ratio."""
+    rate = isotropic_reference(lambda m: coding_rate_of_spectrum(m, eps=0.5), 256, 64, draws=8)
+    assert rate.mean == pytest.approx(theory.rate_isotropic(256, 64, 0.5), rel=2e-3)
+    assert 0 < rate.sd < 0.01 * rate.mean
+    ratio = isotropic_reference(participation_ratio, 256, 64, draws=8)
+    assert ratio.mean == pytest.approx(1 / (1 / 256 + 1 / 64), rel=1e-2)
+    assert ratio == isotropic_reference(participation_ratio, 256, 64, draws=8)
+
+
+def test_permutation_reference_keeps_variances_and_destroys_dependence():
+    z = features(500, 1) @ torch.ones(1, 8, dtype=torch.float64) + 0.1 * features(500, 8, 1)  # one direction and noise
+    assert participation_ratio(z) < 1.1
+    reference = permutation_reference(participation_ratio, z, draws=5)
+    assert reference.mean == pytest.approx(1 / (1 / 500 + 1 / 8), rel=0.02)
+    trace = permutation_reference(energy, z, draws=5)
+    assert trace.mean == pytest.approx(energy(Moments.of(z)).item())
+    assert trace.sd == pytest.approx(0, abs=1e-10)
+    with pytest.raises(ValueError, match="draws"):
+        permutation_reference(energy, z, draws=1)
