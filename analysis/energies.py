@@ -5,6 +5,8 @@ The points are taken as they are; `landscape.minimise` keeps them on the unit sp
 
 import math
 from collections.abc import Callable
+from functools import cache
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -49,10 +51,13 @@ def _rate(z, eps):
     return 0.5 * torch.logdet(_eye(gram) + d / (n * eps**2) * gram)
 
 
+@cache
 def _batches(n, batch, samples, seed):
     """Index sets (c, b): all of them, or `samples` random ones."""
     if samples is None:
-        return torch.combinations(torch.arange(n), batch)
+        if math.comb(n, batch) > 200_000:
+            raise ValueError(f"there are C({n}, {batch}) batches, too many to enumerate: give samples")
+        return torch.tensor(list(combinations(range(n), batch)))
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(samples, n, generator=generator).argsort(dim=1)[:, :batch]
 

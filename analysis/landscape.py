@@ -37,6 +37,8 @@ class Saddle(NamedTuple):
 
 def random_points(n: int, d: int, *, restarts: int = 1, seed: int = 0) -> Float[Tensor, "restarts n d"]:
     """Independent uniform unit vectors (restarts, n, d) in float64, the same for a seed on every machine."""
+    if min(n, d, restarts) < 1:
+        raise ValueError(f"n, d and restarts must be at least 1, got {n}, {d} and {restarts}")
     generator = torch.Generator().manual_seed(seed)
     return normalize(torch.randn(restarts, n, d, generator=generator, dtype=torch.float64), dim=-1)
 

@@ -51,8 +51,8 @@ def rate_maximum(n, d, eps, *, center=False):
     Proof: R is a symmetric strictly concave function of the eigenvalues of Γ, of which at most r are nonzero and whose
     sum is 1, so equal eigenvalues 1/r win. Attained by orthonormal rows (n ≤ d) and unit-norm tight frames (n ≥ d).
     center=True bounds the centred covariance: r = min(n-1, d), attained by the regular simplex for n ≤ d+1. Beyond, the
-    bound needs a tight frame of mean zero; none exists for n = d+2 odd (its Naimark complement in the zero-sum
-    vectors would be one ±1 vector of odd length), where the bound is strict.
+    bound needs a tight frame of mean zero, of which none exists for odd n if d = 1 (±1 cannot sum to zero) or d = n-2
+    (its complement among the zero-sum vectors would have d = 1): there the bound is strict.
     """
     alpha = _alpha(d, eps)
     _counts(n=n)
@@ -179,7 +179,8 @@ def even_potential_weights(b, d, eps, orders):
     mean R = (b/2) log(1+α/b) - Σ_k w_k mean c^{2k} + (three-body and more), w_k = b(b-1)/2 · s^{2k}/(2k), s = α/(α+b).
     Proof: expand ½ logdet(I + sO), O the off-diagonal Gram, over pairs: ½ log(1 - s²c²). s falls with b, and the high
     orders with it. Exact for b = 2. For b ≥ 3 cyclic products enter, s³ c_ij c_jk c_ki first, which no frame potential
-    fixes: three lines at 60° in a plane and three vectors with all c = ½ share every |c| but not R.
+    fixes: three lines at 60° in a plane and three vectors with all c = ½ share every |c| but not R. On tight frames
+    the batches of n-1 see nothing new (Γ loses one z_i z_iᵀ/n, whatever z_i is): only b ≤ n-2 changes the optimum.
     """
     s, k = _alpha(d, eps) / (_alpha(d, eps) + b), np.asarray(orders)
     _counts(b=b)
@@ -276,7 +277,9 @@ def distillation_fixed_point(mu, gamma, alpha, d, *, norm=None):
 def mode_velocity(p, mu, gamma, alpha, *, stop_gradient=True):
     """B5: dp/dt = 2p (γα/(1+αp) - cμ) of one mode under gradient flow; c = 1 with stop-gradient, else 2.
 
-    Proof: with whitened inputs, Σ = I, each row of W keeps its direction: dw/dt = (γα/(1+αp) - cμ) w, and p = ‖w‖².
+    Proof: with whitened inputs, Σ = I, the columns of W in the eigenbasis of Σ_a follow
+    dw_i/dt = γα(I+αWWᵀ)⁻¹w_i - cμ_i w_i. If orthogonal they stay so, the inverse is 1/(1+αp_i) on w_i, and
+    p_i = ‖w_i‖². Otherwise modes that share an output direction compete for it.
     """
     return 2 * p * (gamma * alpha / (1 + alpha * p) - (1 if stop_gradient else 2) * mu)
 
@@ -347,7 +350,7 @@ def rate_isotropic(n, d, eps):
     """D1: the mean rate of n independent uniform unit vectors, in nats: the Shannon transform of Marchenko and Pastur.
 
     (d/2)[β log(1+s-F/4) + log(1+sβ-F/4) - F/(4s)], β = n/d, s = α/n, F = (√(1+s(1+√β)²) - √(1+s(1-√β)²))².
-    Asymptotic in n and d, within 0.2 % from d = 64 on, n < d too. It is below `rate_maximum` (Jensen): the rate of a
+    Asymptotic in n and d, within 0.5 % from d = 64 on, n < d too. It is below `rate_maximum` (Jensen): the rate of a
     sample is biased low. Source: Tulino and Verdú 2004, Random matrix theory and wireless communications.
     """
     s, beta = _alpha(d, eps) / n, n / d

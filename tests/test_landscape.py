@@ -1,0 +1,173 @@
+"""Minima, Hessians and saddles against the closed forms of the propositions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from analysis import theory
+from analysis.energies import coding_rate_energy, frame_potential_energy, uniformity_energy
+from analysis.landscape import (
+    geodesic,
+    harmonic_frame,
+    hessian_spectrum,
+    minimise,
+    nullity,
+    optimum_spectra,
+    random_points,
+    rate_maxima,
+    saddle,
+)
+
+GRID = [(n, d, eps) for n, d in [(2, 6), (6, 6), (7, 6), (9, 4), (24, 3), (40, 12)] for eps in (0.1, 0.5, 2.0)]
+PAIRS = [(3, 5), (5, 5), (7, 5), (9, 4), (12, 3)]  # nullities 9, 10, 14, 18, 19
+PAIRS += [(2, 2), (3, 2), (4, 2), (5, 2), (2, 6), (4, 6), (6, 6), (7, 6), (8, 6), (5, 4), (6, 4), (6, 3), (10, 3)]
+PAIRS += [(5, 3), (11, 5), (3, 9)]
+GOLDEN = (1 + math.sqrt(5)) / 2
+ICOSAHEDRON = [[0, 1, GOLDEN], [0, 1, -GOLDEN], [1, GOLDEN, 0], [1, -GOLDEN, 0], [GOLDEN, 0, 1], [-GOLDEN, 0, 1]]
+ICOSAHEDRON = normalize(torch.tensor(ICOSAHEDRON, dtype=torch.float64), dim=1)
+
+
+def off_diagonal_mean(z, power):
+    cosines = (z @ z.mT)[~torch.eye(len(z), dtype=torch.bool)]
+    return cosines.pow(power).mean().item()
+
+
+def test_A1_every_restart_reaches_the_bound():
+    found = rate_maxima(GRID, restarts=20)
+    bound = np.array([theory.rate_maximum(*row) for row in GRID])
+    assert (abs(found[["best", "worst"]].to_numpy() / bound[:, None] - 1) < 1e-10).all()
+    assert found["gradient_norm"].max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "attained"), [(5, 4, True), (6, 4, True), (7, 3, True), (5, 3, False), (7, 5, False)]
+)
+def test_A1_the_centred_bound_is_not_attained_by_d_plus_two_points_if_that_is_odd(n, d, attained):
+    found = minimise(coding_rate_energy(0.5, center=True), n, d, restarts=20)
+    gap = theory.rate_maximum(n, d, 0.5, center=True) + found.energies.min().item()
+    assert abs(gap) < 1e-10 if attained else gap > 1e-3
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_A2_nullity_of_the_hessian_is_the_dimension_of_the_optimal_set(pair):
+    (spectrum,) = optimum_spectra([pair]).values()
+    assert nullity(spectrum) == theory.optimal_set_dimension(*pair)
+    assert spectrum.max() < 1e-9
+
+
+@pytest.mark.parametrize(("n1", "d1", "n2", "d2"), [(6, 2, 3, 3), (5, 2, 2, 1), (7, 3, 4, 2), (4, 1, 3, 2)])
+def test_A3_saddle_has_the_predicted_positive_curvature_and_no_other(n1, d1, n2, d2):
+    energy, (z, direction) = coding_rate_energy(0.5), saddle(n1, d1, n2, d2)
+    curvature, multiplicity = theory.saddle_curvature(n1, d1, n2, d2, 0.5)
+    gradient = torch.func.grad(energy)(z)
+    torch.testing.assert_close(gradient, (gradient * z).sum(1, keepdim=True) * z, atol=1e-12, rtol=0)
+    spectrum = -hessian_spectrum(energy, z)
+    np.testing.assert_allclose(spectrum[spectrum > 1e-9], [curvature] * multiplicity, atol=1e-10)
+    t = torch.tensor([0.0, 1e-3], dtype=torch.float64)
+    low, high = -energy(geodesic(z, direction, t=t))
+    assert 2 * (high - low).item() / 1e-6 == pytest.approx(curvature, rel=1e-4)
+
+
+def test_A4_every_epsilon_has_the_same_optima_as_the_frame_potential():
+    tight = minimise(frame_potential_energy(), 9, 4).z
+    for eps in (0.05, 1.0, 5.0):
+        found = minimise(coding_rate_energy(eps), 9, 4).z
+        torch.testing.assert_close(found.mT @ found / 9, torch.eye(4, dtype=torch.float64) / 4, atol=1e-9, rtol=0)
+        assert -coding_rate_energy(eps)(tight).item() == pytest.approx(theory.rate_maximum(9, 4, eps), abs=1e-10)
+
+
+@pytest.mark.parametrize("pair", [(3, 5), (5, 5), (7, 5), (12, 3)])
+def test_A4_trace_of_the_hessian_is_the_same_at_every_optimum(pair):
+    for seed in range(2):
+        (spectrum,) = optimum_spectra([pair], eps=0.3, seed=seed).values()
+        assert spectrum.sum() == pytest.approx(theory.hessian_trace(*pair, 0.3), rel=1e-10)
+
+
+def test_A4_a_projective_design_has_one_curvature():
+    spectrum = -hessian_spectrum(coding_rate_energy(0.3), ICOSAHEDRON)
+    np.testing.assert_allclose(np.sort(spectrum)[:5], theory.hessian_trace(6, 3, 0.3) / 5, rtol=1e-10)
+    assert nullity(spectrum) == 7
+
+
+def test_B2_pairs_make_the_icosahedron_where_the_full_batch_makes_any_tight_frame():
+    found = minimise(coding_rate_energy(0.3, batch=2), 6, 3, restarts=5)
+    assert -found.energies.max().item() == pytest.approx(theory.pair_rate_maximum(6, 3, 0.3), rel=1e-10)
+    cosines = found.points @ found.points.mT
+    np.testing.assert_allclose(cosines[:, ~torch.eye(6, dtype=torch.bool)].square(), 0.2, atol=1e-9)
+    full = minimise(coding_rate_energy(0.3), 6, 3).z
+    cosines = (full @ full.mT)[~torch.eye(6, dtype=torch.bool)].square()
+    assert cosines.max() - cosines.min() > 0.3
+
+
+def test_B2_batches_reach_a_design_at_every_size_up_to_n_minus_two():
+    eps, n, d = math.sqrt(0.05), 12, 3
+    bound = (n * theory.frame_potential_minimum(n, d, 2) - 1) / (n - 1)  # without self pairs: 0.1273
+    for batch in (2, 4):  # 66 pairs, 495 quadruples
+        z = minimise(coding_rate_energy(eps, batch=batch), n, d, tol=1e-9, seed=1).z
+        assert off_diagonal_mean(z, 4) == pytest.approx(bound, rel=2e-3)
+    free = minimise(coding_rate_energy(eps, batch=n - 1), n, d, tol=1e-9, seed=1).z
+    assert off_diagonal_mean(free, 4) > 1.05 * bound
+
+
+def test_C3_minima_reach_the_known_optima():
+    found = minimise(frame_potential_energy(2), 12, 3, restarts=5)
+    assert found.energies.min().item() == pytest.approx(theory.frame_potential_minimum(12, 3, 2), rel=1e-10)
+    for n in (5, 8):  # simplex, cross-polytope
+        found = minimise(uniformity_energy(), n, 4, restarts=10)
+        assert found.energies.min().item() == pytest.approx(theory.uniformity_minimum(n, 4), abs=1e-10)
+
+
+def test_batched_energies_equal_the_mean_over_batches():
+    z = random_points(6, 3, restarts=2)
+    for batch in (2, 4):  # smaller and larger than d
+        for center in (False, True):
+            values = coding_rate_energy(0.5, batch=batch, center=center)(z)
+            members = torch.combinations(torch.arange(6), batch)
+            each = torch.stack([coding_rate_energy(0.5, center=center)(z[:, m]) for m in members])
+            torch.testing.assert_close(values, each.mean(0), atol=1e-10, rtol=0)
+    sampled = coding_rate_energy(0.5, batch=2, samples=20_000)(z)
+    torch.testing.assert_close(sampled, coding_rate_energy(0.5, batch=2)(z), atol=0.01, rtol=0)
+    with pytest.raises(ValueError, match="samples"):
+        coding_rate_energy(0.5, batch=20)(random_points(60, 3))
+
+
+def test_restarts_are_independent_of_their_company():
+    together = minimise(uniformity_energy(), 9, 3, restarts=7, block=3)
+    apart = minimise(uniformity_energy(), 9, 3, restarts=7, block=1)
+    torch.testing.assert_close(together.energies, apart.energies, atol=1e-12, rtol=0)
+    assert together.energies.unique().numel() > 1
+    torch.testing.assert_close(uniformity_energy()(together.z), together.energies.min())
+    torch.testing.assert_close(together.points.norm(dim=-1), torch.ones(7, 9, dtype=torch.float64))
+
+
+def test_minimise_finds_the_smallest_eigenvectors_of_a_quadratic_form():
+    a = torch.diag(torch.arange(1.0, 9.0, dtype=torch.float64))
+    found = minimise(lambda z: torch.einsum("...ni,ij,...nj->...", z, a, z), 3, 8, restarts=4)
+    torch.testing.assert_close(found.energies, torch.full((4,), 3.0, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert found.gradient_norms.max() <= 1e-12
+    spectrum = hessian_spectrum(lambda z: torch.einsum("...ni,ij,...nj->...", z, a, z), found.z)
+    np.testing.assert_allclose(spectrum, np.repeat(2.0 * np.arange(1, 8), 3), atol=1e-9)
+
+
+def test_lanczos_agrees_with_the_dense_hessian():
+    energy, (z, _) = coding_rate_energy(0.5), saddle(6, 2, 3, 3)
+    np.testing.assert_allclose(hessian_spectrum(energy, z, k=3), hessian_spectrum(energy, z)[:3], atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 2), (9, 4), (7, 5), (4, 4), (5, 1), (6, 5)])
+def test_harmonic_frames_are_unit_norm_and_tight(n, d):
+    z = harmonic_frame(n, d)
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(n, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(z.mT @ z, n / d * torch.eye(d, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_impossible_configurations_are_named():
+    with pytest.raises(ValueError, match="tight frame"):
+        harmonic_frame(2, 3)
+    with pytest.raises(ValueError, match="n1 > d1"):
+        saddle(2, 2, 3, 3)
+    with pytest.raises(ValueError, match="restarts"):
+        minimise(frame_potential_energy(), 3, 2, restarts=0)

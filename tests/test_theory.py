@@ -1,0 +1,389 @@
+"""Each test quotes its proposition: algebra to 1e-10, optimisation, dynamics, Monte Carlo, or recorded numbers."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from scipy.optimize import minimize
+
+from analysis import theory
+
+RNG = np.random.default_rng
+OFFICIAL = [  # head dimension, rows per rank, ranks, the code's eps, ceiling, collapsed: facts of the official recipes
+    (256, 64, 8, 0.05, 0.4496, 0.0189),
+    (256, 128, 8, 0.05, 0.560, 0.016),
+    (256, 256, 2, 0.05, 1.798, 0.023),
+    (256, 512, 2, 0.05, 1.499, 0.019),
+    (256, 24, 1, 0.05, 2.935, 0.195),
+    (256, 32, 1, 0.05, 2.858, 0.150),
+    (256, 64, 16, 0.05, 0.280, 0.014),
+    (256, 78, 32, 0.05, 0.187, 0.01094),
+]
+
+
+def rate(z, eps):
+    n, d = z.shape
+    return 0.5 * np.linalg.slogdet(np.eye(d) + d / (n * eps**2) * z.T @ z)[1]
+
+
+def sphere(rng, n, d):
+    z = rng.standard_normal((n, d))
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("proposition", theory.PROPOSITIONS)
+def test_every_proposition_has_a_function_and_a_test(proposition):
+    functions = [f for _, f in inspect.getmembers(theory, inspect.isfunction) if f.__module__ == theory.__name__]
+    assert any((f.__doc__ or "").startswith(f"{proposition}: ") for f in functions)
+    tests = "".join(Path(__file__).with_name(name).read_text() for name in ("test_theory.py", "test_landscape.py"))
+    assert re.search(rf"^def test_{proposition}_", tests, re.MULTILINE)
+
+
+# A ---------------------------------------------------------------------------------------------------------------
+
+
+def test_A1_orthonormal_rows_and_tight_frames_reach_the_bound():
+    assert rate(np.eye(3, 5), 0.3) == pytest.approx(theory.rate_maximum(3, 5, 0.3), abs=1e-10)
+    angle = 2 * np.pi * np.arange(7) / 7
+    heptagon = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert rate(heptagon, 0.3) == pytest.approx(theory.rate_maximum(7, 2, 0.3), abs=1e-10)
+
+
+def test_A1_simplex_reaches_the_centred_bound():
+    simplex = np.eye(5) - 1 / 5
+    simplex /= np.linalg.norm(simplex, axis=1, keepdims=True)
+    simplex = simplex @ np.linalg.svd(simplex)[2][:4].T  # (5, 4)
+    assert rate(simplex - simplex.mean(0), 0.3) == pytest.approx(theory.rate_maximum(5, 4, 0.3, center=True), abs=1e-10)
+    assert theory.rate_maximum(1, 4, 0.3, center=True) == 0
+
+
+@pytest.mark.parametrize(("n", "d"), [(3, 8), (8, 8), (40, 8)])
+def test_A1_random_features_lie_between_collapse_and_the_bound(n, d):
+    values = [rate(sphere(RNG(seed), n, d), 0.5) for seed in range(50)]
+    assert theory.rate_collapsed(d, 0.5) < min(values)
+    assert max(values) < theory.rate_maximum(n, d, 0.5)
+    assert rate(np.eye(1, d).repeat(n, 0), 0.5) == pytest.approx(theory.rate_collapsed(d, 0.5), abs=1e-10)
+
+
+@pytest.mark.parametrize(("d", "rows", "ranks", "eps", "ceiling", "collapsed"), OFFICIAL)
+def test_A1_ceiling_and_collapsed_value_of_the_official_recipes(d, rows, ranks, eps, ceiling, collapsed):
+    precision, gamma = math.sqrt(ranks * eps), (d + ranks * rows) / (d * ranks * rows)
+    digits = 10.0 ** -(len(str(ceiling)) - 2), 10.0 ** -(len(str(collapsed)) - 2)
+    assert gamma * theory.rate_maximum(rows, d, precision) == pytest.approx(ceiling, abs=0.51 * digits[0])
+    assert gamma * theory.rate_collapsed(d, precision) == pytest.approx(collapsed, abs=0.51 * digits[1])
+
+
+def test_A2_dimension_of_the_optimal_set():
+    recorded = {(3, 5): 9, (5, 5): 10, (7, 5): 14, (9, 4): 18, (12, 3): 19}
+    assert {pair: theory.optimal_set_dimension(*pair) for pair in recorded} == recorded
+    for n, d in [(2, 6), (6, 6), (7, 6), (30, 6)]:
+        orbit = theory.optimal_set_dimension(n, d) - theory.optimal_set_dimension(n, d, modulo_rotations=True)
+        rank = min(n, d)
+        assert orbit == rank * (rank - 1) / 2 + rank * (d - rank)  # dimension of the rotations that move r vectors
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_A4_small_and_large_alpha_are_the_frame_potential_and_the_log_volume(d):
+    spectrum = np.linalg.eigvalsh(sphere(RNG(0), 20, d).T @ sphere(RNG(0), 20, d) / 20)
+    alpha = 1e-4
+    expansion = alpha / 2 - alpha**2 / 4 * (spectrum**2).sum()
+    assert 0.5 * np.log1p(alpha * spectrum).sum() == pytest.approx(expansion, abs=alpha**3)
+    alpha = 1e10
+    volume = 0.5 * np.log(spectrum).sum() + d / 2 * math.log(alpha)
+    assert 0.5 * np.log1p(alpha * spectrum).sum() == pytest.approx(volume, abs=1e-7)
+
+
+@pytest.mark.parametrize(("n", "d"), [(20, 6), (4, 6)])
+def test_A4_curvature_along_a_spectral_direction(n, d):
+    rank, alpha, h = min(n, d), d / 0.3**2, 1e-4
+    v = RNG(1).standard_normal(rank)
+    v = (v - v.mean()) / np.linalg.norm(v - v.mean())
+    values = [0.5 * np.log1p(alpha * (1 / rank + t * v)).sum() for t in (-h, 0, h)]
+    measured = -(values[0] - 2 * values[1] + values[2]) / h**2
+    assert measured == pytest.approx(theory.spectral_curvature(n, d, 0.3), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(3, 8), (8, 8), (40, 8)])
+def test_A5_gradient_bound_is_tight(n, d):
+    alpha = d / 0.3**2
+
+    def gradient_norm(z):
+        return np.linalg.norm(alpha / n * z @ np.linalg.inv(np.eye(d) + alpha / n * z.T @ z))
+
+    bound = theory.gradient_bound(n, d, 0.3)
+    u, _, vt = np.linalg.svd(RNG(0).standard_normal((n, d)), full_matrices=False)
+    assert gradient_norm(math.sqrt(n / alpha) * u @ vt) == pytest.approx(bound, abs=1e-10)
+    assert max(gradient_norm(10.0**k * sphere(RNG(seed), n, d)) for k in (-2, -1, 0, 1) for seed in range(20)) < bound
+
+
+def test_A5_three_rules_for_gamma_differ_by_a_factor_of_twenty():
+    rules = theory.gamma_rules(512, 256, math.sqrt(0.05))
+    assert rules["balanced"] == pytest.approx(0.0009, abs=5e-5)
+    assert rules["bounded"] == pytest.approx(0.0198, abs=5e-5)
+    assert rules["official"] == pytest.approx(0.0059, abs=5e-5)
+    bound = theory.gradient_bound(512, 256, math.sqrt(0.05))
+    assert 4 * rules["balanced"] * bound == pytest.approx(2 / math.sqrt(512), abs=1e-10)
+    assert rules["bounded"] * bound == pytest.approx(0.5, abs=1e-10)
+
+
+# B ---------------------------------------------------------------------------------------------------------------
+
+
+def test_B1_minimum_of_the_loss_is_the_rate_alone():
+    assert theory.loss_minimum(6, 3, 0.5, 0.1) == pytest.approx(-0.1 * theory.rate_maximum(6, 3, 0.5), abs=1e-10)
+
+
+def test_B2_pair_rate_is_the_rate_of_two_points():
+    for seed in range(5):
+        z = sphere(RNG(seed), 2, 7)
+        assert theory.pair_rate(z[0] @ z[1], 7, 0.4) == pytest.approx(rate(z, 0.4), abs=1e-10)
+
+
+def test_B2_even_frame_potentials_give_the_pair_rate_exactly():
+    orders = np.arange(1, 400)
+    weights = theory.even_potential_weights(2, 4, 0.5, orders)
+    for c in (0.0, 0.3, -0.9):
+        series = math.log1p(2 * 4) - (weights * c ** (2 * orders)).sum()  # α/2 = 8
+        assert series == pytest.approx(theory.pair_rate(c, 4, 0.5), abs=1e-10)
+    relative = [np.divide(*theory.even_potential_weights(b, 4, 0.5, [2, 1])) for b in (2, 4, 8, 64)]
+    assert relative == sorted(relative, reverse=True)  # larger batches see less of the high orders
+
+
+def test_B2_frame_potentials_do_not_determine_the_rate_of_three_points():
+    in_a_plane = np.array([[1, 0, 0], [0.5, math.sqrt(0.75), 0], [-0.5, math.sqrt(0.75), 0]])
+    in_space = np.linalg.cholesky(np.full((3, 3), 0.5) + 0.5 * np.eye(3))
+    np.testing.assert_allclose(abs(in_a_plane @ in_a_plane.T), in_space @ in_space.T, atol=1e-12)
+    assert rate(in_space, 0.5) > rate(in_a_plane, 0.5) + 0.2
+    s = 12 / (12 + 3)  # α = 12, b = 3: the first cyclic term is s³ c_12 c_23 c_31, here ± 1/8
+    for z, sign in ((in_a_plane, -1), (in_space, 1)):
+        exact = 0.5 * math.log(1 - 3 * s**2 / 4 + sign * 2 * s**3 / 8)
+        assert rate(z, 0.5) == pytest.approx(1.5 * math.log1p(12 / 3) + exact, abs=1e-10)
+
+
+def test_B2_leaving_one_point_of_a_tight_frame_out_gives_a_constant():
+    angle = 2 * np.pi * np.arange(5) / 5
+    pentagon = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    skew = np.concatenate([np.eye(2), np.stack([np.cos(angle[:3] * 5 / 3 + 0.3), np.sin(angle[:3] * 5 / 3 + 0.3)], 1)])
+    values = [rate(np.delete(z, i, axis=0), 0.5) for z in (pentagon, skew) for i in range(5)]
+    np.testing.assert_allclose(values, values[0], atol=1e-10)
+
+
+def test_B2_welch_and_orthoplex_bounds():
+    golden = (1 + math.sqrt(5)) / 2
+    lines = np.array(
+        [[0, 1, golden], [0, 1, -golden], [1, golden, 0], [1, -golden, 0], [golden, 0, 1], [-golden, 0, 1]]
+    )
+    lines /= np.linalg.norm(lines, axis=1, keepdims=True)
+    cosines = abs(lines @ lines.T)[~np.eye(6, dtype=bool)]
+    np.testing.assert_allclose(cosines, theory.welch_coherence(6, 3), atol=1e-10)  # the icosahedron, all c² = 1/5
+    assert theory.pair_rate(cosines[0], 3, 0.5) == pytest.approx(theory.pair_rate_maximum(6, 3, 0.5), abs=1e-10)
+    assert theory.welch_coherence(3, 5) == 0
+    bases = [np.eye(2), np.array([[1, 1], [1, -1]]) / math.sqrt(2)]  # two mutually unbiased bases of the plane
+    assert abs(bases[0] @ bases[1].T).max() == pytest.approx(theory.orthoplex_coherence(4, 2), abs=1e-10)
+    with pytest.raises(ValueError, match="orthoplex"):
+        theory.orthoplex_coherence(3, 2)
+
+
+def linear_problem(seed, m, mu):
+    """Covariances (Σ, Σ_a) with the generalised eigenvalues mu, in a random basis."""
+    rng = RNG(seed)
+    a = rng.standard_normal((m, m)) + 2 * np.eye(m)
+    return a @ a.T, a @ np.diag(mu) @ a.T
+
+
+def linear_loss(w, sigma, sigma_a, gamma, alpha, weight=1.0):
+    """The loss of a linear encoder and its gradient."""
+    gram = np.eye(len(w)) + alpha * w @ sigma @ w.T
+    value = weight * np.trace(w @ sigma_a @ w.T) - gamma / 2 * np.linalg.slogdet(gram)[1]
+    return value, 2 * weight * w @ sigma_a - gamma * alpha * np.linalg.solve(gram, w @ sigma)
+
+
+MU = np.array([0.9, 0.03, 0.4, 0.1, 0.7, 0.2])
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.05, 0.2, 1.0])
+def test_B3_optimisation_fills_the_spectrum_like_water(gamma):
+    sigma, sigma_a = linear_problem(0, 6, MU)
+    alpha, d = 20.0, 4
+
+    def flat(x):
+        value, gradient = linear_loss(x.reshape(d, 6), sigma, sigma_a, gamma, alpha)
+        return value, gradient.ravel()
+
+    start = RNG(1).standard_normal(d * 6) * 0.3
+    w = minimize(flat, start, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 0, "gtol": 1e-10})
+    w = w.x.reshape(d, 6)
+    powers = theory.water_filling(MU, gamma, alpha, d)
+    np.testing.assert_allclose(np.linalg.eigvalsh(w @ sigma @ w.T), np.sort(powers)[-d:], atol=1e-6)
+    assert (powers > 0).sum() == min(d, (theory.collapse_threshold(gamma, alpha) > MU).sum())
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.05, 0.2, 1.0])
+def test_B3_water_filling_under_a_norm_constraint(gamma):
+    sigma, sigma_a = (torch.tensor(a) for a in linear_problem(0, 6, MU))
+    alpha, d = 20.0, 4
+
+    def flat(x):
+        w = torch.tensor(x.reshape(d, 6), requires_grad=True)
+        unit = w / torch.trace(w @ sigma @ w.T).sqrt()
+        covariance = unit @ sigma @ unit.T
+        loss = torch.trace(unit @ sigma_a @ unit.T) - gamma / 2 * torch.logdet(torch.eye(d) + alpha * covariance)
+        return loss.item(), torch.autograd.grad(loss, w)[0].numpy().ravel()
+
+    best = minimize(flat, RNG(1).standard_normal(24), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-11})
+    w = best.x.reshape(d, 6)
+    covariance = w @ sigma.numpy() @ w.T
+    powers = theory.water_filling(MU, gamma, alpha, d, norm=1.0)
+    assert powers.sum() == pytest.approx(1, abs=1e-10)
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance) / np.trace(covariance), np.sort(powers)[-d:], atol=1e-6)
+
+
+def test_B3_limits_of_water_filling():
+    assert theory.water_filling([0.0, 0.5], 0.1, 10, 2)[0] == math.inf
+    np.testing.assert_allclose(theory.water_filling([0.3], 0.1, 10, 1, norm=1.0), [1.0])
+    np.testing.assert_allclose(theory.water_filling([0.2] * 5, 0.1, 10, 5, norm=1.0), [0.2] * 5, atol=1e-12)
+    assert (theory.water_filling([0.2, 0.1, 0.3], 0.1, 100, 1) > 0).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="mu"):
+        theory.water_filling([np.nan], 0.1, 10, 1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_B4_self_distillation_rests_where_gamma_is_doubled_whatever_the_momentum(momentum):
+    mu, gamma, alpha, d = MU[1:5], 0.05, 20.0, 3
+    sigma, sigma_a = np.eye(4), np.diag(mu)  # a rotation away from the general case
+    student = teacher = RNG(0).standard_normal((d, 4)) * 0.3
+    for _ in range(4000):
+        expansion = gamma * alpha * np.linalg.solve(np.eye(d) + alpha * student @ sigma @ student.T, student @ sigma)
+        student = student - 0.2 * (student @ sigma - teacher @ (sigma - sigma_a) - expansion)
+        teacher = momentum * teacher + (1 - momentum) * student
+    measured = np.linalg.eigvalsh(student @ sigma @ student.T)
+    np.testing.assert_allclose(measured, np.sort(theory.distillation_fixed_point(mu, gamma, alpha, d))[-d:], atol=1e-10)
+    assert abs(measured - np.sort(theory.water_filling(mu, gamma, alpha, d))[-d:]).max() > 0.1
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_B5_modes_grow_in_the_predicted_time(stop_gradient):
+    mu, gamma, alpha, c = np.array([0.05, 0.1, 0.2]), 0.05, 50.0, 1 if stop_gradient else 2
+    start = 1e-6
+    w = np.linalg.qr(RNG(0).standard_normal((3, 3)))[0] * math.sqrt(start)  # orthogonal columns
+
+    def flow(_, x):
+        w = x.reshape(3, 3)
+        expansion = gamma * alpha * np.linalg.solve(np.eye(3) + alpha * w @ w.T, w)
+        return (expansion - c * w * mu).ravel()
+
+    times = np.array([theory.mode_time(start, 0.05, m, gamma, alpha, stop_gradient=stop_gradient) for m in mu])
+    assert (np.diff(times) > 0).all()
+    solution = solve_ivp(flow, (0, times.max()), w.ravel(), t_eval=times, rtol=1e-10, atol=1e-13)
+    powers = (solution.y.reshape(3, 3, 3) ** 2).sum(0)  # (mode, time)
+    np.testing.assert_allclose(np.diag(powers), 0.05, rtol=1e-6)
+    velocity = theory.mode_velocity(0.02, 0.1, gamma, alpha, stop_gradient=stop_gradient)
+    time = theory.mode_time(0.02, 0.02 + 1e-6, 0.1, gamma, alpha, stop_gradient=stop_gradient)
+    assert 1e-6 / time == pytest.approx(velocity, rel=1e-4)
+    with pytest.raises(ValueError, match="rest power"):
+        theory.mode_time(0.1, 100.0, 0.1, gamma, alpha)
+
+
+def test_B5_modes_that_share_a_direction_compete():
+    gamma, alpha, start = 0.05, 50.0, 1e-6
+    w = np.array([[1.0, 1.0], [0.0, 0.0]]) * math.sqrt(start)  # parallel columns
+    time = theory.mode_time(start, 0.05, 0.1, gamma, alpha)
+    for _ in range(int(time / 0.01)):
+        expansion = gamma * alpha * np.linalg.solve(np.eye(2) + alpha * w @ w.T, w)
+        w = w + 0.01 * (expansion - w * 0.1)
+    assert (w**2).sum(0) == pytest.approx([0.025, 0.025], rel=0.2)  # half the power each: the decoupled law fails
+
+
+def simulate_collapse(mu, alpha, factor, *, stop_gradient, d=4, n=48):
+    """Growth of an affine encoder's spread around total collapse, at `factor` times the predicted threshold."""
+    eps, c = math.sqrt(d / alpha), 1 if stop_gradient else 2
+    gamma = factor * c * mu / theory.collapse_number(d, eps, 1.0)
+    parts = RNG(0).standard_normal((n, 6))
+    parts = torch.tensor(np.linalg.qr(parts - parts.mean(0))[0] * math.sqrt(n))  # centred, white, uncorrelated
+    views = [math.sqrt(1 - mu) * parts[:, :2] + math.sqrt(mu) * parts[:, k : k + 2] for k in (2, 4)]
+    w = torch.tensor(RNG(1).standard_normal((d, 2)) * 1e-4, requires_grad=True)
+    u = torch.eye(d, dtype=torch.float64)[0]
+    start = w[1:].norm().item()
+    for _ in range(150):
+        z = [torch.nn.functional.normalize(u + view @ w.T, dim=1) for view in views]
+        targets = [t.detach() if stop_gradient else t for t in z]
+        # the official pairs are (teacher 1, student 2) and (teacher 2, student 1)
+        alignment = sum((1 - (a * b).sum(1)).mean() for a, b in zip(z, reversed(targets), strict=True)) / 2
+        expansion = sum(0.5 * torch.logdet(torch.eye(d) + alpha / n * a.T @ a) for a in z) / 2
+        (gradient,) = torch.autograd.grad(alignment - gamma * expansion, w)
+        with torch.no_grad():
+            w -= gradient / mu
+    return w[1:].norm().item() / start
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize(("mu", "alpha"), [(0.3, 20.0), (0.8, 320.0)])
+def test_B6_collapse_is_stable_below_the_collapse_number_and_left_above(stop_gradient, mu, alpha):
+    assert simulate_collapse(mu, alpha, 0.9, stop_gradient=stop_gradient) < 1e-2
+    assert simulate_collapse(mu, alpha, 1.1, stop_gradient=stop_gradient) > 1e2
+
+
+@pytest.mark.parametrize(("rows", "ranks", "expected"), [(64, 8, 3.7), (64, 16, 1.56), (78, 32, 0.685)])
+def test_B6_collapse_number_of_the_official_recipes(rows, ranks, expected):
+    gamma = (256 + rows * ranks) / (256 * rows * ranks)
+    measured = theory.collapse_number(256, math.sqrt(ranks * 0.05), gamma)
+    assert measured == pytest.approx(expected, abs=0.05 if rows * ranks == 512 else 0.005)
+
+
+# C ---------------------------------------------------------------------------------------------------------------
+
+
+def test_C1_cross_entropy_is_blind_to_collapse():
+    rng = RNG(0)
+    q, p = rng.dirichlet(np.ones(5), 8), rng.dirichlet(np.ones(5), 8)
+    assert sum(theory.cross_entropy_parts(q, p)) == pytest.approx(-(q * np.log(p)).sum(1).mean(), abs=1e-10)
+    collapsed, spread = np.eye(5)[[0] * 5], np.eye(5)
+    assert theory.cross_entropy_parts(collapsed, collapsed) == theory.cross_entropy_parts(spread, spread) == (0, 0)
+
+
+def test_C3_known_optima():
+    simplex = np.eye(5) - 1 / 5
+    simplex /= np.linalg.norm(simplex, axis=1, keepdims=True)
+    cross = np.concatenate([np.eye(4), -np.eye(4)])
+    for z, n in ((simplex, 5), (cross, 8)):
+        distance = np.linalg.norm(z[:, None] - z, axis=-1)[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+        uniformity = math.log(np.exp(-2 * distance**2).mean())
+        assert uniformity == pytest.approx(theory.uniformity_minimum(n, 4), abs=1e-10)
+        if n == 5:
+            assert -np.log(distance.min(1)).mean() == pytest.approx(theory.koleo_minimum(5, 4), abs=1e-10)
+    assert math.isnan(theory.uniformity_minimum(7, 4))
+    assert math.isnan(theory.koleo_minimum(7, 4))
+    assert np.linalg.norm(cross, "nuc") == pytest.approx(theory.nuclear_norm_maximum(8, 4), abs=1e-10)
+    assert ((cross @ cross.T) ** 2).mean() == pytest.approx(theory.frame_potential_minimum(8, 4), abs=1e-10)
+    moments = [np.mean(sphere(RNG(0), 200_000, 4)[:, 0] ** (2 * k)) for k in (1, 2, 3)]
+    uniform = [theory.frame_potential_minimum(10**9, 4, k) for k in (1, 2, 3)]
+    np.testing.assert_allclose(moments, uniform, rtol=0.02)
+
+
+# D ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "eps"), [(64, 64, 0.05), (256, 64, 0.5), (16, 64, 0.5), (64, 256, 0.63), (70, 64, 3.0)]
+)
+def test_D1_isotropic_rate_matches_monte_carlo(n, d, eps):
+    values = [rate(sphere(RNG(seed), n, d), eps) for seed in range(30)]
+    assert theory.rate_isotropic(n, d, eps) == pytest.approx(np.mean(values), rel=0.005)
+    assert np.mean(values) < theory.rate_maximum(n, d, eps)
+
+
+def test_D1_isotropic_value_of_the_published_run():
+    eps, gamma = math.sqrt(8 * 0.05), (256 + 512) / (256 * 512)  # 8 ranks of 64, covariance not gathered
+    assert gamma * theory.rate_isotropic(64, 256, eps) == pytest.approx(0.4294, abs=0.0007)
+    assert 0.4238 / (gamma * theory.rate_maximum(64, 256, eps)) == pytest.approx(0.943, abs=5e-4)
+
+
+@pytest.mark.parametrize("arguments", [(0, 4, 0.5), (4, 0, 0.5), (4, 4, 0.0), (4, 4, math.nan), (2.5, 4, 0.5)])
+def test_bad_arguments_are_named(arguments):
+    with pytest.raises(ValueError, match=r"^(n|d|eps) must be"):
+        theory.rate_maximum(*arguments)
