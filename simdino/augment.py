@@ -1,12 +1,11 @@
 """Batched multi-crop on the images' device: every image and every view draws its own parameters from one generator."""
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from simdino.config import Crops
@@ -25,14 +24,14 @@ def multi_crop(
     In order, as in the official code: crop of random area and aspect (log-uniform in 3/4..4/3), bicubic antialiased
     resize, flip; with probability jitter_p brightness, contrast, saturation and hue; gray; Gaussian blur, σ uniform in
     .1...2 px; solarisation of global views above 128/255; mean and std (averaged to one value for grey images).
-    Two differences: the order of the four colour operations is random per chunk of 65,536 pixels and view (per view
-    on a GPU; in torchvision per image), and blur and solarisation have one probability for all views.
-    Grey images (c = 1) skip saturation, hue and gray.
-    images (n, c, h, w) uint8, c 1 or 3; generator on any device. Returns (global_crops, n, c, global_size, global_size)
-    and (local_crops, n, c, local_size, local_size), float32, on the images' device; equal generators, equal views.
+    Two differences: the order of the four colour operations is drawn once a view (in torchvision once an image), and
+    blur and solarisation have one probability for all views. Grey images (c = 1) skip saturation, hue and gray.
+    images (n, c, h, w) uint8, c 1 or 3. Returns (global_crops, n, c, global_size, global_size) and (local_crops, n, c,
+    local_size, local_size), float32, on the images' device. Equal generators give equal views; one on the CPU does so
+    for every device, and never makes a GPU wait.
     Source: Caron et al. 2021 (arXiv 2104.14294), appendix; torchvision's definitions of each operation.
     """
-    _check_channels(images)
+    _check(images)
     kinds = (
         (crops.global_crops, crops.global_size, crops.global_scale, crops.solarize_p),
         (crops.local_crops, crops.local_size, crops.local_scale, 0.0),
@@ -44,9 +43,9 @@ def multi_crop(
         out = torch.empty(views, n, c, size, size, device=images.device)
         for view in out:
             draws = torch.stack(random_draw(n, (h, w), crops, scale, solarize_p, generator))  # (12, n)
+            order = torch.randperm(4, generator=generator, device=generator.device).tolist() if crops.jitter > 0 else []
             for some in (slice(a, a + chunk) for a in range(0, n, chunk)):
-                order = torch.randperm(4, generator=generator, device=generator.device).tolist()
-                view[some] = _view(images[some], draws[:, some], size, order if crops.jitter > 0 else ())
+                view[some] = _view(images[some], draws[:, some], size, order)
         globals_locals.append(_normalised(out, crops))
     return globals_locals[0], globals_locals[1]
 
@@ -69,29 +68,23 @@ class Draw(NamedTuple):
 
 
 def random_draw(
-    n: int,
-    hw: tuple[int, int],
-    crops: Crops,
-    scale: tuple[float, float],
-    solarize_p: float,
-    generator: torch.Generator,
+    n: int, hw: tuple[int, int], crops: Crops, scale: tuple[float, float], solarize_p: float, generator: torch.Generator
 ) -> Draw:
     """The random parameters of n views of h×w images (`hw`), on the generator's device."""
-    u = torch.rand(12, n, generator=generator, device=generator.device)
+    u = torch.rand(10, n, generator=generator, device=generator.device)
     jittered = u[0] < crops.jitter_p
 
     def factor(column: int, reach: float) -> Tensor:  # uniform in 1 ± reach, not below 0
         low = max(0.0, 1 - crops.jitter * reach)
         return torch.where(jittered, low + u[column] * (1 + crops.jitter * reach - low), 1.0)
 
-    hue = min(0.1 * crops.jitter, 0.5) * (2 * u[4] - 1) * jittered
     return Draw(
         *random_boxes(n, hw, scale, generator),
         flip=(u[5] < 0.5 * crops.flip).float(),
         brightness=factor(1, 0.4),
         contrast=factor(2, 0.4),
         saturation=factor(3, 0.2),
-        hue=hue,
+        hue=min(0.1 * crops.jitter, 0.5) * (2 * u[4] - 1) * jittered,
         gray=(u[6] < crops.gray_p).float(),
         sigma=(0.1 + 1.9 * u[8]) * (u[7] < crops.blur_p),
         solarize=(u[9] < solarize_p).float(),
@@ -104,7 +97,7 @@ def random_boxes(
     """Top, left, height, width, each (n,): torchvision's RandomResizedCrop, whole pixels.
 
     Area share uniform in `scale`, aspect log-uniform in 3/4..4/3; the first of ten draws that fits in the image, else
-    the largest centred box whose aspect is in that range.
+    the largest centred box of such an aspect.
     """
     h, w = hw
     u = torch.rand(4, n, 10, generator=generator, device=generator.device)
@@ -121,7 +114,7 @@ def random_boxes(
     return top, left, height, width
 
 
-def _view(images: Tensor, draws: Tensor, size: int, order: Sequence[int]) -> Tensor:
+def _view(images: Tensor, draws: Tensor, size: int, order: list[int]) -> Tensor:
     """One view of each image, (n, c, size, size) in [0, 1], the colour operations in the given order."""
     draw, at = Draw(*draws), Draw(*draws.to(images.device))
     x = resized_crop(images, at.top, at.left, at.height, at.width, at.flip, size)
@@ -151,7 +144,7 @@ def _where(flag: Tensor, x: Tensor) -> Tensor:
 
 def center_view(images: UInt8[Tensor, "n c h w"], size: int, crops: Crops) -> Float[Tensor, "n c s s"]:
     """The view for evaluation: short side resized to `size` (bicubic, antialiased), centre square, normalised."""
-    _check_channels(images)
+    _check(images)
     n, _, h, w = images.shape
     side = torch.full((n,), float(min(h, w)), device=images.device)
     top, left, flip = (torch.full_like(side, v) for v in ((h - min(h, w)) // 2, (w - min(h, w)) // 2, 0))
@@ -167,7 +160,7 @@ def resized_crop(
     flip: Float[Tensor, " n"],
     size: int,
 ) -> Float[Tensor, "n c s s"]:
-    """Each image's own box, resized to size×size in [0, 1], left-right mirrored where flip is 1.
+    """Each image's own box of whole pixels, resized to size×size in [0, 1], left-right mirrored where flip is 1.
 
     Y = A X Bᵀ with one interpolation matrix per image and axis: Keys' cubic (a = −½), widened by the reduction
     (antialiased), its taps clipped to the box. Values past [0, 1] are clipped, as by Pillow.
@@ -287,6 +280,44 @@ def solarize(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return above.mul_(0.5 - x).add_(0.5)
 
 
+def block_masks(
+    n: int,
+    grid: tuple[int, int],
+    *,
+    ratio: tuple[float, float] = (0.1, 0.5),
+    p: float = 0.5,
+    generator: torch.Generator,
+) -> Bool[Tensor, "n rows columns"]:
+    """Masks of random blocks for masked image modelling: True where a patch is hidden, on the generator's device.
+
+    ⌊p·n⌋ of the n masks, at random places, hide about a share of the grid that is stratified over `ratio`; the others
+    hide nothing. Blocks of 4 patches up to what is still wanted (at most half the grid), aspect log-uniform in
+    0.3..1/0.3, are added until the share is reached or ten in a row did not fit: a mask may end slightly short of it.
+    Source: Bao et al. 2021 (BEiT, arXiv 2106.08254), as in the official DINOv2 code.
+    """
+    (rows, columns), count, device = grid, int(p * n), generator.device
+    edges = torch.linspace(*ratio, count + 1, device=device)
+    u = torch.rand(count, generator=generator, device=device)
+    wanted = torch.floor(rows * columns * (edges[:-1] + u * (edges[1:] - edges[:-1])))
+    masks = torch.zeros(n, rows, columns, dtype=torch.bool, device=device)
+    hidden, misses = masks[:count], torch.zeros(count, device=device)
+    i, j = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)
+    while (active := (wanted > 0) & (misses < 10)).any():
+        u = torch.rand(4, count, generator=generator, device=device)
+        most = wanted.clamp(max=rows * columns / 2)
+        area, aspect = 4 + u[0] * (most - 4), torch.exp((2 * u[1] - 1) * math.log(1 / 0.3))
+        height, width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        top, left = torch.floor(u[2] * (rows - height + 1)), torch.floor(u[3] * (columns - width + 1))
+        top, left, bottom, right = (t[:, None, None] for t in (top, left, top + height, left + width))
+        new = (i >= top) & (i < bottom) & (j >= left) & (j < right) & ~hidden
+        gain = new.sum((1, 2))
+        fits = active & (height < rows) & (width < columns) & (gain > 0) & (gain <= most)
+        hidden |= new & fits[:, None, None]
+        wanted = wanted - gain * fits
+        misses = torch.where(fits, 0, misses + 1)
+    return masks[torch.randperm(n, generator=generator, device=device)]
+
+
 def _normalised(x: Tensor, crops: Crops) -> Tensor:
     mean, std = (torch.tensor(m, device=x.device) for m in (crops.mean, crops.std))
     if x.shape[-3] == 1:
@@ -300,6 +331,6 @@ def _per_image(parameter: Tensor) -> Tensor:
     return parameter.view(-1, 1, 1, 1)
 
 
-def _check_channels(images: Tensor) -> None:
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels, not {images.shape[1]}.")
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 (n, 1 or 3, h, w), not {images.dtype} {tuple(images.shape)}.")
