@@ -1,7 +1,7 @@
 """Coding rates in nats: measured, against what is possible, per class, and predicted before a run is started.
 
 `coding_rate` is the function that SimDINO trains with. `eps` is the paper's ε everywhere, which the rate squares;
-`official_convention` translates the official code's numbers. α = d/ε².
+`simdino.losses.official_scaling` translates the official code's numbers. α = d/ε².
 """
 
 import math
@@ -23,7 +23,6 @@ __all__ = [
     "class_rates",
     "coding_rate",
     "coding_rate_of_spectrum",
-    "official_convention",
     "preflight",
     "rate_optimality",
     "rate_reduction",
@@ -130,22 +129,6 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
     return rate - (counts @ rates) / counts.sum()
 
 
-def official_convention(
-    *, batch: int, eps: float, ranks: int = 1, d: int = 256, gathered: bool = False, gamma: float | None = None
-) -> dict[str, int | float]:
-    """The official code's settings as the (n, d, eps, gamma) of the paper's loss, to be passed on with **.
-
-    ε² = ranks·eps with n = batch rows where every rank has its own covariance (`reduce_cov 0`, the default, whose
-    scale is d/(batch·ranks·eps) all the same); ε² = eps with n = ranks·batch rows where they are summed
-    (gathered=True, `reduce_cov 1`). γ = (d + ranks·batch)/(d·ranks·batch) in both, times `coeff`, unless given.
-
-    batch: rows of one view on one rank.
-    """
-    rows = ranks * batch
-    eps2, n = (eps, rows) if gathered else (ranks * eps, batch)
-    return {"n": n, "d": d, "eps": math.sqrt(eps2), "gamma": (d + rows) / (d * rows) if gamma is None else gamma}
-
-
 class Preflight(NamedTuple):
     """What the expansion term γ·R of a run can be, before it is started; print it to read it as sentences."""
 
@@ -168,7 +151,7 @@ def preflight(
     ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
     χ < c·μ_min, with c = 1 for a stop-gradient teacher, 2 without, and μ_min ≤ 1 the smallest share of a direction's
     variance that differs between views. So χ ≥ c is safe for every augmentation. measured: a logged γ·R to judge.
-    `preflight(**official_convention(...))` takes the official code's settings.
+    The official code's eps and γ are translated by `simdino.losses.official_scaling` (`python -m analysis.preflight`).
     """
     low, random, high = (
         gamma * rate

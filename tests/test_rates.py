@@ -6,18 +6,18 @@ import pytest
 import torch
 
 import simdino.losses
-from analysis import rates, theory
+from analysis import rates
 from analysis.moments import Moments
 from analysis.rates import (
     class_rates,
     coding_rate,
     coding_rate_of_spectrum,
-    official_convention,
     preflight,
     rate_optimality,
     rate_reduction,
 )
 from analysis.spectra import eigenvalues
+from simdino.losses import official_scaling
 
 EPS = 0.5
 
@@ -145,9 +145,15 @@ REPORTED = [  # batch, ranks, ceiling, collapsed, collapse number
 ]
 
 
+def official(batch, ranks, d=256, eps=0.05):
+    """Settings of the official code with local covariances."""
+    eps, gamma = official_scaling(d, batch, eps, world_size=ranks)
+    return {"n": batch, "d": d, "eps": eps, "gamma": gamma}
+
+
 @pytest.mark.parametrize(("batch", "ranks", "ceiling", "collapsed", "number"), REPORTED)
 def test_preflight_of_reported_configurations(batch, ranks, ceiling, collapsed, number):
-    flight = preflight(**official_convention(batch=batch, ranks=ranks, eps=0.05))
+    flight = preflight(**official(batch, ranks))
     assert flight.ceiling == pytest.approx(ceiling, abs=6e-4)
     assert flight.collapsed == pytest.approx(collapsed, abs=6e-4)
     assert flight.collapse_number == pytest.approx(number, rel=8e-3)
@@ -159,15 +165,15 @@ def test_preflight_of_reported_configurations(batch, ranks, ceiling, collapsed, 
     ("batch", "ranks", "logged"), [(64, 8, 0.4238), (24, 1, 2.858), (32, 1, 2.74), (78, 32, 0.0109)]
 )
 def test_reported_values_lie_in_the_range(batch, ranks, logged):
-    flight = preflight(**official_convention(batch=batch, ranks=ranks, eps=0.05), measured=logged)
+    flight = preflight(**official(batch, ranks), measured=logged)
     assert flight.collapsed - 5e-5 <= logged <= flight.ceiling
     assert f"{logged:.4f} is" in flight.sentences[-1]
 
 
 def test_issue_20_had_collapsed_and_the_published_run_is_nearly_random_isotropy():
-    collapsed = preflight(**official_convention(batch=78, ranks=32, eps=0.05))
+    collapsed = preflight(**official(78, 32))
     assert collapsed.collapsed == pytest.approx(0.0109, abs=5e-5)
-    published = preflight(**official_convention(batch=64, ranks=8, eps=0.05))
+    published = preflight(**official(64, 8))
     assert 0.4238 / published.ceiling == pytest.approx(0.943, abs=1e-3)
     assert 0.4238 / published.isotropic == pytest.approx(0.987, abs=2e-3)
     assert published.isotropic == pytest.approx(0.4294, abs=7e-4)  # Monte Carlo of such batches
@@ -176,20 +182,9 @@ def test_issue_20_had_collapsed_and_the_published_run_is_nearly_random_isotropy(
 def test_the_way_out_of_a_stable_collapse_is_one():
     """Both pieces of advice bring the collapse number to its threshold, up to the two digits that are printed."""
     for stop_gradient, c in ((True, 1), (False, 2)):
-        settings = official_convention(batch=78, ranks=32, eps=0.05)
+        settings = official(78, 32)
         text = str(preflight(**settings, stop_gradient=stop_gradient))
         gamma = float(text.split("Raise gamma to ")[1].split(",")[0])
         eps = float(text.split("epsilon to ")[1].split(" ")[0])
         assert preflight(**settings | {"gamma": gamma}).collapse_number == pytest.approx(c, rel=0.05)
         assert preflight(**settings | {"eps": eps}).collapse_number == pytest.approx(c, rel=0.1)
-
-
-def test_official_convention():
-    local = official_convention(batch=64, ranks=8, eps=0.05)
-    gathered = official_convention(batch=64, ranks=8, eps=0.05, gathered=True)
-    assert (local["n"], gathered["n"]) == (64, 512)
-    assert local["eps"] ** 2 == pytest.approx(0.4)
-    assert gathered["eps"] ** 2 == pytest.approx(0.05)
-    assert local["gamma"] == gathered["gamma"] == pytest.approx((256 + 512) / (256 * 512))
-    assert official_convention(batch=1, eps=1.0, gamma=3.0) == {"n": 1, "d": 256, "eps": 1.0, "gamma": 3.0}
-    assert preflight(**gathered).ceiling == pytest.approx(gathered["gamma"] * theory.rate_maximum(512, 256, 0.05**0.5))
