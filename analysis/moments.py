@@ -81,7 +81,7 @@ class Moments:
     @property
     def second_moment(self) -> Float[Tensor, "d d"]:
         """Γ = Σ zzᵀ/n, uncentred."""
-        return self.scatter / max(self.n, 1) + torch.outer(self.mean, self.mean)
+        return torch.addr(self.covariance, self.mean, self.mean)
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
@@ -176,13 +176,15 @@ class Moments:
         """Moments of rows in memory: the mean first, then products of rows that are centred at it."""
         out = Moments(self.d, precision=self.precision, device=self.mean.device)
         chunks = z.split(max(CHUNK // self.d, 64))
-        out.n = len(z)
-        first = z[0].double()  # measured from a row, equal rows have a scatter of exactly zero
-        out.mean = first + sum((chunk.double() - first).sum(0) for chunk in chunks) / out.n
         dtype = torch.float64 if self.precision == "exact" else torch.float32
+        buffer = torch.empty_like(chunks[0], dtype=dtype)  # fresh pages for every chunk would cost a tenth
+        first = z[0].to(dtype)  # measured from a row, equal rows have a scatter of exactly zero
+        total = sum(torch.sub(chunk, first, out=buffer[: len(chunk)]).sum(0).double() for chunk in chunks)
+        out.n = len(z)
+        out.mean = first + total / out.n
         center = out.mean.to(dtype)
         for chunk in chunks:
-            x = chunk.to(dtype) - center  # (rows, d)
+            x = torch.sub(chunk, center, out=buffer[: len(chunk)])  # (rows, d)
             norms2 = torch.linalg.vector_norm(x, dim=1).square()  # (rows,)
             out.scatter += gram(x)
             with torch.autocast(x.device.type, enabled=False):
@@ -191,11 +193,17 @@ class Moments:
         return out
 
     def _add(self, other: "Moments") -> None:
-        n = self.n + other.n
-        point = self.mean + (other.mean - self.mean) * (other.n / max(n, 1))
-        own, its = self._about(point), other._about(point)
-        self.n, self.mean = n, point
-        self.scatter, self.cubic, self.quartic = (a.add_(b.to(a.device)) for a, b in zip(own, its, strict=True))
+        """Chan's merge. State is replaced, never written into, so that it may be shared."""
+        if self.n == 0:
+            self.n = other.n
+            for name in STATE:
+                setattr(self, name, getattr(other, name).to(self.mean))
+        elif other.n:
+            n = self.n + other.n
+            point = self.mean + (other.mean.to(self.mean) - self.mean) * (other.n / n)
+            own, its = self._about(point), other._about(point)
+            self.n, self.mean = n, point
+            self.scatter, self.cubic, self.quartic = (a.add_(b.to(a)) for a, b in zip(own, its, strict=True))
 
     def _about(self, point: Float[Tensor, " d"]) -> tuple[Tensor, Tensor, Tensor]:
         """Scatter, cubic and quartic sums about another point, where they simply add: Σ over y + δ with Σy = 0."""
