@@ -179,12 +179,12 @@ class Moments:
         dtype = torch.float64 if self.precision == "exact" else torch.float32
         buffer = torch.empty_like(chunks[0], dtype=dtype)  # fresh pages for every chunk would cost a tenth
         first = z[0].to(dtype)  # measured from a row, equal rows have a scatter of exactly zero
-        total = sum(torch.sub(chunk, first, out=buffer[: len(chunk)]).sum(0).double() for chunk in chunks)
+        total = sum(buffer[: len(chunk)].copy_(chunk).sub_(first).sum(0).double() for chunk in chunks)
         out.n = len(z)
         out.mean = first + total / out.n
         center = out.mean.to(dtype)
         for chunk in chunks:
-            x = torch.sub(chunk, center, out=buffer[: len(chunk)])  # (rows, d)
+            x = buffer[: len(chunk)].copy_(chunk).sub_(center)  # (rows, d)
             norms2 = torch.linalg.vector_norm(x, dim=1).square()  # (rows,)
             out.scatter += gram(x)
             with torch.autocast(x.device.type, enabled=False):

@@ -274,7 +274,9 @@ def _second_moment(x: Array | Moments, *, center: bool, normalize: bool) -> tupl
     if center:
         z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
         z = z - z.mean(0)
-    return gram(z if n >= d else z.mT) / n, n, d, z.square().sum(1).square().sum()
+    matrix = gram(z if n >= d else z.mT)
+    norms2 = z.square().sum(1) if n >= d else matrix.diagonal()  # (n,)
+    return matrix / n, n, d, norms2.square().sum()
 
 
 def _values(x: Array | Moments, of: Of, center: bool, normalize: bool) -> Float[Tensor, " r"]:
