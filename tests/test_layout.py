@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 FILES = {f"{p.parent.name}.{p.stem}": p for package in ("simdino", "analysis") for p in (ROOT / package).glob("*.py")}
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIGURES = sorted((ROOT / "figures").glob("*.json"))
 SCRIPTS = [p for folder in ("simdino", "analysis", "benchmarks", "tests") for p in sorted((ROOT / folder).glob("*.py"))]
 EXTRAS = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "tyro", "papermill", "torchmetrics", "lightning"]
 NEEDS_EXTRAS = {"analysis.plots", "analysis.integrations"}
@@ -170,7 +171,7 @@ def test_notebooks_are_stripped():
         assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_has_one_cell_of_literal_parameters_and_checks_them(path):
     code = cells(path)
     tagged = [i for i, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", [])]
@@ -186,7 +187,7 @@ def test_notebook_has_one_cell_of_literal_parameters_and_checks_them(path):
     assert {name: ast.literal_eval(seen[name]["default"]) for name in declared} == declared
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_holds_no_logic_and_ends_by_publishing(path):
     code = [cell.source for cell in cells(path)]
     assert sum(bool(line.strip()) for source in code for line in source.splitlines()) <= 50
@@ -202,7 +203,7 @@ def test_notebook_holds_no_logic_and_ends_by_publishing(path):
     assert cells(path, "markdown")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FIGURES, ids=[path.stem for path in FIGURES])
 def test_committed_figure_has_its_notebook_its_picture_and_its_place_in_the_gallery(path):
     record = json.loads(path.read_text())
     assert (ROOT / record["notebook"]).is_file()
