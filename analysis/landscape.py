@@ -208,7 +208,7 @@ def saddle(n1: int, d1: int, n2: int, d2: int) -> Saddle:
     """A critical point of every rate that is not optimal: tight frames of n1 and n2 points in orthogonal subspaces.
 
     The direction moves the first group, whose rows are linearly dependent (n1 > d1), into the second subspace:
-    v_i = a_i e, Σ a_i z_i = 0, ‖a‖ = 1. The rate ascends along it where the first group is denser, n1/d1 > n2/d2.
+    v_i = a_i e, Σ a_i z_i = 0, ‖a‖ = 1. The rate ascends along it if the first group is the denser, n1/d1 > n2/d2.
     """
     if n1 <= d1:
         raise ValueError(f"the first group must be linearly dependent, n1 > d1, got n1={n1}, d1={d1}")
