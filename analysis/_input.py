@@ -64,7 +64,7 @@ def as_views(
 
 def as_labels(
     labels: Array, n: int, *, classes: int | None = None, device: torch.device | None = None
-) -> Int[Tensor, "n"]:
+) -> Int[Tensor, " n"]:
     """Class indices (n,) as int64, non-negative and, if `classes` is given, below it."""
     labels = torch.as_tensor(labels, device=device)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -79,7 +79,7 @@ def as_labels(
     return labels
 
 
-def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, "r"]:
+def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, " r"]:
     """A given spectrum (r,) as float64, descending, with negative rounding errors set to zero."""
     x = _as_floating(x, name, "r")
     if x.min() < -torch.finfo(x.dtype).eps * len(x) * x.abs().max():
