@@ -112,7 +112,7 @@ def photos(root: None, size: int | None) -> tuple:
     parts: dict[bool, list] = {False: [], True: []}
     for file in PHOTOS:
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"photos needs {file} inside scikit-image (0.22 to 0.26 have it).")
+            raise FileNotFoundError(f"photos needs {file} inside scikit-image, where release 0.26 has it.")
         with Image.open(folder / file) as im:
             im = im.convert("L")
         im.thumbnail((640, 640), Image.Resampling.LANCZOS)  # two are far larger: bring all to one scale
