@@ -1,0 +1,155 @@
+"""Features to compare with: the spectrum of white noise, and features with a collapse of known size.
+
+`collapsed` injects a collapse into features, `collapsed_spectrum` is the spectrum that this gives in closed form, and
+`collapse_sweep` reads every measure along the way from isotropic features to total collapse.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from analysis import theory
+from analysis._input import Array, as_features, require_unit_rows, unit_rows
+from analysis.collapse import feature_std, mean_collapse, uniformity, uniformity_optimum
+from analysis.rates import coding_rate_of_spectrum
+from analysis.spectra import effective_rank, eigenvalues
+
+
+def white_noise_spectrum(n: int, d: int) -> Float64[Tensor, " r"]:
+    """Spectrum that n independent isotropic unit vectors in d dimensions have on average: r = min(n, d) quantiles.
+
+    λ = x/r, x the quantiles at (i − ½)/r of the Marchenko–Pastur law of ratio y = r/max(n, d): density
+    √((x₊ − x)(x − x₋))/(2πyx), x± = (1 ± √y)². Descending, Σλ = 1.
+
+    Any function of a spectrum has its finite-sample reference at it; two of them in closed form: effective rank
+    r·exp(−y/2), participation ratio 1/(1/n + 1/d). Asymptotic in d: within 1 % from d = 16 on.
+
+    Source: Marchenko & Pastur 1967; the entropy in finite d, Page 1993.
+    """
+    if n < 1 or d < 1:
+        raise ValueError(f"white_noise_spectrum needs n >= 1 and d >= 1, got n={n}, d={d}")
+    r, y = min(n, d), min(n, d) / max(n, d)
+    angle = (np.arange(100_000) + 0.5) * math.pi / 100_000
+    x = 1 + y - 2 * math.sqrt(y) * np.cos(angle)  # from x₋ to x₊; in the angle, the density is smooth
+    mass = np.cumsum(np.sin(angle) ** 2 / x)
+    quantiles = np.interp((np.arange(r) + 0.5) / r, mass / mass[-1], x)[::-1]
+    return torch.from_numpy(quantiles / quantiles.sum())
+
+
+def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
+    """Features of which a share of the energy has collapsed: √share·target + √(1 − share)·b, on the unit sphere.
+
+    b: z without its component in the subspace that the rows of target span, of unit norm. What the collapse is lies
+    in target `(n, d)`, unit rows: one row for all is collapse to a point, directions of a subspace are dimensional
+    collapse, the class means' directions class collapse.
+
+    z `(n, d)`. share in [0, 1]; isotropic features already have k/d of their energy in k dimensions.
+    ValueError: target that is not of unit rows or spans the whole space, shapes that differ.
+    """
+    z, target = as_features(z).double(), as_features(target, "target").double()
+    require_unit_rows(target, "target")
+    if z.shape != target.shape:
+        raise ValueError(f"z and target must have one shape, got {tuple(z.shape)} and {tuple(target.shape)}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], got {share}")
+    lam, directions = torch.linalg.eigh(target.mT @ target)
+    basis = directions[:, lam > 1e-9 * lam[-1]]  # (d, k)
+    if basis.shape[1] == z.shape[1]:
+        raise ValueError("target spans the whole space: nothing is left that could collapse to it")
+    rest = z - (z @ basis) @ basis.mT
+    return math.sqrt(share) * target + math.sqrt(1 - share) * unit_rows(rest)
+
+
+def collapsed_spectrum(share: float, rank: int, d: int) -> Float64[Tensor, " d"]:
+    """Spectrum of isotropic features of which a share of the energy has collapsed evenly to `rank` dimensions.
+
+    share/rank, `rank` times, and (1 − share)/(d − rank), d − rank times; descending. Infinitely many samples.
+    """
+    if not 1 <= rank < d:
+        raise ValueError(f"rank must lie between 1 and d - 1 = {d - 1}, got {rank}")
+    parts = [torch.full((rank,), share / rank), torch.full((d - rank,), (1 - share) / (d - rank))]
+    return torch.cat(parts).double().sort(descending=True).values
+
+
+def collapse_sweep(
+    n: int, d: int, *, classes: int, rank: int, shares: Sequence[float], eps: float = 0.05**0.5, seed: int = 0
+) -> pd.DataFrame:
+    """What each measure sees of three collapses that are injected into isotropic features, beside its closed form.
+
+    A row per collapse ("to a point", "to a subspace" of `rank` dimensions, "to class means" at the corners of a
+    simplex), share and measure: `measured` of n features, and `predicted` for infinitely many; both scaled so that
+    1 is isotropic and 0 what total collapse to a point gives. A measure that stays at 1 is blind to that collapse.
+
+    measures: effective rank (uncentred), the same centred, coding rate, 1 − mean share, feature std, uniformity, and
+    spread within classes. ValueError for a share outside (0, 1).
+    """
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares must lie in (0, 1), got {shares}")
+    generator = torch.Generator().manual_seed(seed)
+    z = unit_rows(torch.randn(n, d, generator=generator, dtype=torch.float64))
+    labels = torch.arange(n) % classes
+    corners = torch.zeros(classes, d, dtype=torch.float64)
+    corners[:, :classes] = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    plane = torch.zeros_like(z)
+    plane[:, :rank] = unit_rows(z[:, :rank])
+    targets = {
+        "to a point": (torch.eye(d, dtype=torch.float64)[:1].expand(n, d), 1),
+        "to a subspace": (plane, rank),
+        "to class means": (unit_rows(corners)[labels], classes - 1),
+    }
+    rows = []
+    for kind, (target, k) in targets.items():
+        for share in shares:
+            measured = _healthiness(collapsed(z, target, share=share), labels, eps)
+            predicted = _healthiness_predicted(kind, share, k, d, eps)
+            rows += [
+                {"collapse": kind, "share": share, "measure": name, "measured": value, "predicted": predicted[name]}
+                for name, value in measured.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def _healthiness(z: Float[Tensor, "n d"], labels: Tensor, eps: float) -> dict[str, float]:
+    """Measures of unit rows, each scaled to 0 for total collapse and 1 for isotropic features."""
+    d, lam = z.shape[1], eigenvalues(z)
+    low, high = theory.rate_collapsed(d, eps), theory.rate_maximum(d, d, eps)
+    within = torch.stack([mean_collapse(z[labels == k]) for k in labels.unique()])
+    return {
+        "effective rank": float(effective_rank(lam) - 1) / (d - 1),
+        "effective rank, centred": float(effective_rank(z, center=True) - 1) / (d - 1),
+        "coding rate": float(coding_rate_of_spectrum(lam, eps=eps, d=d) - low) / (high - low),
+        "1 − mean share": 1 - float(mean_collapse(z)),
+        "feature std": float(feature_std(z)),
+        "uniformity": float(uniformity(z)) / uniformity_optimum(d),
+        "spread within classes": 1 - float(within.mean()),
+    }
+
+
+def _healthiness_predicted(kind: str, share: float, k: int, d: int, eps: float) -> dict[str, float]:
+    """`_healthiness` of infinitely many features; the target and the rest, k and d − k dimensions, are independent."""
+    lam, rest = collapsed_spectrum(share, k, d), (1 - share) / (d - k)  # rest: variance of a direction of the rest
+    low, high = theory.rate_collapsed(d, eps), theory.rate_maximum(d, d, eps)
+    if kind == "to a point":
+        target, stds = 0.0, [0.0]
+    elif kind == "to a subspace":
+        target, stds = uniformity_optimum(k, t=2 * share), [math.sqrt(share / k)] * k
+    else:  # two samples share their class with probability 1/K, and otherwise ‖cᵢ − cⱼ‖² = 2K/(K − 1)
+        target = math.log((1 + k * math.exp(-4 * share * (k + 1) / k)) / (k + 1))
+        stds = [math.sqrt((share + rest) / (k + 1))] * (k + 1)
+    stds = stds + [math.sqrt(rest)] * (d - len(stds))
+    uniform = target + uniformity_optimum(d - k, t=2 * (1 - share))
+    centred = collapsed_spectrum(1.0, d - 1, d) if kind == "to a point" else lam
+    return {
+        "effective rank": float(effective_rank(lam) - 1) / (d - 1),
+        "effective rank, centred": float(effective_rank(centred) - 1) / (d - 1),
+        "coding rate": float(coding_rate_of_spectrum(lam, eps=eps, d=d) - low) / (high - low),
+        "1 − mean share": 1 - share if kind == "to a point" else 1.0,
+        "feature std": sum(stds) / math.sqrt(d),
+        "uniformity": uniform / uniformity_optimum(d),
+        "spread within classes": 1.0 if kind == "to a subspace" else 1 - share,
+    }

@@ -1,0 +1,311 @@
+"""What features say about themselves, as a table with one judgement.
+
+    python -m analysis.report FEATURES [--labels FILE] [--eps 0.2236] [--json OUT]    a file of features, or a run
+
+`report` for arrays, `run_report` for run directories; both print well, show well in a notebook, and export.
+"""
+
+import argparse
+import json
+import math
+import sys
+import textwrap
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis import theory
+from analysis._files import read_features, read_labels
+from analysis._input import Array, as_features, as_labels, as_views, unit_rows
+from analysis._rows import Row, class_rows, spectral_rows, token_rows, uniformity_row, view_rows
+from analysis.diagnose import diagnose
+from analysis.moments import CHUNK, Moments
+from simdino.runs import Run, write_text
+
+SUBSET = 4096  # rows that measures of pairs and of classes see, at random
+WIDTH = 98
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measures of one set of features and the judgement; `print` it, or take `to_frame()` or `to_json()`."""
+
+    n: int
+    d: int
+    eps: float
+    blocks: int
+    judgement: str
+    because: str
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def conventions(self) -> str:
+        return (
+            f"rows on the unit sphere, Γ = zᵀz/n, uncentred unless named; ε = {self.eps:.4g} (squared in the rate), "
+            f"nats; ± one standard error by the jackknife over {self.blocks} blocks"
+        )
+
+    @property
+    def headline(self) -> str:
+        return f"{self.n} features in {self.d} dimensions, n/d = {self.n / self.d:.3g}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per measure."""
+        return pd.DataFrame(self.rows).set_index("measure")
+
+    def to_json(self) -> str:
+        """Everything in the report; NaN and infinities, for which JSON has no number, as null."""
+        plain = asdict(self) | {"rows": [row._asdict() for row in self.rows], "conventions": self.conventions}
+        return json.dumps(_json(plain), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        lines = [self.headline, *_wrapped(self.conventions), ""]
+        lines += [*_wrapped(f"{self.judgement.upper()}: {self.because}"), ""]
+        lines += [line for warning in self.warnings for line in _wrapped(f"warning: {warning}")]
+        lines += [f"{'':26}{'value ± se':>22}{'corrected':>11}{'white noise':>13}{'best':>11}   healthier"]
+        for row in self.rows:
+            value = _number(row.value) + (f" ± {_number(row.se, 2)}" if row.se is not None else "  " + " " * 7)
+            numbers = f"{_number(row.corrected):>11}{_number(row.white_noise):>13}{_number(row.best):>11}"
+            lines += [f"{row.measure:26}{value:>22}{numbers}   {row.healthier}", *_wrapped(row.says, indent=2)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<br>warning: {escape(w)}" for w in self.warnings)
+        head = f"<p><b>{escape(self.judgement)}</b>: {escape(self.because)}</p>"
+        foot = f"<p><small>{escape(self.headline)}; {escape(self.conventions)}{notes}</small></p>"
+        return head + self.to_frame().to_html(float_format="{:.4g}".format, na_rep="") + foot
+
+
+def report(
+    z: Array,
+    *,
+    labels: Array | None = None,
+    views: Array | None = None,
+    tokens: Array | None = None,
+    eps: float = 0.05**0.5,
+    blocks: int = 16,
+) -> Report:
+    """Report on features z (n, d): measures with error and reference, and one judgement.
+
+    Rows are put on the unit sphere (zero rows stay zero). labels (n,), views (v, m, d) of any m samples and tokens
+    (k, t, d) add what can be said of classes, augmentations and patches. z may be a memory map: it is read in chunks
+    once, in O(blocks·d²) memory; measures of pairs and of classes take 4,096 random rows, and say so. eps: the
+    paper's ε, the resolution at which features count as different.
+
+    The judgement, the first of these that holds. All of them know the scale: rounding noise around one point has a
+    healthy *centred* rank, and k-NN as good as an untrained network's. Let s = (R − R_collapsed)/(R_isotropic −
+    R_collapsed), the part kept of the coding rate that random directions have over one point at the same n and d.
+
+    - mean collapse: s < ½, and the mean's energy explains more of the missing rate than the shape of the spectrum
+      does. Half is where a spectrum λⱼ ∝ 1/j, known from healthy networks and from cortex, still passes at any d in
+      use (s = 0.8 at d = 64, 0.7 at 2,048), and λⱼ ∝ 1/j² does not. Called complete if E‖z − z̄‖² < ε²: then the
+      mean alone is a code of precision ε for every feature.
+    - class collapse: E‖z − z̄_class‖² < ε², by the same argument (two rows a class at least).
+    - dimensional collapse: s < ½.
+    - view problem: two views of a sample differ by more than half of what views of different samples do, so that
+      augmentation moves features more than content does.
+    - too few samples to judge: n < d. Rank above n cannot be seen; a collapse named above can, since white noise of
+      the same n is the reference.
+    - healthy: none of these. It does not say that the features are useful.
+
+    Rows `mean share` and `feature std` (Chen & He 2021) read the mean and the scale by themselves.
+    ValueError: fewer rows than blocks, NaN, wrong shapes.
+    """
+    if z.ndim != 2:
+        raise ValueError(f"z must have shape (n, d), got {tuple(z.shape)}")
+    n, d = z.shape
+    if n < max(blocks, 2):
+        raise ValueError(f"z has {n} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks")
+    notes = [
+        f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, `corrected` removes only part of that"
+    ] * (n < 10 * d)
+    moments, zeros = _moments(z, blocks)
+    if zeros:
+        notes.append(f"{zeros} of {n} rows are zero and were left so")
+    rows = spectral_rows(moments, eps)
+    index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values
+    if n > SUBSET:
+        notes.append(f"uniformity and measures of classes are of {SUBSET} random rows")
+    sample = _unit_or_zero(as_features(z[index.numpy() if isinstance(z, np.ndarray) else index]))
+    values = {row.measure: row.value for row in rows}
+    if not zeros:
+        rows.append(uniformity_row(sample))
+    within = view_share = None
+    if labels is not None:
+        labels = as_labels(labels, n, device=sample.device)[index.to(sample.device)]
+        within, more = class_rows(sample, labels)
+        rows += more
+    if views is not None:
+        view_share, more = view_rows(as_views(views, normalize=True))
+        rows += more
+    if tokens is not None:
+        rows += token_rows(tokens)
+    verdict = judge(
+        n, d, rate=values["coding rate"], mean=values["mean share"], eps=eps, within=within, views=view_share
+    )
+    return Report(n, d, float(eps), blocks, *verdict, tuple(rows), tuple(notes))
+
+
+def judge(
+    n: int, d: int, *, rate: float, mean: float, eps: float, within: float | None = None, views: float | None = None
+) -> tuple[str, str]:
+    """The judgement of `report` and its reason, from the numbers that it rests on.
+
+    rate in nats and mean = ‖E z‖²/E‖z‖² of unit rows; within = E‖z − z̄_class‖²; views = E‖z − z′‖² of two views of
+    a sample over that of different samples.
+    """
+    isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
+    kept = (rate - lowest) / (isotropic - lowest) if isotropic > lowest else 1.0
+    spread = max(1 - mean, 1e-12)  # E‖z − z̄‖²
+    centred = 0.5 * math.log1p(d / eps**2 * mean) + theory.rate_isotropic(n, d, eps / math.sqrt(spread))
+    by_mean, by_shape = isotropic - centred, centred - rate
+    scale = f"The features keep {max(kept, 0):.0%} of the coding rate that random directions have over a single point"
+    if kept < 0.5 and by_mean >= by_shape:
+        complete = "Complete: every feature lies within ε of one point. " if 1 - mean < eps**2 else ""
+        return "mean collapse", f"{complete}{scale}, and {mean:.1%} of their energy is their common mean."
+    if within is not None and within < eps**2:
+        return (
+            "class collapse",
+            f"E‖z − class mean‖² = {within:.2g} is below ε² = {eps**2:.2g}: only the class is left.",
+        )
+    if kept < 0.5:
+        return "dimensional collapse", f"{scale}: they use too few of {d} dimensions, or use them too unevenly."
+    if views is not None and views > 0.5:
+        return "view problem", f"Two views of one sample are {views:.0%} as far apart as views of different samples."
+    if n < d:
+        return "too few samples to judge", f"{n} samples show at most {n} of {d} dimensions; nothing is wrong in those."
+    return "healthy", f"{scale}; {mean:.1%} of their energy is their common mean. Usefulness is another question."
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run's layers at its first and last snapshot, two sentences on what they are worth, and a `Report` of each tap."""
+
+    run: str
+    layers: pd.DataFrame
+    sentences: tuple[str, ...]
+    taps: dict[str, Report]
+
+    def to_json(self) -> str:
+        """Everything in the report."""
+        taps = {name: json.loads(tap.to_json()) for name, tap in self.taps.items()}
+        layers = json.loads(self.layers.reset_index().to_json(orient="records"))
+        plain = {"run": self.run, "sentences": self.sentences, "layers": layers, "taps": taps}
+        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        judged = [f"{name}, {tap.judgement.upper()}: {tap.because}" for name, tap in self.taps.items()]
+        says = [line for sentence in (*self.sentences, *judged) for line in _wrapped(sentence)]
+        return "\n".join([self.run, *says, "", self.layers.to_string(float_format="{:.3g}".format, na_rep="-")])
+
+    def _repr_html_(self) -> str:
+        taps = "".join(f"<h4>{escape(name)}</h4>{tap._repr_html_()}" for name, tap in self.taps.items())
+        layers = self.layers.to_html(float_format="{:.3g}".format, na_rep="")
+        return f"<p><b>{escape(self.run)}</b><br>{escape(' '.join(self.sentences))}</p>{layers}{taps}"
+
+
+def run_report(run: Run | str | Path) -> RunReport:
+    """Report on a run: `diagnose` at its first and last snapshot, and `report` of the last head and backbone.
+
+    All of the teacher, the network that is kept, on held-out images. k-NN is judged by raw pixels and by the untrained
+    network (step 0), the rate by its value for random directions, for the best and for equal features.
+    ValueError: not a run directory, a damaged file, no snapshots.
+    """
+    run = run if isinstance(run, Run) else Run.load(run)
+    table = diagnose(run).sel(branch="teacher")
+    steps = [run.steps[0], run.steps[-1]]
+    names = ["effective_rank", "effective_rank_centered", "mean_collapse", "feature_std", "alignment", "knn"]
+    layers = (
+        table[names].sel(step=steps).to_dataframe()[names].swaplevel().sort_index(level="layer", sort_remaining=False)
+    )
+    layers = layers.rename(columns={"effective_rank": "rank", "effective_rank_centered": "rank centred"})
+    knn, rate = table["knn"].sel(layer="backbone"), table["rate"].sel(layer="head", step=steps[-1]).item()
+    low, isotropic, high = (table[f"rate_{k}"].item() for k in ("collapsed", "isotropic", "ceiling"))
+    sentences = (
+        f"k-NN of the backbone at step {steps[-1]}: {knn.sel(step=steps[-1]).item():.1%}; untrained network (step "
+        f"{steps[0]}) {knn.sel(step=steps[0]).item():.1%}, raw pixels {table['knn_pixels'].item():.1%}.",
+        f"Coding rate of the head: {rate:.4g} nats, {rate / high:.1%} of the ceiling {high:.4g}; random directions "
+        f"{isotropic:.4g}, all features equal {low:.4g}.",
+    )
+    last, labels, eps = run.snapshot(steps[-1]), run.probe["test_labels"], table.attrs["eps"]
+    branch = "teacher" if "teacher/head/test" in last else "student"
+    taps = {}
+    for tap in ("head", "backbone"):
+        key = f"{branch}/{tap}"
+        taps[tap] = report(last[f"{key}/test"], labels=labels, views=last.get(f"{key}/views"), eps=eps)
+    return RunReport(f"{run.name}, {branch} network, steps {steps[0]} to {steps[-1]}", layers, sentences, taps)
+
+
+def _moments(z: Array, blocks: int) -> tuple[Moments, int]:
+    """Moments of the unit rows of z, read chunk by chunk, and how many rows are zero."""
+    n, d = z.shape
+    moments, zeros = None, 0
+    step = max(CHUNK // d, 64)
+    for start in tqdm(range(0, n, step), unit="chunk", desc="reading", delay=2, leave=False, disable=None):
+        rows = z[start : start + step]
+        unit = _unit_or_zero(as_features(np.array(rows) if isinstance(rows, np.ndarray) else rows).detach())
+        moments = moments or Moments(d, blocks=blocks, device=unit.device)
+        moments.update(unit)
+        zeros += int((~unit.any(1)).sum())
+    return moments, zeros
+
+
+def _unit_or_zero(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows on the unit sphere, but for zero rows, which have no direction and stay zero."""
+    rows = z.any(1)
+    return torch.zeros_like(z).index_put((rows,), unit_rows(z[rows]))
+
+
+def _wrapped(text: str, indent: int = 0) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+
+
+def _number(x: float | None, digits: int = 4) -> str:
+    """A few digits, and no powers of ten for what has more of them before the point."""
+    if x is None:
+        return "-"
+    return f"{x:.0f}" if 10**digits <= abs(x) < 1e9 else f"{x:.{digits}g}"
+
+
+def _json(value: object) -> object:
+    """NaN and infinity as None, which JSON can say, all the way down."""
+    if isinstance(value, dict):
+        return {k: _json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: print the report of a file of features or of a run directory."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=main.__doc__.splitlines()[0])
+    parser.add_argument(
+        "what", type=Path, help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory"
+    )
+    parser.add_argument("--labels", type=Path, help="class of each row: .npy, .npz, .safetensors, or text, one a line")
+    parser.add_argument("--eps", type=float, default=0.05**0.5, help="the paper's ε (default: %(default).4f)")
+    parser.add_argument("--json", type=Path, help="write the report there, too")
+    given = parser.parse_args(arguments)
+    try:
+        if given.what.is_dir():
+            result = run_report(given.what)
+        else:
+            z, labels = read_features(given.what)
+            result = report(z, labels=read_labels(given.labels) if given.labels else labels, eps=given.eps)
+        if given.json:
+            write_text(given.json, result.to_json() + "\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"report: {error}")
+    print(result)
+
+
+if __name__ == "__main__":
+    main()
