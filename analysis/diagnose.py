@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from torch import Tensor
 
@@ -24,8 +25,9 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     All on held-out images, rows put on the unit sphere (so that layers compare), uncentred but where named so:
     eigenvalues (descending, of Γ = zᵀz/n: they sum to 1), effective_rank, effective_rank_centered,
     participation_ratio, mean_collapse, feature_std; uniformity; alignment ½E‖z₁ − z₂‖² of two fixed augmentations;
-    rate with rate_isotropic, rate_ceiling and rate_collapsed for the head (attrs: eps); knn of the backbone against
-    the run's bank, and knn_pixels, the same of raw pixels. What a layer was not recorded for is NaN.
+    rate of the head with rate_isotropic, rate_ceiling and rate_collapsed (attrs: eps), and spread, where the rate is
+    between collapsed (0) and isotropic (1); knn of the backbone against the run's bank, and knn_pixels, the same of
+    raw pixels less their mean (or as they are, if that is better). What a layer was not recorded for is NaN.
 
     branch: student and teacher; without self-distillation they are one network and hold the same numbers.
     ValueError: a run without snapshots, or with a damaged file, which is named.
@@ -35,44 +37,70 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
         raise ValueError(f"{run.path} has recorded no features yet")
     probe, eps = run.probe, run.config["objective"].get("eps", EPS)
     labels = {"train_labels": probe["bank_labels"], "test_labels": probe["test_labels"]}
-    per_step = []
-    for step in run.steps:
+    first = run.snapshot(0)
+    layers = _layers(first)
+    width = max(first[f"student/{layer}/test"].shape[1] for layer in layers)
+    alone = not any(key.startswith("teacher/") for key in first)
+    rows, spectra = [], np.full((len(run.steps), 2, len(layers), width), np.nan)
+    for i, step in enumerate(run.steps):
         snapshot = run.snapshot(step)
-        branches = sorted({key.split("/")[0] for key in snapshot})
-        rows = [_branch(snapshot, branch, labels, eps) for branch in branches]
-        if branches == ["student"]:
-            branches, rows = ["student", "teacher"], 2 * rows
-        per_step.append(xr.concat(rows, xr.Variable("branch", branches)))
-    table = xr.concat(per_step, xr.Variable("step", run.steps))
-    pixels = [probe[f"{part}_images"].flatten(1).float() for part in ("bank", "test")]
-    table["knn_pixels"] = knn_accuracy(pixels[0], labels["train_labels"], pixels[1], labels["test_labels"]).item()
-    n, d = snapshot["student/head/test"].shape
+        for k, layer in enumerate(layers):
+            for j, branch in enumerate(("student", "teacher")):
+                if j == 0 or not alone:
+                    values, spectrum = _measures(snapshot, f"{branch}/{layer}", labels, eps)
+                rows.append({"step": step, "branch": branch, "layer": layer, **values})
+                spectra[i, j, k, : len(spectrum)] = spectrum
+    table = pd.DataFrame(rows).set_index(["step", "branch", "layer"]).to_xarray().sel(layer=layers)
+    table["eigenvalues"] = (("step", "branch", "layer", "eigen"), spectra)
+    table["eigen"] = np.arange(1, width + 1)
+    table["knn_pixels"] = _pixel_knn(probe, labels)
+    n, d = first["student/head/test"].shape
     table["rate_isotropic"] = theory.rate_isotropic(n, d, eps)
     table["rate_ceiling"] = theory.rate_maximum(n, d, eps)
     table["rate_collapsed"] = theory.rate_collapsed(d, eps)
+    table["spread"] = (table["rate"] - table["rate_collapsed"]) / (table["rate_isotropic"] - table["rate_collapsed"])
     return table.assign_attrs(run=run.name, recipe=run.config["recipe"], seed=run.config["seed"], eps=eps, n=n, d=d)
 
 
 def diagnose_all(runs: Iterable[Run]) -> xr.Dataset:
-    """`diagnose` of several runs, labelled by recipe and seed as well; recipes × seeds must be complete."""
+    """`diagnose` of several runs, labelled by recipe and seed; a layer that a recipe lacks is NaN."""
     tables = [diagnose(run) for run in runs]
-    labels = ("recipe", "seed")
-    cells = [t.assign_coords({k: t.attrs[k] for k in labels}).expand_dims(labels) for t in tables]
-    return xr.combine_by_coords(cells, combine_attrs="drop_conflicts")
+    recipes = list(dict.fromkeys(t.attrs["recipe"] for t in tables))
+    rows = [[t for t in tables if t.attrs["recipe"] == recipe] for recipe in recipes]
+    return _stack([_stack(row, "seed", [t.attrs["seed"] for t in row]) for row in rows], "recipe", recipes)
 
 
-def _branch(snapshot: dict[str, Tensor], branch: str, labels: dict[str, Tensor], eps: float) -> xr.Dataset:
-    """One network at one step: the layers side by side."""
-    names = [key.split("/")[1] for key in snapshot if key.startswith(f"{branch}/") and key.endswith("/test")]
+def training_log(runs: Iterable[Run]) -> xr.Dataset:
+    """The logged numbers of several runs, labelled by recipe, seed and step; what a method does not log is NaN."""
+    frames = [run.metrics.assign(recipe=run.config["recipe"], seed=run.config["seed"]) for run in runs]
+    return pd.concat(frames).set_index(["recipe", "seed", "step"]).to_xarray()
+
+
+def _pixel_knn(probe: dict[str, Tensor], labels: dict[str, Tensor]) -> float:
+    """k-NN accuracy of raw pixels, the baseline that a feature has to beat, the better of centred and not."""
+    bank, test = (probe[f"{part}_images"].flatten(1).float() for part in ("bank", "test"))
+    pairs = [(bank, test), (bank - bank.mean(0), test - bank.mean(0))]
+    return max(knn_accuracy(train, test=held_out, **labels).item() for train, held_out in pairs)
+
+
+def _stack(tables: list[xr.Dataset], dim: str, labels: list) -> xr.Dataset:
+    """Tables side by side along a new labelled dimension; attributes that differ are dropped."""
+    options = {"join": "outer", "combine_attrs": "drop_conflicts", "data_vars": "all", "coords": "minimal"}
+    return xr.concat(tables, xr.Variable(dim, labels), **options)
+
+
+def _layers(snapshot: dict[str, Tensor]) -> list[str]:
+    """The recorded layers from the images to the loss."""
+    names = [key.split("/")[1] for key in snapshot if key.startswith("student/") and key.endswith("/test")]
     order = {"backbone": 1, "head": 2, "prototypes": 3}  # the blocks first
-    names = sorted(names, key=lambda name: (order.get(name, 0), name))
-    layers = [_layer(snapshot, branch, name, labels, eps) for name in names]
-    return xr.concat(layers, xr.Variable("layer", names), join="outer")
+    return sorted(names, key=lambda name: (order.get(name, 0), len(name), name))
 
 
-def _layer(snapshot: dict[str, Tensor], branch: str, layer: str, labels: dict[str, Tensor], eps: float) -> xr.Dataset:
-    """One layer of one network at one step."""
-    z = unit_rows(snapshot[f"{branch}/{layer}/test"])  # (n, d)
+def _measures(
+    snapshot: dict[str, Tensor], layer: str, labels: dict[str, Tensor], eps: float
+) -> tuple[dict, np.ndarray]:
+    """Scalars and spectrum of one layer, "<branch>/<tap>", at one step."""
+    z = unit_rows(snapshot[f"{layer}/test"])  # (n, d)
     spectrum = eigenvalues(z)
     values = {
         "effective_rank": effective_rank(spectrum),
@@ -82,12 +110,10 @@ def _layer(snapshot: dict[str, Tensor], branch: str, layer: str, labels: dict[st
         "feature_std": feature_std(z),
         "uniformity": uniformity(z),
     }
-    if f"{branch}/{layer}/views" in snapshot:
-        values["alignment"] = alignment(unit_rows(snapshot[f"{branch}/{layer}/views"])) / 2
-    if layer == "head":
+    if f"{layer}/views" in snapshot:
+        values["alignment"] = alignment(unit_rows(snapshot[f"{layer}/views"])) / 2
+    if layer.endswith("head"):
         values["rate"] = coding_rate(z, eps=eps)
-    if layer == "backbone":
-        values["knn"] = knn_accuracy(snapshot[f"{branch}/{layer}/bank"], test=z, **labels)
-    table = xr.Dataset({name: value.item() for name, value in values.items()})
-    table["eigenvalues"] = ("eigen", spectrum.numpy())
-    return table.assign_coords(eigen=np.arange(1, len(spectrum) + 1))
+    if f"{layer}/bank" in snapshot:
+        values["knn"] = knn_accuracy(snapshot[f"{layer}/bank"], test=z, **labels)
+    return {name: value.item() for name, value in values.items()}, spectrum.numpy()

@@ -1,0 +1,94 @@
+"""Claims: the table of a run holds what the functions give on features whose answers are known; damage is named."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from analysis import theory
+from analysis.diagnose import diagnose, diagnose_all, training_log
+from simdino.runs import Run, snapshot_path, write_json, write_tensors
+
+N, D, EPS = 60, 6, 0.5
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A run whose student's features are a tight frame in the head, then all equal; its backbone tells the classes."""
+
+    def build(name: str, recipe: str, seed: int, *, teacher: bool, prototypes: bool = False) -> Run:
+        path = tmp_path / name
+        labels = torch.arange(N) % 3
+        images = torch.randint(0, 255, (N, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        parts = {"images": images, "labels": labels}
+        probe = {f"{part}_{what}": x.clone() for part in ("bank", "test") for what, x in parts.items()}
+        write_tensors(path / "probe.safetensors", probe)
+        objective = {"student_temp": 0.1} if prototypes else {"eps": EPS, "gamma": 0.1}
+        write_json(path / "config.json", {"recipe": recipe, "seed": seed, "objective": objective})
+        (path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 3, "loss": 0.5}\n')
+        frame, constant = torch.eye(D).repeat(N // D, 1), F.normalize(torch.ones(N, D), dim=-1)
+        backbone = torch.eye(8)[labels] + 0.01 * torch.randn(N, 8, generator=torch.Generator().manual_seed(1))
+        for step, head in ((0, frame), (3, constant)):
+            taps = {}
+            for branch in ["student"] + ["teacher"] * teacher:
+                taps |= {f"{branch}/head/test": 2 * head, f"{branch}/backbone/test": backbone}
+                taps |= {f"{branch}/block0/test": backbone, f"{branch}/backbone/bank": backbone}
+                taps |= {f"{branch}/head/views": torch.stack((frame[:D], frame[:D].roll(1, 0)))}
+                taps |= {f"{branch}/prototypes/test": head @ torch.randn(D, 9)} if prototypes else {}
+            write_tensors(snapshot_path(path, step), {k: v.clone() for k, v in taps.items()})
+        return Run.load(path)
+
+    return build
+
+
+def test_known_features_have_their_known_measures(write):
+    table = diagnose(write("a", "simdino", 0, teacher=True))
+    head = table.sel(branch="teacher", layer="head")
+    frame, constant = head.sel(step=0), head.sel(step=3)
+    assert frame["effective_rank"].item() == pytest.approx(D)
+    assert frame["participation_ratio"].item() == pytest.approx(D)
+    assert frame["rate"].item() == pytest.approx(theory.rate_maximum(N, D, EPS), rel=1e-6)
+    assert frame["eigenvalues"].values[:D] == pytest.approx(1 / D)
+    assert math.isnan(frame["eigenvalues"].values[D])  # the other layer is wider
+    assert constant["effective_rank"].item() == pytest.approx(1)
+    assert constant["rate"].item() == pytest.approx(theory.rate_collapsed(D, EPS), rel=1e-5)
+    assert constant["spread"].item() == pytest.approx(0, abs=1e-5)
+    assert constant["mean_collapse"].item() == pytest.approx(1)
+    assert constant["feature_std"].item() == pytest.approx(0, abs=1e-6)
+    assert frame["alignment"].item() == pytest.approx(1)  # orthogonal views: ½‖a − b‖² = 1
+    assert math.isnan(frame["knn"].item())
+    backbone = table.sel(branch="teacher", layer="backbone", step=0)
+    assert backbone["knn"].item() == 1
+    assert math.isnan(backbone["rate"].item())
+    assert table["layer"].values.tolist() == ["block0", "backbone", "head"]
+    assert 0 <= table["knn_pixels"].item() <= 1
+
+
+def test_without_a_teacher_both_branches_are_the_student(write):
+    table = diagnose(write("a", "simdino-no-teacher", 0, teacher=False))
+    same = table.sel(branch="student", drop=True)
+    assert same.identical(table.sel(branch="teacher", drop=True))
+
+
+def test_several_runs_are_labelled_by_recipe_and_seed(write):
+    runs = [write(f"a{s}", "simdino", s, teacher=True) for s in (0, 1)]
+    runs += [write(f"b{s}", "dino", s, teacher=True, prototypes=True) for s in (0, 1)]
+    table = diagnose_all(runs)
+    assert table["recipe"].values.tolist() == ["simdino", "dino"]
+    assert table["seed"].values.tolist() == [0, 1]
+    assert table["effective_rank"].sel(recipe="simdino", layer="prototypes").isnull().all()
+    assert table["effective_rank"].sel(recipe="dino", layer="prototypes", branch="teacher").notnull().all()
+    assert training_log(runs)["loss"].sel(recipe="dino", seed=1, step=3).item() == 0.5
+
+
+def test_a_damaged_or_empty_run_is_named(write):
+    run = write("a", "simdino", 0, teacher=True)
+    path = snapshot_path(run.path, 3)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step_00000003\.safetensors"):
+        diagnose(run)
+    for step in (0, 3):
+        snapshot_path(run.path, step).unlink()
+    with pytest.raises(ValueError, match="recorded no features yet"):
+        diagnose(str(run.path))
