@@ -2,12 +2,16 @@
 
     python benchmarks/augment.py
 
-Prints CPU microseconds per crop on one thread and the ratio, from interleaved rounds of one process (median of each).
+Prints CPU microseconds per crop on one thread and the ratios, from interleaved rounds of one process (median of each).
+The peers: a lean pipeline on bare Pillow, written below; and torchvision's transforms, which most people use and which
+spend about as much again on drawing parameters and checking types (where torchvision is installed; `-` elsewhere).
 """
 
 import math
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -18,6 +22,7 @@ from simdino.augment import multi_crop
 from simdino.config import Crops
 
 CASES = ((32, 32), (32, 16), (96, 96), (96, 32))  # image side, crop side
+PEERS = ("Pillow", "torchvision")
 
 
 def pillow_view(image: np.ndarray, size: int, crops: Crops, rng: random.Random) -> torch.Tensor:
@@ -68,27 +73,60 @@ def _hue(im: Image.Image, strength: float, rng: random.Random) -> Image.Image:
     return Image.merge("HSV", (h, s, v)).convert("RGB")
 
 
+def torchvision_view(size: int, crops: Crops) -> Callable[[np.ndarray], torch.Tensor] | None:
+    """The same by torchvision's Pillow transforms; None where it is absent, or was built for another torch."""
+    try:
+        from torchvision import transforms as t
+    except (ImportError, RuntimeError):
+        return None
+    jitter = t.ColorJitter(0.4 * crops.jitter, 0.4 * crops.jitter, 0.2 * crops.jitter, 0.1 * crops.jitter)
+    blur = t.Lambda(lambda im: im.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0))))
+    return t.Compose(
+        [
+            Image.fromarray,
+            t.RandomResizedCrop(size, crops.global_scale, interpolation=t.InterpolationMode.BICUBIC),
+            t.RandomHorizontalFlip(0.5 * crops.flip),
+            t.RandomApply([jitter], crops.jitter_p),
+            t.RandomGrayscale(crops.gray_p),
+            t.RandomApply([blur], crops.blur_p),
+            t.RandomSolarize(128, crops.solarize_p),
+            t.ToTensor(),
+            t.Normalize(crops.mean, crops.std),
+        ]
+    )
+
+
 def main(images: int = 128, rounds: int = 7) -> None:
     torch.set_num_threads(1)
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
-    print(f"{images} images, one thread, CPU time per crop, median of {rounds} interleaved rounds")
-    print(f"{'image -> crop':>14} {'Pillow':>10} {'ours':>10} {'ratio':>7}")
+    print(f"{images} images, 2 crops each, one thread: CPU time per crop, median of {rounds} interleaved rounds")
+    print(f"{'image -> crop':>14} {'ours':>9} {'Pillow':>18} {'torchvision':>18}")
     for side, size in CASES:
-        # smooth pictures: noise would be kinder to nobody, and photographs are smooth
-        x = torch.nn.functional.interpolate(torch.rand(images, 3, 8, 8), (side, side), mode="bicubic").clamp_(0, 1)
-        x = (255 * x).byte()
-        arrays = x.permute(0, 2, 3, 1).contiguous().numpy()
+        x = torch.nn.functional.interpolate(
+            torch.rand(images, 3, 8, 8), (side, side), mode="bicubic"
+        )  # smooth pictures
+        x = (255 * x.clamp_(0, 1)).byte()
+        arrays = [a for a in x.permute(0, 2, 3, 1).contiguous().numpy() for _ in range(2)]
         crops = Crops(global_size=size, global_crops=2)
-        times: dict[str, list[float]] = {"pillow": [], "ours": []}
+        ways = {
+            "ours": partial(multi_crop, x, crops, generator),
+            "Pillow": partial(_one_by_one, arrays, partial(pillow_view, size=size, crops=crops, rng=rng)),
+        }
+        if view := torchvision_view(size, crops):
+            ways["torchvision"] = partial(_one_by_one, arrays, view)
+        times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds + 1):
-            start = time.thread_time()
-            torch.stack([pillow_view(a, size, crops, rng) for a in arrays for _ in range(2)])
-            middle = time.thread_time()
-            multi_crop(x, crops, generator)
-            times["pillow"].append(middle - start)
-            times["ours"].append(time.thread_time() - middle)
-        pillow, ours = (1e6 * median(t[1:]) / (2 * images) for t in times.values())  # the first round warms up
-        print(f"{side:>8} -> {size:<2} {pillow:>8.0f}us {ours:>8.0f}us {pillow / ours:>6.1f}x")
+            for name, way in ways.items():
+                start = time.thread_time()
+                way()
+                times[name].append(time.thread_time() - start)
+        cost = {name: 1e6 * median(t[1:]) / (2 * images) for name, t in times.items()}  # the first round warms up
+        peers = [f"{cost[p]:>8.0f}us {cost[p] / cost['ours']:>6.1f}x" if p in cost else f"{'-':>17}" for p in PEERS]
+        print(f"{side:>8} -> {size:<3}{cost['ours']:>8.0f}us  {'  '.join(peers)}")
+
+
+def _one_by_one(arrays: list[np.ndarray], view: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
+    return torch.stack([view(a) for a in arrays])
 
 
 if __name__ == "__main__":
