@@ -25,7 +25,7 @@ FILES = {f"{p.parent.name}.{p.stem}": p for package in ("simdino", "analysis") f
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = sorted((ROOT / "figures").glob("*.json"))
-SCRIPTS = [p for folder in ("simdino", "analysis", "benchmarks", "tests") for p in sorted((ROOT / folder).glob("*.py"))]
+SCRIPTS = [p for folder in ("simdino", "analysis", "benchmarks") for p in sorted((ROOT / folder).glob("*.py"))]
 EXTRAS = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "tyro", "papermill", "torchmetrics", "lightning"]
 NEEDS_EXTRAS = {"analysis.plots", "analysis.integrations"}
 
@@ -166,7 +166,7 @@ def test_readme_is_short_and_its_loss_is_the_one_that_trains():
 
 def test_notebooks_are_stripped():
     if NOTEBOOKS:
-        command = [sys.executable, "-m", "nbstripout", "--verify", *map(str, NOTEBOOKS)]
+        command = [sys.executable, "-m", "nbstripout", "--keep-id", "--verify", *map(str, NOTEBOOKS)]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout
 
@@ -196,7 +196,7 @@ def test_notebook_holds_no_logic_and_ends_by_publishing(path):
     branches = ast.IfExp | ast.BoolOp | ast.Compare | ast.NamedExpr | ast.comprehension | ast.Lambda
     inside = [inner for n in nodes if isinstance(n, ast.Lambda) for inner in ast.walk(n.body)]
     assert not [n for n in inside if isinstance(n, branches)]
-    assert "plots.use_style" in [name for name, _ in calls(ast.parse(code[0]))]
+    assert any(name.endswith("use_style") for name, _ in calls(ast.parse(code[0])))
     published = [keywords for name, keywords in calls(ast.parse(code[-1])) if name == "publish"]
     assert [ast.literal_eval(keywords["name"]) for keywords in published] == [path.stem]
     assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
