@@ -85,7 +85,7 @@ def minimise(
 
 # Why not a library: pymanopt optimises one point at a time, geoopt has no L-BFGS (and its line search is shared by
 # all points of a tensor), and torch.optim.LBFGS sees one flat vector, so restarts would share curvature and step.
-def _lbfgs(energy, x, tol, max_iter, memory=8):
+def _lbfgs(energy, x, tol, max_iter, memory=5):
     """Batched L-BFGS from x (r, n, d); returns points, energies, gradient norms and iterations, all (r, ...)."""
     f, g = _value_and_gradient(energy, x)
     out = x.clone(), f.clone(), _dot(g, g).sqrt(), torch.zeros(len(x), dtype=torch.int64, device=x.device)

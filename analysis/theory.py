@@ -346,6 +346,22 @@ def koleo_minimum(n, d):
     return -0.5 * math.log(2 * n / (n - 1)) if 2 <= n <= d + 1 else math.nan
 
 
+def vicreg_minimum(n, d, *, variance=25.0):
+    """C3: the smallest VICReg energy of n ≥ d+1 unit vectors, variance · (1 - √(n/((n-1)d) + 1e-4)); else nan.
+
+    Proof: the variances sum to at most n/(n-1) and √ is concave. Attained by tight frames of mean zero (`rate_maximum`
+    says for which n there are none).
+    """
+    _counts(n=n, d=d)
+    return variance * max(0.0, 1 - math.sqrt(n / ((n - 1) * d) + 1e-4)) if n > d else math.nan
+
+
+def infonce_minimum(n, d, *, temperature=0.1):
+    """C3: the smallest mean_i log mean_{j≠i} exp((⟨z_i, z_j⟩-1)/τ): -n/((n-1)τ) for 2 ≤ n ≤ d+1 (simplex); else nan."""
+    _counts(n=n, d=d)
+    return -n / ((n - 1) * temperature) if 2 <= n <= d + 1 else math.nan
+
+
 def rate_isotropic(n, d, eps):
     """D1: the mean rate of n independent uniform unit vectors, in nats: the Shannon transform of Marchenko and Pastur.
 

@@ -8,7 +8,19 @@ import torch
 from torch.nn.functional import normalize
 
 from analysis import theory
-from analysis.energies import coding_rate_energy, frame_potential_energy, uniformity_energy
+from analysis.energies import (
+    barlow_twins_energy,
+    coding_rate_energy,
+    dino_energy,
+    frame_potential_energy,
+    infonce_energy,
+    koleo_energy,
+    mmcr_energy,
+    sigreg_energy,
+    spectral_contrastive_energy,
+    uniformity_energy,
+    vicreg_energy,
+)
 from analysis.landscape import (
     geodesic,
     harmonic_frame,
@@ -118,6 +130,64 @@ def test_C3_minima_reach_the_known_optima():
     for n in (5, 8):  # simplex, cross-polytope
         found = minimise(uniformity_energy(), n, 4, restarts=10)
         assert found.energies.min().item() == pytest.approx(theory.uniformity_minimum(n, 4), abs=1e-10)
+
+
+CLOSED = {  # energy, n, d, its minimum
+    "spectral contrastive": (
+        spectral_contrastive_energy(),
+        9,
+        4,
+        (9 * theory.frame_potential_minimum(9, 4) - 1) / 8 - 2,
+    ),
+    "MMCR, n > d": (mmcr_energy(), 9, 4, -theory.nuclear_norm_maximum(9, 4)),
+    "MMCR, n < d": (mmcr_energy(), 3, 5, -theory.nuclear_norm_maximum(3, 5)),
+    "InfoNCE": (infonce_energy(), 5, 4, theory.infonce_minimum(5, 4)),
+    "VICReg": (vicreg_energy(), 9, 4, theory.vicreg_minimum(9, 4)),
+    "Barlow Twins": (barlow_twins_energy(), 9, 4, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_C3_neighbouring_losses_reach_their_known_optima(name):
+    energy, n, d, minimum = CLOSED[name]
+    found = minimise(energy, n, d, restarts=10, max_iter=500)
+    assert found.energies.min().item() == pytest.approx(minimum, abs=1e-9)
+
+
+def test_C3_losses_of_second_order_share_the_optima_of_the_rate_and_barlow_twins_does_not():
+    flat = torch.eye(4, dtype=torch.float64) / 4
+    for energy in (mmcr_energy(), vicreg_energy(), spectral_contrastive_energy()):
+        z = minimise(energy, 9, 4, restarts=10, max_iter=500).z
+        torch.testing.assert_close(z.mT @ z / 9, flat, atol=1e-6, rtol=0)
+    z = minimise(barlow_twins_energy(), 9, 4, max_iter=500).z
+    assert (z.mT @ z / 9 - flat).norm() > 1e-2
+
+
+def test_C3_koleo_of_the_simplex_is_its_minimum():
+    simplex = torch.eye(5, dtype=torch.float64) - 1 / 5
+    value = koleo_energy()(normalize(simplex, dim=1)).item()
+    assert value == pytest.approx(theory.koleo_minimum(5, 4), abs=1e-10)
+    assert value < koleo_energy()(random_points(5, 4, restarts=200)).min().item()
+
+
+def test_sigreg_is_the_integral_it_stands_for_and_sees_gaussians():
+    z, t = random_points(30, 6)[0], torch.linspace(-9, 9, 401, dtype=torch.float64)
+    directions = torch.randn(6, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = math.sqrt(6) * z @ normalize(directions, dim=0)  # (n, slices)
+    empirical = torch.exp(1j * t[:, None, None] * x).mean(1)  # (t, slices)
+    distance = (empirical - torch.exp(-(t**2) / 2)[:, None]).abs() ** 2
+    expected = torch.trapezoid(distance * torch.exp(-(t**2) / 2)[:, None] / math.sqrt(2 * math.pi), t, dim=0).mean()
+    torch.testing.assert_close(sigreg_energy()(z), expected, atol=1e-10, rtol=0)
+    collapsed = z[:1].expand(30, 6)
+    assert sigreg_energy(slices=32)(random_points(300, 64)[0]) < 5e-3 < 0.1 < sigreg_energy()(collapsed)
+
+
+def test_C1_dino_without_centring_is_blind_to_collapse_and_with_it_is_not():
+    prototypes = torch.eye(6, dtype=torch.float64)
+    collapsed, spread = prototypes[[0] * 6], prototypes
+    blind, centred = dino_energy(prototypes), dino_energy(prototypes, center=True)
+    torch.testing.assert_close(blind(collapsed), blind(spread), atol=1e-12, rtol=0)
+    assert centred(spread) < centred(collapsed) - 0.5
 
 
 def test_batched_energies_equal_the_mean_over_batches():
