@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, SupportsFloat
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -50,24 +51,23 @@ def claim(
     statement: str,
     *,
     predicted: SupportsFloat,
-    measured: SupportsFloat,
+    measured: SupportsFloat | Sequence[float],
     tolerance: SupportsFloat = 0.0,
     relation: Literal["equal", "at_most", "at_least"] = "equal",
     kind: Literal["theorem", "observation"] = "theorem",
-    sd: SupportsFloat | None = None,
-    n: int | None = None,
 ) -> dict:
     """A prediction beside its measurement, and whether it holds.
 
     equal: |measured − predicted| ≤ tolerance; at_most: measured ≤ predicted + tolerance;
     at_least: measured ≥ predicted − tolerance. The tolerance is absolute. NaN never holds.
 
-    A theorem that fails stops `publish`, an observation that fails is published as failing. `sd` and `n` say
-    over how many seeds or samples an observation is a mean, and how they scatter.
+    measured: a number, or one a seed `(n,)`: then their mean is judged, and kept with its sample sd and n.
+    A theorem that fails stops `publish`, an observation that fails is published as failing.
 
     Raises ValueError for a negative or NaN tolerance.
     """
-    predicted, measured, tolerance = float(predicted), float(measured), float(tolerance)
+    samples = np.asarray(measured, dtype=float)
+    predicted, measured, tolerance = float(predicted), float(samples.mean()), float(tolerance)
     if not tolerance >= 0:
         raise ValueError(f"tolerance of claim {id!r} must not be negative, not {tolerance}")
     if relation == "equal":
@@ -82,7 +82,9 @@ def claim(
         raise ValueError(f"kind of claim {id!r} must be theorem or observation, not {kind!r}")
     record = {"id": id, "statement": statement, "predicted": predicted, "measured": measured}
     record |= {"tolerance": tolerance, "relation": relation, "kind": kind, "holds": holds}
-    return record | ({"sd": float(sd)} if sd is not None else {}) | ({"n": n} if n is not None else {})
+    if samples.ndim:
+        record |= {"n": samples.size} | ({"sd": float(samples.std(ddof=1))} if samples.size > 1 else {})
+    return record
 
 
 def publish(

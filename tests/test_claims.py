@@ -54,7 +54,7 @@ def test_a_nan_prediction_never_holds_and_equal_infinities_do():
 
 
 def test_claim_takes_tensors_arrays_and_truth_values():
-    c = claim("c", "s", predicted=torch.tensor(2.0), measured=np.float32(2), sd=torch.tensor(0.5), n=3)
+    c = claim("c", "s", predicted=torch.tensor(2.0), measured=np.array([1.5, 2.0, 2.5], dtype=np.float32))
     assert c == {
         "id": "c",
         "statement": "s",
@@ -143,7 +143,7 @@ def test_publish_needs_claims_with_distinct_ids(tmp_path, fig, ids):
 
 
 def test_gallery_shows_every_figure_and_marks_what_fails(tmp_path, fig, capsys):
-    right = claim("a", "rank = d", predicted=4, measured=4.0001, tolerance=0.01, kind="observation", sd=0.002, n=3)
+    right = claim("a", "rank = d", predicted=4, measured=[3.998, 4.0, 4.002], tolerance=0.01, kind="observation")
     wrong = claim("b", "|x| is small", predicted=1, measured=3, relation="at_most", kind="observation")
     publish(fig, [right], name="01_right", out_dir=tmp_path, profile="cpu", seeds=(0, 1, 2))
     main([str(tmp_path)])
