@@ -1,1 +1,88 @@
-"""Importable diagnostics, closed-form theory and plots for self-supervised features."""
+"""Diagnostics of self-supervised features: importable, tested against closed forms, for arrays, streams and runs.
+
+    from analysis import effective_rank, Moments, jackknife
+    effective_rank(z)                                               # z (n, d): rows are samples
+    jackknife(effective_rank, Moments.of(z, blocks=16)).interval()  # with its error
+
+`analysis.report` makes a table with one judgement of all this, also as `python -m analysis.report FILE_OR_RUN`;
+`analysis.theory` has the closed forms, `analysis.plots` the plots (which need matplotlib).
+"""
+
+from analysis.collapse import alignment, center_drift, feature_std, hyperspherical_energy, lidar, mean_collapse, patch_ranks, prototype_entropy, prototype_usage, self_clustering, uniformity, uniformity_gap, uniformity_optimum
+from analysis.diagnose import diagnose, diagnose_all
+from analysis.frames import coherence, frame_bounds, frame_potential, frame_potential_bound, frame_potential_excess, orthonormal_distance, orthoplex_bound, simplex_distance, sphere_potential, tight_frame_distance, tightness, welch_bound
+from analysis.moments import Moments
+from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
+from analysis.probes import knn_accuracy
+from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, preflight, rate_optimality, rate_reduction
+from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, white_noise_spectrum
+from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
+from analysis.spectra import alpha_req, anisotropy, condition_number, effective_rank, eigenvalues, eigenvalues_above_edge, isoscore, marchenko_pastur_edge, mean_cosine, participation_ratio, rankme, renyi_entropy, stable_rank
+from analysis.uncertainty import isotropic_reference, jackknife, permutation_reference
+
+__all__ = [
+    "Moments",
+    "alignment",
+    "alpha_req",
+    "anisotropy",
+    "center_drift",
+    "class_effective_rank",
+    "class_rates",
+    "coding_rate",
+    "coding_rate_of_spectrum",
+    "coherence",
+    "collapse_sweep",
+    "collapsed",
+    "collapsed_spectrum",
+    "condition_number",
+    "debiased_cka",
+    "diagnose",
+    "diagnose_all",
+    "effective_rank",
+    "eigenvalues",
+    "eigenvalues_above_edge",
+    "feature_std",
+    "frame_bounds",
+    "frame_potential",
+    "frame_potential_bound",
+    "frame_potential_excess",
+    "hyperspherical_energy",
+    "isoscore",
+    "isotropic_reference",
+    "jackknife",
+    "knn_accuracy",
+    "lidar",
+    "marchenko_pastur_edge",
+    "mean_collapse",
+    "mean_cosine",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nc4",
+    "orthonormal_distance",
+    "orthoplex_bound",
+    "participation_ratio",
+    "patch_ranks",
+    "permutation_reference",
+    "preflight",
+    "principal_angles",
+    "procrustes_distance",
+    "prototype_entropy",
+    "prototype_usage",
+    "rankme",
+    "rate_optimality",
+    "rate_reduction",
+    "renyi_entropy",
+    "self_clustering",
+    "simplex_distance",
+    "sliced_normality",
+    "sphere_potential",
+    "stable_rank",
+    "tight_frame_distance",
+    "tightness",
+    "uniformity",
+    "uniformity_gap",
+    "uniformity_optimum",
+    "welch_bound",
+    "white_noise_spectrum",
+]

@@ -106,7 +106,7 @@ def report(
 
     - mean collapse: s < ½, and the mean's energy explains more of the missing rate than the shape of the spectrum
       does. Half is where a spectrum λⱼ ∝ 1/j, known from healthy networks and from cortex, still passes at any d in
-      use (s = 0.8 at d = 64, 0.7 at 2,048), and λⱼ ∝ 1/j² does not. Called complete if E‖z − z̄‖² < ε²: then the
+      use (s = 0.8 at d = 64, 0.7 at 2,048), and λⱼ ∝ 1/j² no longer does (0.45 and less from d = 64 on). Called complete if E‖z − z̄‖² < ε²: then the
       mean alone is a code of precision ε for every feature.
     - class collapse: E‖z − z̄_class‖² < ε², by the same argument (two rows a class at least).
     - dimensional collapse: s < ½.
@@ -124,9 +124,9 @@ def report(
     n, d = z.shape
     if n < max(blocks, 2):
         raise ValueError(f"z has {n} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks")
-    notes = [
-        f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, `corrected` removes only part of that"
-    ] * (n < 10 * d)
+    notes = [f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, and corrected values still are"] * (
+        n < 10 * d
+    )
     moments, zeros = _moments(z, blocks)
     if zeros:
         notes.append(f"{zeros} of {n} rows are zero and were left so")
@@ -169,8 +169,8 @@ def judge(
     by_mean, by_shape = isotropic - centred, centred - rate
     scale = f"The features keep {max(kept, 0):.0%} of the coding rate that random directions have over a single point"
     if kept < 0.5 and by_mean >= by_shape:
-        complete = "Complete: every feature lies within ε of one point. " if 1 - mean < eps**2 else ""
-        return "mean collapse", f"{complete}{scale}, and {mean:.1%} of their energy is their common mean."
+        extent = "Complete, all features lie within ε of one point" if 1 - mean < eps**2 else "Partial"
+        return "mean collapse", f"{extent}. {scale}, and {mean:.1%} of their energy is their common mean."
     if within is not None and within < eps**2:
         return (
             "class collapse",
@@ -187,7 +187,7 @@ def judge(
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run's layers at its first and last snapshot, two sentences on what they are worth, and a `Report` of each tap."""
+    """A run's layers at its first and last snapshot, two sentences on their worth, a `Report` of head and backbone."""
 
     run: str
     layers: pd.DataFrame
@@ -221,11 +221,9 @@ def run_report(run: Run | str | Path) -> RunReport:
     """
     run = run if isinstance(run, Run) else Run.load(run)
     table = diagnose(run).sel(branch="teacher")
-    steps = [run.steps[0], run.steps[-1]]
+    steps = sorted({run.steps[0], run.steps[-1]})
     names = ["effective_rank", "effective_rank_centered", "mean_collapse", "feature_std", "alignment", "knn"]
-    layers = (
-        table[names].sel(step=steps).to_dataframe()[names].swaplevel().sort_index(level="layer", sort_remaining=False)
-    )
+    layers = table[names].sel(step=steps).to_dataframe(dim_order=["layer", "step"])[names]
     layers = layers.rename(columns={"effective_rank": "rank", "effective_rank_centered": "rank centred"})
     knn, rate = table["knn"].sel(layer="backbone"), table["rate"].sel(layer="head", step=steps[-1]).item()
     low, isotropic, high = (table[f"rate_{k}"].item() for k in ("collapsed", "isotropic", "ceiling"))
