@@ -1,0 +1,210 @@
+"""The diagnostics inside other people's training code: a forward hook, a torchmetrics metric, a Lightning callback.
+
+All three gather the same `Moments` and evaluate the same functions of them, so that they give the numbers of the bare
+functions, in any batches and over any number of ranks. The hook needs torch alone, the others the extra `integrations`.
+
+measures: names out of `MEASURES`, or {name: function of Moments}, for example
+{"rate": partial(coding_rate_of_spectrum, eps=0.5), "nc1": nc1}.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from analysis._input import Array
+from analysis.collapse import mean_collapse
+from analysis.moments import Moments
+from analysis.spectra import anisotropy, effective_rank, isoscore, participation_ratio, rankme, stable_rank
+
+try:
+    from torchmetrics import Metric
+except ImportError:
+    Metric = None
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    Callback, LightningModule, Trainer = None, Any, Any
+
+Measures = Iterable[str] | Mapping[str, Callable[[Moments], Tensor]]
+
+MEASURES: dict[str, Callable[[Moments], Tensor]] = {
+    "effective_rank": effective_rank,
+    "effective_rank_centered": partial(effective_rank, center=True),
+    "rankme": rankme,
+    "participation_ratio": participation_ratio,
+    "participation_ratio_unbiased": partial(participation_ratio, unbiased=True),
+    "stable_rank": stable_rank,
+    "anisotropy": anisotropy,
+    "isoscore": isoscore,
+    "mean_collapse": mean_collapse,
+}
+DEFAULT = (
+    "effective_rank",
+    "effective_rank_centered",
+    "mean_collapse",
+)  # rank, with and without the mean, and the mean
+
+
+class FeatureMonitor:
+    """Diagnostics of whatever passes through a module, for any training code: a forward hook while the block is open.
+
+    with FeatureMonitor(model.backbone) as monitor:
+        train_one_epoch(model)
+    print(monitor.compute())
+
+    The module's output must be features (n, d); `features` picks them from another output, such as
+    lambda tokens: tokens[:, 0]. All forward passes count, in training and in evaluation mode, until `reset`. Memory
+    O(d²), no gradients, the values of the module unchanged. `moments` are the `Moments` themselves: in a distributed
+    run, call `monitor.moments.all_reduce()` once, on every rank, before `compute`.
+
+    ValueError: an output that is not (n, d), NaN or infinite features; `compute` before any forward pass.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, measures: Measures = DEFAULT, features: Callable[[Any], Tensor] | None = None
+    ):
+        self.module, self.measures, self.features = module, _chosen(measures), features
+        self.reset()
+
+    def __enter__(self) -> "FeatureMonitor":
+        self._hook = self.module.register_forward_hook(self._take)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hook.remove()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures of all features since the last reset."""
+        if self.moments is None:
+            raise ValueError("the module has produced no features yet")
+        return _evaluated(self.measures, self.moments)
+
+    def reset(self) -> None:
+        """Forget the features so far."""
+        self.moments: Moments | None = None
+
+    def _take(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        z = output if self.features is None else self.features(output)
+        if not isinstance(z, Tensor) or z.ndim != 2:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"the output of {type(module).__name__} must be (n, d), got {got}: pick with features=")
+        if self.moments is None:
+            self.moments = Moments(z.shape[1], device=z.device)
+        self.moments.update(z)
+
+
+class FeatureMetric(Metric or object):
+    """The diagnostics as a torchmetrics metric: update(z), with classes update(z, labels), compute() -> {name: value}.
+
+    metric = FeatureMetric(384, measures=["rankme", "participation_ratio_unbiased"])
+
+    The state is the moments of all rows, so batches and shards may have any sizes, none included, and the values are
+    those of one pass over everything: exactly what "sum" or "mean" states cannot do for a spectrum. In a
+    `MetricCollection` metrics of one (d, classes, blocks) share their state. classes and blocks as in `Moments`: for
+    measures such as `nc1`, and for `jackknife`. Other keywords are those of `torchmetrics.Metric`.
+
+    Memory and traffic per rank O(d²·(1 + classes + blocks)). The state is float64 whatever `Metric.half` is told.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    moments: Float[Tensor, " state"]
+
+    def __init__(self, d: int, *, measures: Measures = DEFAULT, classes: int = 0, blocks: int = 0, **kwargs: Any):
+        if Metric is None:
+            raise ImportError("FeatureMetric needs torchmetrics: pip install 'simdino[integrations]'")
+        super().__init__(**kwargs)
+        self.measures, self.shape = _chosen(measures), {"d": d, "classes": classes, "blocks": blocks}
+        self.add_state("moments", _packed(Moments(**self.shape)), dist_reduce_fx=partial(_merged, self.shape))
+
+    def update(self, z: Array, labels: Array | None = None) -> None:
+        """Take in a batch of features (n, d), with labels (n,) if there are classes."""
+        self.moments = _packed(_unpacked(self.shape, self.moments).update(z, labels))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures of all features on all ranks."""
+        return _evaluated(self.measures, _unpacked(self.shape, self.moments))
+
+
+class FeatureCallback(Callback or object):
+    """The diagnostics as a Lightning callback: logs them for the features that a layer gives in every validation epoch.
+
+    Trainer(callbacks=[FeatureCallback("backbone")]) logs backbone/effective_rank and so on.
+
+    layer: name of a submodule, as in `named_modules()`; "" is the output of the LightningModule itself, logged as
+    features/... . Every forward pass of that layer during validation counts, and ranks are merged. `features` picks
+    (n, d) from another output, as in `FeatureMonitor`. The sanity check is left out.
+
+    ValueError: a layer that does not exist, with the nearest one that does.
+    """
+
+    def __init__(
+        self, layer: str = "", *, measures: Measures = DEFAULT, features: Callable[[Any], Tensor] | None = None
+    ):
+        if Callback is None:
+            raise ImportError("FeatureCallback needs lightning: pip install 'simdino[integrations]'")
+        self.layer, self.options = layer, {"measures": _chosen(measures), "features": features}
+        self.monitor: FeatureMonitor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the layer exists, before anything is trained."""
+        layers = dict(pl_module.named_modules())
+        if self.layer not in layers:
+            close = difflib.get_close_matches(self.layer, layers, n=1, cutoff=0)[0]
+            raise ValueError(f"layer must be a submodule, got {self.layer!r}; did you mean {close!r}?")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to listen."""
+        self.monitor = FeatureMonitor(pl_module.get_submodule(self.layer), **self.options).__enter__()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop listening, merge the ranks and log."""
+        self.monitor.__exit__()
+        if trainer.sanity_checking:
+            return
+        if trainer.world_size > 1:
+            self.monitor.moments.all_reduce()
+        values = (
+            self.monitor.compute()
+        )  # equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning
+        pl_module.log_dict({f"{self.layer or 'features'}/{k}": v for k, v in values.items()}, sync_dist=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        if self.monitor is not None:
+            self.monitor.__exit__()
+
+
+def _chosen(measures: Measures) -> dict[str, Callable[[Moments], Tensor]]:
+    if isinstance(measures, Mapping):
+        return dict(measures)
+    names = [measures] if isinstance(measures, str) else list(measures)
+    for name in names:
+        if name not in MEASURES:
+            raise ValueError(f"measures must be among {', '.join(MEASURES)}, or a dict of functions, got {name!r}")
+    return {name: MEASURES[name] for name in names}
+
+
+def _evaluated(measures: dict[str, Callable[[Moments], Tensor]], moments: Moments) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(measure(moments), dtype=torch.float64) for name, measure in measures.items()}
+
+
+def _packed(moments: Moments) -> Float[Tensor, " state"]:
+    """All numbers of Moments in one vector: torchmetrics reduces each state by itself, and these need one another."""
+    return torch.cat([t.reshape(-1).to(moments.mean) for t in moments.state_dict().values()])
+
+
+def _unpacked(shape: dict[str, int], packed: Float[Tensor, " state"]) -> Moments:
+    moments = Moments(**shape, device=packed.device)
+    state = moments.state_dict()
+    parts = packed.split([t.numel() for t in state.values()])
+    return moments.load_state_dict({k: part.view(t.shape) for part, (k, t) in zip(parts, state.items(), strict=True)})
+
+
+def _merged(shape: dict[str, int], packed: Float[Tensor, "ranks state"]) -> Float[Tensor, " state"]:
+    return _packed(reduce(Moments.merge, [_unpacked(shape, p) for p in packed]))
