@@ -45,6 +45,14 @@ def plot_spectrum(eigenvalues, ax=None, *, floor=1e-9):
     return ax
 
 
+def plot_runs(x, y, ax=None):
+    """One quantity `(recipe, seed)` against another, a dot a run."""
+    ax = ax or plt.gca()
+    for recipe in x["recipe"].values:
+        ax.plot(x.sel(recipe=recipe), y.sel(recipe=recipe), "o", color=COLORS[str(recipe)], label=str(recipe))
+    return ax
+
+
 def plot_level(value, label, ax=None, *, x=1.0):
     """A predicted or reference value as a dashed horizontal line, named on the line itself at axis fraction `x`."""
     ax = ax or plt.gca()

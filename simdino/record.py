@@ -24,12 +24,12 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
 
     bank_images, bank_labels (training set), test_images, test_labels (held out), views `(2, k, c, s, s)`.
     """
-    r, device = config.record, images.train.device
+    r = config.record
     choose = torch.Generator().manual_seed(0)
     bank = torch.randperm(len(images.train), generator=choose)[: r.bank]
     test = torch.randperm(len(images.test), generator=choose)[: r.probe]
     two = replace(config.crops, global_crops=2, local_crops=0)
-    views, _ = multi_crop(images.test[test[: r.views]], two, torch.Generator(device).manual_seed(0))
+    views, _ = multi_crop(images.test[test[: r.views]], two, torch.Generator().manual_seed(0))
     return {
         "bank_images": images.train[bank],
         "bank_labels": images.train_labels[bank],

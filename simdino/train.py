@@ -76,7 +76,7 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
             for group in optimizer.param_groups:
                 group.update(lr=rate, weight_decay=weight_decay * group["decay"])
 
-            generator = torch.Generator(device).manual_seed(step_seed(config.seed, step))
+            generator = torch.Generator().manual_seed(step_seed(config.seed, step))  # on the CPU: no waiting for a GPU
             torch.manual_seed(step_seed(config.seed, step))  # stochastic depth draws from the global generator
             batch = images.train[batch_indices(len(images.train), o.batch_size, config.seed, step)]  # (n, c, h, w)
             crops = [c for c in multi_crop(batch, config.crops, generator) if len(c)]  # (g or l, n, c, s, s)
@@ -159,7 +159,7 @@ def rate_references(config: Config, device: str) -> dict[str, float]:
     """What the logged rate is read against, for this batch size: isotropic random features, and the ceiling."""
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
     n, d = config.optim.batch_size, config.model.out
-    draw = torch.randn(64, n, d, generator=torch.Generator(device).manual_seed(0), device=device)
+    draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(0)).to(device)
     isotropic = coding_rate(F.normalize(draw, dim=-1), eps=eps).mean().item()
     r = min(n, d)
     return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
