@@ -1,0 +1,79 @@
+"""The table of conventions: every row against the formula written out with numpy, and the page against the table."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from analysis.conventions import PAGE, conventions, page
+from analysis.spectra import PRESETS
+
+from .configurations import gaussian
+
+Z = gaussian(40, 7, seed=3).numpy() / np.arange(1, 8) + 0.5
+N, D = Z.shape
+CENTRED, UNIT = Z - Z.mean(0), Z / np.linalg.norm(Z, axis=1, keepdims=True)
+
+
+def sigma(z):
+    return np.linalg.svd(z, compute_uv=False)
+
+
+def entropy_rank(values, shift=0.0):
+    p = values / values.sum() + shift
+    return np.exp(-np.sum(p * np.log(p)))
+
+
+def ratio(values):
+    return values.sum() ** 2 / np.square(values).sum()
+
+
+def unbiased_ratio(z):
+    """Trace squared and ‖Γ‖² from pairs of distinct rows alone."""
+    pairs = list(itertools.permutations(z, 2))
+    return np.mean([(a @ a) * (b @ b) for a, b in pairs]) / np.mean([(a @ b) ** 2 for a, b in pairs])
+
+
+def rate(alpha):
+    return np.log(np.linalg.det(np.eye(D) + alpha / N * UNIT.T @ UNIT)) / 2
+
+
+def potential(pairs):
+    return np.log(np.mean([np.exp(-2 * np.sum((a - b) ** 2)) for a, b in pairs]))
+
+
+NAIVE = [
+    entropy_rank(sigma(Z)),
+    entropy_rank(sigma(Z), 1e-7),
+    entropy_rank(sigma(Z), 1e-5),
+    entropy_rank(sigma(CENTRED)),
+    entropy_rank(np.linalg.eigvalsh(Z.T @ Z)),
+    entropy_rank(np.linalg.eigvalsh(np.cov(Z.T))),
+    np.log(entropy_rank(sigma(Z))) / np.log(D),
+    entropy_rank(sigma(UNIT)) / min(N, D),
+    1 - entropy_rank(sigma(CENTRED)) / min(N - 1, D),
+    ratio(np.linalg.eigvalsh(Z.T @ Z)),
+    ratio(np.linalg.eigvalsh(np.cov(Z.T))),
+    unbiased_ratio(Z),
+    ratio(sigma(Z)),
+    rate(D / 0.05**2),
+    rate(D / 0.05),
+    potential(itertools.combinations(UNIT, 2)),
+    potential(itertools.product(UNIT, UNIT)),
+]
+
+
+def test_every_row_is_the_formula_it_names():
+    table = conventions(Z)
+    assert table["value"].tolist() == pytest.approx(NAIVE, rel=1e-6)
+    assert table["value"].nunique() == len(NAIVE)
+
+
+def test_every_preset_is_in_the_table():
+    calls = " ".join(conventions(Z)["call"])
+    assert [name for name in PRESETS if f"preset='{name}'" not in calls] == []
+
+
+def test_page_is_up_to_date():
+    pytest.importorskip("sklearn")
+    assert PAGE.read_text() == page(), "run python -m analysis.conventions"
