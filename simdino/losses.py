@@ -1,14 +1,71 @@
 """The objectives as pure functions that return (loss, named parts); the rate is the diagnostic, too."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 Parts = dict[str, Tensor]
+
+
+def _full_precision(loss: Callable) -> Callable:
+    """Compute a loss outside autocast, of tensors of float32 at least."""
+
+    @functools.wraps(loss)
+    def run(*args, **kwargs):
+        args = [_at_least_float32(x) for x in args]
+        kwargs = {name: _at_least_float32(x) for name, x in kwargs.items()}
+        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return loss(*args, **kwargs)
+
+    return run
+
+
+def _at_least_float32(x):
+    return x.float() if isinstance(x, Tensor) and x.dtype != torch.float64 else x
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all processes; its gradient is summed over them, too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _SumOverRanks.apply(grad)
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    return _SumOverRanks.apply(x) if dist.is_available() and dist.is_initialized() else x
+
+
+def gather_rows(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m d"]:
+    """The rows of all processes, rank after rank, so that a loss sees the whole batch; alone, z itself.
+
+    N processes that each give their n rows, however uneven, get the loss of one process with all rows. So is the
+    gradient that DistributedDataParallel leaves: its mean over the N processes cancels the sum over them in the
+    backward here. (The official code's `reduce_cov` in this form; it also serves where N·n < d.)
+
+    z: `(n, d)`, or views `(v, n, d)`. A collective call: every process must make it, if only with n = 0.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return z
+    n, rank = z.shape[-2], dist.get_rank()
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=z.device)
+    counts[rank] = n
+    counts = _sum_over_ranks(counts).tolist()
+    return _sum_over_ranks(F.pad(z, (0, 0, sum(counts[:rank]), sum(counts[rank + 1 :]))))
 
 
 class _CodingRate(torch.autograd.Function):
@@ -19,7 +76,10 @@ class _CodingRate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, c: float) -> Tensor:
+    def forward(ctx, z: Tensor, alpha: float) -> Tensor:
+        if z.numel() == 0:
+            raise ValueError(f"coding_rate: z must not be empty, got shape {tuple(z.shape)}")
+        c = alpha / z.shape[-2]
         a = _shifted_gram(z, c)
         factor, info = torch.linalg.cholesky_ex(a)
         if not info.any():
@@ -64,11 +124,12 @@ def coding_rate(z: Float[Tensor, "*b n d"], *, eps: float) -> Float[Tensor, "*b"
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1; Wu et al. 2025 (SimDINO, arXiv 2502.10385).
     """
-    n, d = z.shape[-2:]
+    alpha = z.shape[-1] / eps**2
     with torch.autocast(z.device.type, enabled=False):
-        return _CodingRate.apply(z if z.dtype == torch.float64 else z.float(), d / (n * eps**2))
+        return _CodingRate.apply(z if z.dtype == torch.float64 else z.float(), alpha)
 
 
+@_full_precision
 def simdino_loss(
     student: Float[Tensor, "v n d"],
     teacher: Float[Tensor, "g n d"],
@@ -95,6 +156,60 @@ def simdino_loss(
     return alignment - gamma * rate, {"alignment": alignment, "rate": rate}
 
 
+@_full_precision
+def simdinov2_loss(
+    student: Float[Tensor, "v n d"],
+    teacher: Float[Tensor, "g n d"],
+    student_patches: Float[Tensor, "m p"],
+    teacher_patches: Float[Tensor, "m p"],
+    patch_weights: Float[Tensor, " m"],
+    *,
+    eps: float,
+    gamma: float,
+    rate_of: Literal["student", "mean"] = "student",
+    patch_weight: float = 1.0,
+    patch_gamma: float = 0.0,
+) -> tuple[Float[Tensor, ""], Parts]:
+    """SimDINOv2: `simdino_loss`, plus the alignment of masked patches, minus (on request) the rates of patches.
+
+    L = L_SimDINO + patch_weight · Σ_m w_m ½‖s_m − t_m‖² − patch_gamma · (R_within + R_across).
+
+    patches: the unit tokens of the m masked patches of all global crops, crop after crop; the student saw the mask.
+    patch_weights: 1/(masked patches of the crop)/(g·n, all global crops), so that each masked crop counts alike. As
+    half of the crops are masked in the official recipe, its −Σ w·cos = patches − Σ w has the best value −½, not −1.
+
+    Constant patch tokens are a global optimum of L while patch_gamma = 0. R_within, the mean over masked crops of the
+    rate of a crop's tokens, is lowest if tokens depend on the image only; R_across, the rate of the crops' unit mean
+    tokens, if these are alike. Together they are highest only where neither happens; one rate of all tokens pooled
+    can be highest with all tokens of an image equal. Parts: besides simdino's, patches and the two rates (in nats).
+
+    Source: Wu et al. 2025 (arXiv 2502.10385); the rates of patches are this package's, against their collapse.
+    """
+    loss, parts = simdino_loss(student, teacher, eps=eps, gamma=gamma, rate_of=rate_of)
+    patches = (patch_weights * (student_patches - teacher_patches).square().sum(-1)).sum() / 2
+    z = student_patches if patch_gamma else student_patches.detach()
+    within, across = _patch_rates(z, patch_weights * teacher.shape[:2].numel(), eps)
+    loss = loss + patch_weight * patches - patch_gamma * (within + across)
+    return loss, parts | {"patches": patches, "patch_rate_within": within, "patch_rate_across": across}
+
+
+def _patch_rates(z: Tensor, weights: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(R_within, R_across) of packed tokens (m, d), given 1/(masked patches of the crop) each."""
+    if not len(z):
+        return z.sum(), z.sum()
+    crop = (weights.cumsum(0, dtype=torch.float64) - weights / 2).long()  # (m,): a crop's weights sum to 1
+    count = crop.bincount()  # (c,)
+    if not torch.allclose(weights * count[crop], torch.ones_like(weights), rtol=1e-3):
+        raise ValueError("patch_weights must be 1/(masked patches of the crop)/(global crops), crop after crop")
+    size = int(count.max())
+    slot = torch.arange(len(z), device=z.device) - (count.cumsum(0) - count)[crop]
+    crops = z.new_zeros(len(count), size, z.shape[-1])
+    # The rows of zeros add nothing to a Gram matrix; the factor makes up for `size` rows where there are `count`.
+    crops[crop, slot] = z * (size / count[crop]).to(z.dtype).sqrt()[:, None]  # (c, size, d)
+    return coding_rate(crops, eps=eps).mean(), coding_rate(F.normalize(crops.sum(1), dim=-1), eps=eps)
+
+
+@_full_precision
 def dino_loss(
     student: Float[Tensor, "v n k"],
     teacher: Float[Tensor, "g n k"],
@@ -103,25 +218,123 @@ def dino_loss(
     student_temp: float,
     teacher_temp: float,
     center_momentum: float,
+    centering: Literal["ema", "sinkhorn"] = "ema",
 ) -> tuple[Float[Tensor, ""], Parts]:
     """DINO: cross-entropy of the student's prototype scores under the centred, sharpened teacher's.
 
-    L = mean over i ≠ j of E H(q_j, p_i),  q = softmax((t − c)/τ_t),  p = softmax(s/τ_s).
+    L = mean over i ≠ j of E H(q_j, p_i),  q = softmax((t − c)/τ_t) or `sinkhorn_knopp(t)`,  p = softmax(s/τ_s).
 
     student `(v, n, K)`, teacher `(g, n, K)` raw scores, center `(K,)`. Parts: the cross-entropy's split
     H(q, p) = entropy + kl in nats (entropy 0: one prototype wins; log K: uniform collapse), and `center`, the
-    centre for the next step, m·c + (1 − m)·mean t, with m = center_momentum (1: no centring). Lower is better.
+    centre for the next step, m·c + (1 − m)·mean t, with m = center_momentum (1: no centring); the mean is over the
+    rows of all processes, and Sinkhorn-Knopp leaves the centre alone. Lower is better.
 
-    Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1.
+    Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1; Oquab et al. 2023 (DINOv2, arXiv 2304.07193).
     """
     v, g = len(student), len(teacher)
-    q = F.softmax((teacher - center) / teacher_temp, dim=-1)  # (g, n, K)
+    q, center = _targets(teacher.flatten(0, 1), center, centering, teacher_temp, center_momentum)
+    q = q.unflatten(0, teacher.shape[:2])  # (g, n, K)
     log_p = F.log_softmax(student / student_temp, dim=-1)  # (v, n, K)
     cross = -torch.einsum("gnk,vnk->vg", q, log_p) / student.shape[1]  # (v, g)
     loss = (cross * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
     entropy = torch.special.entr(q).sum(-1).mean()
-    batch_center = teacher.detach().mean((0, 1))
-    return loss, {"entropy": entropy, "kl": loss - entropy, "center": torch.lerp(batch_center, center, center_momentum)}
+    return loss, {"entropy": entropy, "kl": loss - entropy, "center": center}
+
+
+def _targets(scores: Tensor, center: Tensor, centering: str, temp: float, momentum: float) -> tuple[Tensor, Tensor]:
+    """The teacher's probabilities of its scores (n, K), and the centre for the next step."""
+    if centering == "sinkhorn":
+        return sinkhorn_knopp(scores, temp=temp).to(scores.dtype), center
+    if centering != "ema":
+        raise ValueError(f"centering must be 'ema' or 'sinkhorn', not {centering!r}")
+    rows = _sum_over_ranks(scores.new_tensor(len(scores)))
+    mean = _sum_over_ranks(scores.detach().sum(0)) / rows
+    return F.softmax((scores - center) / temp, dim=-1), torch.where(
+        rows > 0, torch.lerp(mean, center, momentum), center
+    )
+
+
+@torch.no_grad()
+def sinkhorn_knopp(scores: Float[Tensor, "n k"], *, temp: float, iterations: int = 3) -> Float[Tensor, "n k"]:
+    """Assignment of samples to prototypes, near softmax(scores/τ), that uses all prototypes alike.
+
+    Q = exp(scores/τ), then in turns: every prototype's column to one sum, every sample's row to sum 1.
+
+    scores `(n, K)`; the columns are summed over the samples of all processes. Rows sum to 1 exactly, columns to n/K
+    in the limit of many iterations. In float32, as in the official code (|scores|/τ must stay below 88), and a
+    constant to the gradient.
+
+    Source: Cuturi 2013 (arXiv 1306.0895); Caron et al. 2020 (SwAV, arXiv 2006.09882); DINOv2.
+    """
+    q = (scores.float() / temp).exp()
+    for _ in range(iterations):
+        q = q / _sum_over_ranks(q.sum(0))
+        q = q / q.sum(-1, keepdim=True)
+    return q
+
+
+@_full_precision
+def koleo_loss(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b"]:
+    """KoLeo: minus the mean log distance of the unit features to their nearest neighbours, an entropy estimate.
+
+    L = −1/n Σᵢ log(min_{j≠i} ‖ẑᵢ − ẑⱼ‖),  ẑ = z/‖z‖.
+
+    z: `(n, d)`, n ≥ 2, or a batch of such; normalised here. Range from −log 2, two opposite features, upwards; equal
+    features give a large but finite value, as the official code adds 1e-8 to each difference and to the distance.
+    Lower is more spread. Taken of the features of one process, as in the official code.
+
+    Source: Sablayrolles et al. 2019 (arXiv 1806.03198) eq. 2; weight 0.1 in DINOv2.
+    """
+    if z.shape[-2] < 2:
+        raise ValueError("koleo_loss: z must have two rows at least, to have neighbours")
+    z = F.normalize(z, dim=-1, eps=1e-8)
+    with torch.no_grad():
+        cosines = z @ z.mT
+        cosines.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
+        nearest = cosines.argmax(-1, keepdim=True)  # (*b, n, 1)
+    distance = F.pairwise_distance(z, z.take_along_dim(nearest, dim=-2), eps=1e-8)
+    return -(distance + 1e-8).log().mean(-1)
+
+
+@_full_precision
+def dinov2_loss(
+    student: Float[Tensor, "v n k"],
+    teacher: Float[Tensor, "g n k"],
+    student_patches: Float[Tensor, "m p"],
+    teacher_patches: Float[Tensor, "m p"],
+    patch_weights: Float[Tensor, " m"],
+    features: Float[Tensor, "g n d"],
+    *,
+    center: Float[Tensor, " k"],
+    patch_center: Float[Tensor, " p"],
+    student_temp: float,
+    teacher_temp: float,
+    center_momentum: float,
+    centering: Literal["ema", "sinkhorn"] = "sinkhorn",
+    patch_weight: float = 1.0,
+    koleo_weight: float = 0.1,
+) -> tuple[Float[Tensor, ""], Parts]:
+    """DINOv2: `dino_loss`, plus iBOT on the masked patches, plus KoLeo of each global crop's features.
+
+    L = L_DINO + patch_weight · Σ_m w_m H(q_m, p_m) + koleo_weight · Σ_g KoLeo(z_g).
+
+    patches: prototype scores of the masked patches of all global crops, centred as the class tokens' are, with a
+    centre of their own; patch_weights as in `simdinov2_loss`. features: the student's class tokens of the global
+    crops as its backbone gives them. Parts: besides dino's, patches (nats), koleo (summed over the crops) and
+    patch_center. Lower is better. (The official log shows patches and koleo halved.)
+
+    Source: Oquab et al. 2023 (arXiv 2304.07193); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
+    """
+    temps = {"student_temp": student_temp, "teacher_temp": teacher_temp}
+    loss, parts = dino_loss(
+        student, teacher, center=center, centering=centering, center_momentum=center_momentum, **temps
+    )
+    q, patch_center = _targets(teacher_patches, patch_center, centering, teacher_temp, center_momentum)
+    log_p = F.log_softmax(student_patches / student_temp, dim=-1)  # (m, p)
+    patches = -(patch_weights * (q * log_p).sum(-1)).sum()
+    koleo = koleo_loss(features).sum()
+    loss = loss + patch_weight * patches + koleo_weight * koleo
+    return loss, parts | {"patches": patches, "koleo": koleo, "patch_center": patch_center}
 
 
 def official_scaling(d: int, n: int, eps: float, *, world_size: int = 1, gathered: bool = False) -> tuple[float, float]:
