@@ -38,9 +38,10 @@ def alignment(
         if x.shape != y.shape:
             raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
         x = torch.stack((x, y.to(x)))
-    views = as_views(x, normalize=normalize)
+    name = "views" if y is None else "x or y"
+    views = as_views(x, name, normalize=normalize)
     if not normalize:
-        require_unit_rows(views, "views")
+        require_unit_rows(views, name)
     i, j = torch.combinations(torch.arange(len(views), device=views.device)).T  # (v(v−1)/2,) each
     distances = torch.stack([torch.linalg.vector_norm(views[a] - views[b], dim=-1) for a, b in zip(i, j, strict=True)])
     return distances.pow(power).mean(dtype=torch.float64)
