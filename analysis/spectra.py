@@ -252,8 +252,8 @@ def eigenvalues_above_edge(
     """
     if not isinstance(x, Moments) and x.ndim == 1:
         raise ValueError("eigenvalues_above_edge needs features or Moments: the edge depends on n")
-    n, d = (x.n, x.d) if isinstance(x, Moments) else x.shape
     lam = eigenvalues(x, center=center, normalize=normalize)
+    n, d = (x.n, x.d) if isinstance(x, Moments) else x.shape
     noise = variance if variance is not None else lam.detach().sum().item() / d
     return (lam > marchenko_pastur_edge(n, d, variance=noise)).sum()
 
