@@ -41,7 +41,7 @@ def read_labels(path: Path) -> Array:
     """Labels (n,): text with an integer a line (.txt, .csv), or `labels` or the only array of a file of features."""
     if path.suffix.lower() not in (".txt", ".csv"):
         only, labels = read_features(path)
-        return only if labels is None else labels
+        return np.array(only) if labels is None else labels
     try:
         return np.loadtxt(path, dtype=np.int64, ndmin=1)
     except (OSError, ValueError) as error:

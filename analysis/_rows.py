@@ -38,7 +38,7 @@ class Row(NamedTuple):
 def spectral_rows(moments: Moments, eps: float) -> list[Row]:
     """The measures that are functions of the moments of unit rows, with their standard errors."""
     n, d = moments.n, moments.d
-    r, white, centred_white = min(n, d), white_noise_spectrum(n, d), white_noise_spectrum(n - 1, d)
+    r, white, centred_white = float(min(n, d)), white_noise_spectrum(n, d), white_noise_spectrum(n - 1, d)
 
     def measures(m: Moments) -> Float[Tensor, "7"]:
         lam, std = eigenvalues(m), m.covariance.diagonal().clamp(min=0).sqrt().mean() * math.sqrt(d)
@@ -60,13 +60,13 @@ def spectral_rows(moments: Moments, eps: float) -> list[Row]:
             effective_rank(white).item(),
             r,
             "higher",
-            f"Energy in {rank[0]:.3g} of {r} directions, the mean's included.",
+            f"Energy in {rank[0]:.3g} of {r:.0f} directions, the mean's included.",
         ),
         Row(
             "effective rank, centred",
             *centred,
             effective_rank(centred_white).item(),
-            min(n - 1, d),
+            float(min(n - 1, d)),
             "higher",
             "Directions in which samples differ; blind to how little they do.",
         ),
@@ -178,7 +178,7 @@ def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
     says = f"½E‖z − z′‖² of two views of a sample; {share:.1%} of that of different samples, {apart:.3g}."
     row = Row("alignment", 1 - own, None, None, 1.0, 0.0, "lower", says)
     says = f"Directions in which samples differ by more than their views do, from {v} views of {n} samples."
-    return share, [row, Row("LiDAR", lidar(views).item(), None, None, None, min(n - 1, d), "higher", says)]
+    return share, [row, Row("LiDAR", lidar(views).item(), None, None, None, float(min(n - 1, d)), "higher", says)]
 
 
 def token_rows(tokens: Array) -> list[Row]:
@@ -192,7 +192,7 @@ def token_rows(tokens: Array) -> list[Row]:
             None,
             None,
             effective_rank(white_noise_spectrum(t, d)).item(),
-            min(t, d),
+            float(min(t, d)),
             "higher",
             "Effective rank among the patches of one image; 1: they all agree.",
         ),
@@ -202,7 +202,7 @@ def token_rows(tokens: Array) -> list[Row]:
             None,
             None,
             effective_rank(white_noise_spectrum(k, d)).item(),
-            min(k, d),
+            float(min(k, d)),
             "higher",
             "Effective rank among images at one patch; 1: patches know only their place.",
         ),

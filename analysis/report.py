@@ -106,8 +106,8 @@ def report(
 
     - mean collapse: s < ½, and the mean's energy explains more of the missing rate than the shape of the spectrum
       does. Half is where a spectrum λⱼ ∝ 1/j, known from healthy networks and from cortex, still passes at any d in
-      use (s = 0.8 at d = 64, 0.7 at 2,048), and λⱼ ∝ 1/j² no longer does (0.45 and less from d = 64 on). Called complete if E‖z − z̄‖² < ε²: then the
-      mean alone is a code of precision ε for every feature.
+      use (s = 0.8 at d = 64, 0.7 at 2,048), and λⱼ ∝ 1/j² no longer does (s < 0.45 from d = 64 on). Complete if
+      E‖z − z̄‖² < ε²: then the mean alone is a code of precision ε for every feature.
     - class collapse: E‖z − z̄_class‖² < ε², by the same argument (two rows a class at least).
     - dimensional collapse: s < ½.
     - view problem: two views of a sample differ by more than half of what views of different samples do, so that
@@ -121,6 +121,10 @@ def report(
     """
     if z.ndim != 2:
         raise ValueError(f"z must have shape (n, d), got {tuple(z.shape)}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    if z.shape[1] == 0:
+        raise ValueError(f"z must not be empty, got shape {tuple(z.shape)}")
     n, d = z.shape
     if n < max(blocks, 2):
         raise ValueError(f"z has {n} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks")
