@@ -1,0 +1,295 @@
+"""Every public diagnostic on bad and odd input of every kind: a defined answer, or a ValueError that says why not."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import analysis
+from analysis import (
+    collapse,
+    frames,
+    moments,
+    neural_collapse,
+    probes,
+    rates,
+    references,
+    report,
+    similarity,
+    spectra,
+    uncertainty,
+)
+
+from .configurations import gaussian, sphere
+
+N, D, K = 12, 5, 3
+LABELS = torch.arange(N) % K
+
+
+OTHER = sphere(N, D, seed=9)
+WEIGHT = gaussian(K, D, seed=8)
+
+
+# A diagnostic as a function of one (n, d) array, under the name that its argument has. Each is given unit rows.
+FEATURES = {
+    "z": {
+        "Moments.of": lambda z: moments.Moments.of(z).second_moment,
+        "Moments.update": lambda z: moments.Moments(D).update(z).covariance,
+        "feature_std": collapse.feature_std,
+        "hyperspherical_energy": collapse.hyperspherical_energy,
+        "mean_collapse": collapse.mean_collapse,
+        "self_clustering": collapse.self_clustering,
+        "uniformity": collapse.uniformity,
+        "uniformity_gap": collapse.uniformity_gap,
+        "coherence": frames.coherence,
+        "frame_bounds": lambda z: torch.stack(frames.frame_bounds(z)),
+        "frame_potential": frames.frame_potential,
+        "frame_potential 4": partial(frames.frame_potential, order=4),
+        "frame_potential_excess": frames.frame_potential_excess,
+        "gram_cosines": frames.gram_cosines,
+        "orthonormal_distance": lambda z: frames.orthonormal_distance(z[:D]),
+        "simplex_distance": frames.simplex_distance,
+        "tight_frame_distance": frames.tight_frame_distance,
+        "tightness": frames.tightness,
+        "class_effective_rank": lambda z: neural_collapse.class_effective_rank(z, classes_of(z))["ranks"],
+        "nc1": lambda z: neural_collapse.nc1(z, classes_of(z)),
+        "nc2": lambda z: neural_collapse.nc2(z, classes_of(z)),
+        "nc3": lambda z: neural_collapse.nc3(z, classes_of(z), weight=WEIGHT),
+        "nc4": lambda z: neural_collapse.nc4(z, classes_of(z), weight=WEIGHT),
+        "class_rates": lambda z: rates.class_rates(z, classes_of(z), eps=0.5),
+        "rate_reduction": lambda z: rates.rate_reduction(z, classes_of(z), eps=0.5),
+        "coding_rate": partial(rates.coding_rate, eps=0.5),
+        "coding_rate_of_spectrum": partial(rates.coding_rate_of_spectrum, eps=0.5, d=D),
+        "rate_optimality": lambda z: rates.rate_optimality(z, eps=0.5).measured,
+        "collapsed": lambda z: references.collapsed(z, torch.full((len(z), D), D**-0.5), share=0.5),
+        "sliced_normality": similarity.sliced_normality,
+        "alpha_req": partial(spectra.alpha_req, fit=(1, 3)),
+        "anisotropy": spectra.anisotropy,
+        "condition_number": spectra.condition_number,
+        "effective_rank": spectra.effective_rank,
+        "eigenvalues": spectra.eigenvalues,
+        "eigenvalues_above_edge": spectra.eigenvalues_above_edge,
+        "isoscore": spectra.isoscore,
+        "mean_cosine": spectra.mean_cosine,
+        "participation_ratio": spectra.participation_ratio,
+        "participation_ratio unbiased": partial(spectra.participation_ratio, unbiased=True),
+        "participation_ratio centred": partial(spectra.participation_ratio, unbiased=True, center=True),
+        "rankme": spectra.rankme,
+        "renyi_entropy": partial(spectra.renyi_entropy, order=2),
+        "stable_rank": spectra.stable_rank,
+        "permutation_reference": lambda z: torch.tensor(uncertainty.permutation_reference(spectra.rankme, z, draws=2)),
+        "report": lambda z: torch.tensor([row.value for row in report.report(z, blocks=2).rows]),
+    },
+    "x": {
+        "alignment": lambda x: collapse.alignment(x, OTHER),
+        "debiased_cka": lambda x: similarity.debiased_cka(x, OTHER),
+        "principal_angles": lambda x: similarity.principal_angles(x, OTHER),
+        "procrustes_distance": lambda x: similarity.procrustes_distance(x, OTHER),
+    },
+    "y": {
+        "alignment": lambda y: collapse.alignment(OTHER, y),
+        "debiased_cka": lambda y: similarity.debiased_cka(OTHER, y),
+        "principal_angles": lambda y: similarity.principal_angles(OTHER, y),
+        "procrustes_distance": lambda y: similarity.procrustes_distance(OTHER, y),
+    },
+    "target": {"collapsed": lambda target: references.collapsed(OTHER[:K], target[:K], share=0.5)},
+    "weight": {
+        "nc3": lambda w: neural_collapse.nc3(gaussian(N, D), LABELS, weight=w[:K]),
+        "nc4": lambda w: neural_collapse.nc4(gaussian(N, D), LABELS, weight=w[:K]),
+    },
+    "train": {"knn_accuracy": lambda z: probes.knn_accuracy(z, classes_of(z), sphere(4, D), LABELS[:1].repeat(4), k=1)},
+    "test": {"knn_accuracy": lambda z: probes.knn_accuracy(sphere(N, D), LABELS, z, classes_of(z), k=2)},
+    "views": {
+        "alignment": lambda z: collapse.alignment(stacked(z, 2)),
+        "lidar": lambda z: collapse.lidar(stacked(z, 2)),
+    },
+    "tokens": {"patch_ranks": lambda z: torch.stack(list(collapse.patch_ranks(stacked(z, 2)).values()))},
+    "logits": {
+        "prototype_entropy": lambda z: torch.stack(list(collapse.prototype_entropy(z).values())),
+        "prototype_usage": collapse.prototype_usage,
+        "center_drift": lambda z: collapse.center_drift(z, center=torch.zeros(D)),
+    },
+}
+CASES = {f"{name}({argument})": (f, argument) for argument, group in FEATURES.items() for name, f in group.items()}
+
+
+def classes_of(z):
+    return LABELS[: len(z)]
+
+
+def stacked(z, copies):
+    """Views or tokens of which z is the first, the others are its rows in other orders."""
+    if isinstance(z, np.ndarray):
+        return np.stack([np.roll(z, i, 0) for i in range(copies)])
+    return torch.stack([z.roll(i, 0) for i in range(copies)])
+
+
+def raised(f, x):
+    with pytest.raises(ValueError) as error:
+        f(x)
+    return str(error.value)
+
+
+def broken(value):
+    z = sphere(N, D)
+    z[2, 1] = value
+    return z
+
+
+# --- Refused
+
+REFUSED = {
+    "nan": broken(torch.nan),
+    "inf": broken(torch.inf),
+    "empty": torch.zeros(0, D),
+    "no columns": torch.zeros(N, 0),
+    "one axis": torch.arange(-2.0, D),
+    "three axes": torch.zeros(2, N, D),
+    "complex": sphere(N, D) * 1j,
+    "text": np.full((N, D), "a"),
+}
+# A 1-D array is a spectrum where one is taken; a rate takes batches, and as a loss its types are checked by annotation.
+NOT_REFUSED = {"coding_rate": {"one axis", "three axes", "complex", "text", "no columns"}}
+
+
+NAMED = r"spectrum|unbiased|needs d >= 2|needs features"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_by_the_name_of_the_argument(case):
+    f, argument = CASES[case]
+    kinds = REFUSED.keys() - NOT_REFUSED.get(case.split("(")[0], set())
+    messages = {kind: raised(f, REFUSED[kind]) for kind in kinds}
+    assert {kind: m for kind, m in messages.items() if not re.search(rf"\b{argument}\b|{NAMED}", m)} == {}
+
+
+# --- Taken, whatever the type and the layout
+
+TAKEN = {
+    "bfloat16": sphere(N, D).bfloat16(),
+    "float16": sphere(N, D).half(),
+    "float32": sphere(N, D).float(),
+    "integers": torch.eye(D, dtype=torch.int64).repeat(3, 1)[:N],
+    "columns first": sphere(N, D).T.contiguous().T,
+    "every other row": sphere(2 * N, D)[::2],
+    "numpy": sphere(N, D).numpy(),
+    "numpy, reversed": sphere(N, D).numpy()[::-1, ::-1].copy(),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_type_and_layout_do_not_matter(case):
+    f = CASES[case][0]
+    for kind, z in TAKEN.items():
+        if case == "coding_rate(z)" and (isinstance(z, np.ndarray) or not z.is_floating_point()):
+            continue  # the loss takes floating-point tensors, checked by annotation
+        expected = f(torch.as_tensor(z).double().contiguous()).double()
+        torch.testing.assert_close(
+            f(z).double(), expected, rtol=1e-4, atol=1e-5, msg=lambda m, kind=kind: f"{kind}: {m}"
+        )
+
+
+# --- Degenerate: a value, or a reason
+
+DEGENERATE = {
+    "one row": sphere(1, D),
+    "two rows": sphere(2, D),
+    "fewer rows than columns": sphere(4, D),
+    "one column": sphere(N, 1),
+    "equal rows": sphere(1, D).repeat(N, 1),
+    "all zero": torch.zeros(N, D),
+    "a zero row": broken(0.0).index_fill(0, torch.tensor([2]), 0.0),
+}
+# What is infinite, and documented so; nothing else is, and nothing is ever NaN.
+INFINITE = {
+    "hyperspherical_energy": {"equal rows", "one column"},
+    "nc1": {"equal rows", "all zero"},
+    "condition_number": {"equal rows", "all zero"},
+    "renyi_entropy": {"all zero"},
+    "center_drift": {"one row", "equal rows"},
+}
+REASON = (
+    r"needs (at least )?\d|needs d|unit-norm|zero row|at least two classes|fit must|must have|must be views|spans"
+    r"|k must|same samples|same dimension|one shape|has \d+ rows|is zero|has more rows|no sample"
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_degenerate_features_have_a_value_or_a_reason(case):
+    f, infinite = CASES[case][0], INFINITE.get(case.split("(")[0], set())
+    for kind, z in DEGENERATE.items():
+        try:
+            value = torch.as_tensor(f(z)).double()
+        except ValueError as error:
+            assert re.search(REASON, str(error)), f"{kind}: {error}"  # noqa: PT017  refusing is one of two right answers
+        else:
+            assert not value.isnan().any(), kind
+            assert value.isinf().any() == (kind in infinite), kind
+
+
+# --- Labels, views, streams
+
+LABELLED = {
+    "class_effective_rank": neural_collapse.class_effective_rank,
+    "nc1": neural_collapse.nc1,
+    "nc2": neural_collapse.nc2,
+    "nc3": partial(neural_collapse.nc3, weight=WEIGHT),
+    "nc4": partial(neural_collapse.nc4, weight=WEIGHT),
+    "class_rates": partial(rates.class_rates, eps=0.5),
+    "rate_reduction": partial(rates.rate_reduction, eps=0.5),
+    "Moments.of": moments.Moments.of,
+    "Moments.update": lambda z, labels: moments.Moments(D, classes=K).update(z, labels),
+    "report": lambda z, labels: report.report(z, labels=labels, blocks=2),
+    "knn_accuracy, train": lambda z, labels: probes.knn_accuracy(z, labels, z, LABELS, k=1),
+    "knn_accuracy, test": lambda z, labels: probes.knn_accuracy(z, LABELS, z, labels, k=1),
+}
+BAD_LABELS = {
+    "negative": LABELS - 1,
+    "floating": LABELS.float(),
+    "boolean": LABELS > 0,
+    "too few": LABELS[:-1],
+    "two axes": LABELS[:, None],
+    "numpy, floating": LABELS.double().numpy(),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_bad_labels_are_named(name):
+    f = partial(LABELLED[name], sphere(N, D))
+    assert [kind for kind, labels in BAD_LABELS.items() if "labels" not in raised(f, labels)] == []
+
+
+def test_labels_out_of_range_are_named_where_the_range_is_known():
+    assert "labels must be below classes=3" in raised(partial(LABELLED["Moments.update"], sphere(N, D)), LABELS + 1)
+    assert "test_labels has class 3" in raised(partial(LABELLED["knn_accuracy, test"], sphere(N, D)), LABELS + 1)
+
+
+@pytest.mark.parametrize("name", ["alignment", "debiased_cka", "procrustes_distance"])
+def test_rows_that_do_not_correspond_are_named(name):
+    assert re.search("x and y must", raised(lambda y: CASES[f"{name}(y)"][0](y), OTHER[:-1]))
+
+
+def test_one_view_is_none():
+    for f in (collapse.alignment, collapse.lidar):
+        assert "views needs at least 2 views" in raised(f, OTHER[None])
+
+
+def test_moments_without_rows_are_named():
+    empty = moments.Moments(D, classes=K, blocks=2)
+    for name in ("effective_rank", "isoscore", "condition_number", "eigenvalues_above_edge", "anisotropy", "alpha_req"):
+        assert "Moments have seen no rows" in raised(CASES[f"{name}(z)"][0], empty)
+    for f in (collapse.mean_collapse, frames.tightness, partial(rates.rate_optimality, eps=0.5)):
+        assert "Moments" in raised(f, empty)
+    assert "non-empty blocks" in raised(partial(uncertainty.jackknife, spectra.rankme), empty)
+
+
+def test_every_public_diagnostic_is_here():
+    tested = {case.split("(")[0].split()[0] for case in CASES}
+    not_of_features = {
+        *("Moments", "collapse_sweep", "collapsed_spectrum", "diagnose", "diagnose_all", "frame_potential_bound"),
+        *("isotropic_reference", "jackknife", "marchenko_pastur_edge", "orthoplex_bound", "preflight"),
+        *("sphere_potential", "uniformity_optimum", "welch_bound", "white_noise_spectrum"),
+    }
+    assert set(analysis.__all__) - tested == not_of_features
