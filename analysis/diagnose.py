@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analysis import theory
 from analysis._input import unit_rows
-from analysis.collapse import alignment, feature_std, mean_collapse, uniformity
+from analysis.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
 from analysis.probes import knn_accuracy
 from analysis.spectra import effective_rank, eigenvalues, participation_ratio
 from simdino.losses import coding_rate
@@ -26,7 +26,8 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     eigenvalues (descending, of Γ = zᵀz/n: they sum to 1), effective_rank, effective_rank_centered,
     participation_ratio, mean_collapse, feature_std; uniformity; alignment ½E‖z₁ − z₂‖² of two fixed augmentations;
     rate of the head with rate_isotropic, rate_ceiling and rate_collapsed (attrs: eps), and spread, where the rate is
-    between collapsed (0) and isotropic (1); knn of the backbone against the run's bank, and knn_pixels, the same of
+    between collapsed (0) and isotropic (1); prototype_marginal, _conditional and _information of DINO's centred and
+    sharpened scores; knn of the backbone against the run's bank, and knn_pixels, the same of
     raw pixels less their mean (or as they are, if that is better). What a layer was not recorded for is NaN.
 
     branch: student and teacher; without self-distillation they are one network and hold the same numbers.
@@ -35,7 +36,7 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")
-    probe, eps = run.probe, run.config["objective"].get("eps", EPS)
+    probe, objective = run.probe, {"eps": EPS} | run.config["objective"]
     labels = {"train_labels": probe["bank_labels"], "test_labels": probe["test_labels"]}
     first = run.snapshot(0)
     layers = _layers(first)
@@ -47,14 +48,14 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
         for k, layer in enumerate(layers):
             for j, branch in enumerate(("student", "teacher")):
                 if j == 0 or not alone:
-                    values, spectrum = _measures(snapshot, f"{branch}/{layer}", labels, eps)
+                    values, spectrum = _measures(snapshot, f"{branch}/{layer}", labels, objective)
                 rows.append({"step": step, "branch": branch, "layer": layer, **values})
                 spectra[i, j, k, : len(spectrum)] = spectrum
     table = pd.DataFrame(rows).set_index(["step", "branch", "layer"]).to_xarray().sel(layer=layers)
     table["eigenvalues"] = (("step", "branch", "layer", "eigen"), spectra)
     table["eigen"] = np.arange(1, width + 1)
     table["knn_pixels"] = _pixel_knn(probe, labels)
-    n, d = first["student/head/test"].shape
+    (n, d), eps = first["student/head/test"].shape, objective["eps"]
     table["rate_isotropic"] = theory.rate_isotropic(n, d, eps)
     table["rate_ceiling"] = theory.rate_maximum(n, d, eps)
     table["rate_collapsed"] = theory.rate_collapsed(d, eps)
@@ -97,8 +98,8 @@ def _layers(snapshot: dict[str, Tensor]) -> list[str]:
 
 
 def _measures(
-    snapshot: dict[str, Tensor], layer: str, labels: dict[str, Tensor], eps: float
-) -> tuple[dict, np.ndarray]:
+    snapshot: dict[str, Tensor], layer: str, labels: dict[str, Tensor], objective: dict
+) -> tuple[dict[str, float], np.ndarray]:
     """Scalars and spectrum of one layer, "<branch>/<tap>", at one step."""
     z = unit_rows(snapshot[f"{layer}/test"])  # (n, d)
     spectrum = eigenvalues(z)
@@ -113,7 +114,12 @@ def _measures(
     if f"{layer}/views" in snapshot:
         values["alignment"] = alignment(unit_rows(snapshot[f"{layer}/views"])) / 2
     if layer.endswith("head"):
-        values["rate"] = coding_rate(z, eps=eps)
+        values["rate"] = coding_rate(z, eps=objective["eps"])
+    if layer.endswith("prototypes"):
+        scores = snapshot[f"{layer}/test"]
+        scores = scores - scores.mean(0) * (objective["center_momentum"] < 1)
+        entropies = prototype_entropy(scores, temp=objective["teacher_temp"])
+        values |= {f"prototype_{name}": entropy for name, entropy in entropies.items()}
     if f"{layer}/bank" in snapshot:
         values["knn"] = knn_accuracy(snapshot[f"{layer}/bank"], test=z, **labels)
     return {name: value.item() for name, value in values.items()}, spectrum.numpy()

@@ -24,7 +24,7 @@ def write(tmp_path):
         parts = {"images": images, "labels": labels}
         probe = {f"{part}_{what}": x.clone() for part in ("bank", "test") for what, x in parts.items()}
         write_tensors(path / "probe.safetensors", probe)
-        objective = {"student_temp": 0.1} if prototypes else {"eps": EPS, "gamma": 0.1}
+        objective = {"teacher_temp": 0.04, "center_momentum": 0.9} if prototypes else {"eps": EPS, "gamma": 0.1}
         write_json(path / "config.json", {"recipe": recipe, "seed": seed, "objective": objective})
         (path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 3, "loss": 0.5}\n')
         frame, constant = torch.eye(D).repeat(N // D, 1), F.normalize(torch.ones(N, D), dim=-1)
@@ -35,7 +35,7 @@ def write(tmp_path):
                 taps |= {f"{branch}/head/test": 2 * head, f"{branch}/backbone/test": backbone}
                 taps |= {f"{branch}/block0/test": backbone, f"{branch}/backbone/bank": backbone}
                 taps |= {f"{branch}/head/views": torch.stack((frame[:D], frame[:D].roll(1, 0)))}
-                taps |= {f"{branch}/prototypes/test": head @ torch.randn(D, 9)} if prototypes else {}
+                taps |= {f"{branch}/prototypes/test": 9 * head} if prototypes else {}
             write_tensors(snapshot_path(path, step), {k: v.clone() for k, v in taps.items()})
         return Run.load(path)
 
@@ -79,6 +79,8 @@ def test_several_runs_are_labelled_by_recipe_and_seed(write):
     assert table["seed"].values.tolist() == [0, 1]
     assert table["effective_rank"].sel(recipe="simdino", layer="prototypes").isnull().all()
     assert table["effective_rank"].sel(recipe="dino", layer="prototypes", branch="teacher").notnull().all()
+    information = table["prototype_information"].sel(recipe="dino", seed=0, layer="prototypes", branch="teacher")
+    assert information.values == pytest.approx([math.log(D), 0], abs=1e-6)  # one each; then none
     assert training_log(runs)["loss"].sel(recipe="dino", seed=1, step=3).item() == 0.5
 
 
