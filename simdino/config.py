@@ -71,6 +71,7 @@ class DINO:
     student_temp: float = 0.1
     teacher_temp: float = 0.04
     center_momentum: float = 0.9  # 1 keeps the centre at zero: no centring
+    centering: Literal["ema", "sinkhorn"] = "ema"
 
 
 @dataclass(frozen=True)

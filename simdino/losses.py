@@ -1,6 +1,7 @@
 """The objectives as pure functions that return (loss, named parts); the rate is the diagnostic, too."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -16,24 +17,20 @@ Parts = dict[str, Tensor]
 
 def _full_precision(loss: Callable) -> Callable:
     """Compute a loss outside autocast, of tensors of float32 at least."""
+    bind = inspect.signature(loss).bind
 
     @functools.wraps(loss)
     def run(*args, **kwargs):
-        args = [_at_least_float32(x) for x in args]
-        kwargs = {name: _at_least_float32(x) for name, x in kwargs.items()}
-        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        with torch.autocast(device, enabled=False):
-            return loss(*args, **kwargs)
+        inputs = bind(*args, **kwargs).arguments
+        inputs = {k: x.float() if isinstance(x, Tensor) and x.dtype != torch.float64 else x for k, x in inputs.items()}
+        with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
+            return loss(**inputs)
 
     return run
 
 
-def _at_least_float32(x):
-    return x.float() if isinstance(x, Tensor) and x.dtype != torch.float64 else x
-
-
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes; its gradient is summed over them, too."""
+    """Sums over all processes, of the values and of their gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -53,11 +50,10 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 def gather_rows(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m d"]:
     """The rows of all processes, rank after rank, so that a loss sees the whole batch; alone, z itself.
 
-    N processes that each give their n rows, however uneven, get the loss of one process with all rows. So is the
-    gradient that DistributedDataParallel leaves: its mean over the N processes cancels the sum over them in the
-    backward here. (The official code's `reduce_cov` in this form; it also serves where N·n < d.)
-
-    z: `(n, d)`, or views `(v, n, d)`. A collective call: every process must make it, if only with n = 0.
+    z: `(n, d)`, or views `(v, n, d)`. With each tensor that a loss takes gathered, N processes have the loss of one
+    process with all rows, however uneven their n, and its gradient, too: the mean over N of DistributedDataParallel
+    cancels the sum in the backward here. (The rate is then the official code's with `reduce_cov=1`.)
+    A collective call: every process must make it, if only with n = 0.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return z
@@ -178,10 +174,10 @@ def simdinov2_loss(
     patch_weights: 1/(masked patches of the crop)/(g·n, all global crops), so that each masked crop counts alike. As
     half of the crops are masked in the official recipe, its −Σ w·cos = patches − Σ w has the best value −½, not −1.
 
-    Constant patch tokens are a global optimum of L while patch_gamma = 0. R_within, the mean over masked crops of the
-    rate of a crop's tokens, is lowest if tokens depend on the image only; R_across, the rate of the crops' unit mean
-    tokens, if these are alike. Together they are highest only where neither happens; one rate of all tokens pooled
-    can be highest with all tokens of an image equal. Parts: besides simdino's, patches and the two rates (in nats).
+    With patch_gamma 0, constant tokens are a global optimum. R_within, the mean rate of a masked crop's tokens, is
+    lowest if tokens depend on the image only; R_across, the rate of the crops' unit mean tokens, if these agree: both
+    at their bounds exclude either. (One rate of all tokens can be at its bound with all tokens of an image equal.)
+    Parts: besides simdino's, patches and the two rates, nats.
 
     Source: Wu et al. 2025 (arXiv 2502.10385); the rates of patches are this package's, against their collapse.
     """
@@ -232,7 +228,8 @@ def dino_loss(
     Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1; Oquab et al. 2023 (DINOv2, arXiv 2304.07193).
     """
     v, g = len(student), len(teacher)
-    q, center = _targets(teacher.flatten(0, 1), center, centering, teacher_temp, center_momentum)
+    options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
+    q, center = _targets(teacher.flatten(0, 1), center, **options)
     q = q.unflatten(0, teacher.shape[:2])  # (g, n, K)
     log_p = F.log_softmax(student / student_temp, dim=-1)  # (v, n, K)
     cross = -torch.einsum("gnk,vnk->vg", q, log_p) / student.shape[1]  # (v, g)
@@ -241,17 +238,18 @@ def dino_loss(
     return loss, {"entropy": entropy, "kl": loss - entropy, "center": center}
 
 
-def _targets(scores: Tensor, center: Tensor, centering: str, temp: float, momentum: float) -> tuple[Tensor, Tensor]:
+def _targets(
+    scores: Tensor, center: Tensor, *, teacher_temp: float, center_momentum: float, centering: str
+) -> tuple[Tensor, Tensor]:
     """The teacher's probabilities of its scores (n, K), and the centre for the next step."""
     if centering == "sinkhorn":
-        return sinkhorn_knopp(scores, temp=temp).to(scores.dtype), center
+        return sinkhorn_knopp(scores, temp=teacher_temp).to(scores.dtype), center
     if centering != "ema":
         raise ValueError(f"centering must be 'ema' or 'sinkhorn', not {centering!r}")
     rows = _sum_over_ranks(scores.new_tensor(len(scores)))
     mean = _sum_over_ranks(scores.detach().sum(0)) / rows
-    return F.softmax((scores - center) / temp, dim=-1), torch.where(
-        rows > 0, torch.lerp(mean, center, momentum), center
-    )
+    q = F.softmax((scores - center) / teacher_temp, dim=-1)
+    return q, torch.where(rows > 0, torch.lerp(mean, center, center_momentum), center)
 
 
 @torch.no_grad()
@@ -325,11 +323,9 @@ def dinov2_loss(
 
     Source: Oquab et al. 2023 (arXiv 2304.07193); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
     """
-    temps = {"student_temp": student_temp, "teacher_temp": teacher_temp}
-    loss, parts = dino_loss(
-        student, teacher, center=center, centering=centering, center_momentum=center_momentum, **temps
-    )
-    q, patch_center = _targets(teacher_patches, patch_center, centering, teacher_temp, center_momentum)
+    options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
+    loss, parts = dino_loss(student, teacher, center=center, student_temp=student_temp, **options)
+    q, patch_center = _targets(teacher_patches, patch_center, **options)
     log_p = F.log_softmax(student_patches / student_temp, dim=-1)  # (m, p)
     patches = -(patch_weights * (q * log_p).sum(-1)).sum()
     koleo = koleo_loss(features).sum()
