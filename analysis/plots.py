@@ -130,3 +130,38 @@ def plot_escape(t, rates, curvatures, ceiling, ax=None):
     ax.set(xlabel="distance moved from the saddle, t", ylabel="R  [nats]")
     ax.legend(loc="lower center")
     return plot_level(ceiling, "R*, the maximum", ax)
+
+
+# Black and shapes besides the palette: seven curves have to stay apart.
+MEASURES = {
+    "effective rank": ("#0072B2", "o"),
+    "effective rank, centred": ("#D55E00", "s"),
+    "coding rate": ("#009E73", "^"),
+    "1 − mean share": ("black", "v"),
+    "feature std": ("#CC79A7", "D"),
+    "uniformity": ("#56B4E9", "P"),
+    "spread within classes": ("#E69F00", "X"),
+    "k-NN accuracy": ("0.5", "*"),
+}
+
+
+def plot_sensitivity(table, ax=None, *, x="share"):
+    """Each measure of one collapse against its size, scaled to 1 (healthy): `measured` as dots, `predicted` dashed."""
+    ax = ax or plt.gca()
+    for name, (color, marker) in MEASURES.items():
+        curve = table[table["measure"] == name].sort_values(x)
+        if len(curve):
+            ax.plot(curve[x], curve["measured"], marker, color=color, markersize=6, label=name)
+            if "predicted" in curve:
+                ax.plot(curve[x], curve["predicted"], **THEORY | {"color": color}, linewidth=1, zorder=1)
+    ax.set_ylim(-0.05, 1.13)
+    return ax
+
+
+def plot_scree(spectrum, white_noise, ax=None):
+    """A spectrum against the index of its eigenvalues, logarithmic: dots, and white noise of the same size dashed."""
+    ax = ax or plt.gca()
+    ax.plot(range(1, len(white_noise) + 1), white_noise, **THEORY)
+    ax.plot(range(1, len(spectrum) + 1), spectrum, ".", color="#0072B2")
+    ax.set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue of Γ")
+    return ax
