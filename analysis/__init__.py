@@ -8,16 +8,57 @@
 `analysis.theory` has the closed forms, `analysis.plots` the plots (which need matplotlib).
 """
 
-from analysis.collapse import alignment, center_drift, feature_std, hyperspherical_energy, lidar, mean_collapse, patch_ranks, prototype_entropy, prototype_usage, self_clustering, uniformity, uniformity_gap, uniformity_optimum
-from analysis.diagnose import diagnose, diagnose_all
-from analysis.frames import coherence, frame_bounds, frame_potential, frame_potential_bound, frame_potential_excess, orthonormal_distance, orthoplex_bound, simplex_distance, sphere_potential, tight_frame_distance, tightness, welch_bound
+from analysis.collapse import (
+    alignment,
+    center_drift,
+    feature_std,
+    hyperspherical_energy,
+    lidar,
+    mean_collapse,
+    patch_ranks,
+    prototype_entropy,
+    prototype_usage,
+    self_clustering,
+    uniformity,
+    uniformity_gap,
+    uniformity_optimum,
+)
+from analysis.diagnose import diagnose, diagnose_all, training_log
+from analysis.frames import (
+    coherence,
+    frame_bounds,
+    frame_potential,
+    frame_potential_bound,
+    frame_potential_excess,
+    orthonormal_distance,
+    orthoplex_bound,
+    simplex_distance,
+    sphere_potential,
+    tight_frame_distance,
+    tightness,
+    welch_bound,
+)
 from analysis.moments import Moments
 from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
 from analysis.probes import knn_accuracy
 from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, preflight, rate_optimality, rate_reduction
 from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, white_noise_spectrum
 from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
-from analysis.spectra import alpha_req, anisotropy, condition_number, effective_rank, eigenvalues, eigenvalues_above_edge, isoscore, marchenko_pastur_edge, mean_cosine, participation_ratio, rankme, renyi_entropy, stable_rank
+from analysis.spectra import (
+    alpha_req,
+    anisotropy,
+    condition_number,
+    effective_rank,
+    eigenvalues,
+    eigenvalues_above_edge,
+    isoscore,
+    marchenko_pastur_edge,
+    mean_cosine,
+    participation_ratio,
+    rankme,
+    renyi_entropy,
+    stable_rank,
+)
 from analysis.uncertainty import isotropic_reference, jackknife, permutation_reference
 
 __all__ = [
@@ -80,6 +121,7 @@ __all__ = [
     "stable_rank",
     "tight_frame_distance",
     "tightness",
+    "training_log",
     "uniformity",
     "uniformity_gap",
     "uniformity_optimum",
