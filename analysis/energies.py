@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def coding_rate_energy(
         n, d = z.shape[-2:]
         if batch is None:
             return -_rate(z - z.mean(-2, keepdim=True) if center else z, eps)
-        members = _batches(n, batch, samples, seed).to(z.device)  # (c, b)
+        members = torch.as_tensor(_batches(n, batch, samples, seed), device=z.device)  # (c, b)
         if batch < d:
             gram = z @ z.mT  # cheaper than to gather the points
             gram = gram[..., members[:, :, None], members[:, None, :]]  # (..., c, b, b)
@@ -53,15 +54,14 @@ def _rate(z, eps):
     return 0.5 * torch.logdet(_eye(gram) + d / (n * eps**2) * gram)
 
 
-@cache
+@cache  # arrays, since a tensor that is made inside a transform of torch.func must not outlive it
 def _batches(n, batch, samples, seed):
     """Index sets (c, b): all of them, or `samples` random ones."""
     if samples is None:
         if math.comb(n, batch) > 200_000:
             raise ValueError(f"there are C({n}, {batch}) batches, too many to enumerate: give samples")
-        return torch.tensor(list(combinations(range(n), batch)))
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(samples, n, generator=generator).argsort(dim=1)[:, :batch]
+        return np.array(list(combinations(range(n), batch)))
+    return np.random.default_rng(seed).random((samples, n)).argsort(1)[:, :batch]
 
 
 def frame_potential_energy(order: int = 1) -> Energy:

@@ -160,19 +160,24 @@ def _line_search(energy, x, f, p, slope, step, halvings=40):
     return x_new, f_new, g_new, done
 
 
-def hessian_spectrum(energy: Energy, z: Float[Tensor, "n d"], *, k: int | None = None) -> Float[np.ndarray, " k"]:
-    """Eigenvalues, ascending, of the Riemannian Hessian of an energy at unit vectors z (n, d), all n(d-1) of them.
-
-    Exact: the Hessian of u -> energy(normalise(z + Bu)), B an orthonormal basis of the tangent space; normalising is a
-    second-order retraction. With k only the k smallest, by Lanczos, when n(d-1) is too large for a dense matrix.
-    """
+def _chart(energy, z):
+    """u (n(d-1),) -> energy(normalise(z + Bu)), B an orthonormal tangent basis, and its origin u = 0."""
     n, d = z.shape
     basis = torch.linalg.svd(z.unsqueeze(-2)).Vh[:, 1:, :]  # (n, d-1, d), rows orthonormal and orthogonal to z_i
 
     def at(u):
         return energy(normalize(z + torch.einsum("nk,nkd->nd", u.reshape(n, d - 1), basis), dim=-1))
 
-    zero = torch.zeros(n * (d - 1), dtype=z.dtype, device=z.device)
+    return at, torch.zeros(n * (d - 1), dtype=z.dtype, device=z.device)
+
+
+def hessian_spectrum(energy: Energy, z: Float[Tensor, "n d"], *, k: int | None = None) -> Float[np.ndarray, " k"]:
+    """Eigenvalues, ascending, of the Riemannian Hessian of an energy at unit vectors z (n, d), all n(d-1) of them.
+
+    Exact: the Hessian of u -> energy(normalise(z + Bu)), B an orthonormal basis of the tangent space; normalising is a
+    second-order retraction. With k only the k smallest, by Lanczos, when n(d-1) is too large for a dense matrix.
+    """
+    at, zero = _chart(energy, z)
     if k is None:
         return torch.linalg.eigvalsh(torch.func.hessian(at)(zero)).cpu().numpy()
 
@@ -182,6 +187,41 @@ def hessian_spectrum(energy: Energy, z: Float[Tensor, "n d"], *, k: int | None =
 
     operator = LinearOperator((len(zero), len(zero)), matvec=product, dtype=np.float64)
     return np.sort(eigsh(operator, k=k, which="SA", return_eigenvectors=False))
+
+
+def curvature_split(
+    energy: Energy, z: Float[Tensor, "n d"], *, reference: Energy, tol: float = 1e-8
+) -> tuple[float, float]:
+    """Mean curvature of an energy at z along the directions in which `reference` is flat, and along all others.
+
+    Means of vᵀHv over orthonormal bases of the null space (|λ| ≤ tol · max|λ|) of the reference's Riemannian Hessian
+    and of its complement. nan where one of the two is empty.
+    """
+    (at, zero), (flat_at, _) = _chart(energy, z), _chart(reference, z)
+    hessian = torch.func.hessian(at)(zero)
+    values, vectors = torch.linalg.eigh(torch.func.hessian(flat_at)(zero))
+    curvature = torch.linalg.vecdot(vectors, hessian @ vectors, dim=0)
+    flat = values.abs() <= tol * values.abs().max()
+    return curvature[flat].mean().item(), curvature[~flat].mean().item()
+
+
+def batch_descent(
+    n: int, d: int, *, batch: int, eps: float, epochs: int, lr: float = 0.02, restarts: int = 1, seed: int = 0
+) -> Float[Tensor, "restarts n d"]:
+    """Points after stochastic gradient ascent on the rate of random batches, from random starts.
+
+    One batch of distinct points a step, epochs · n/batch steps, z ← normalise(z + η b ∇R) with η falling linearly from
+    lr to 0: per point the same step and the same number of visits for every batch size.
+    """
+    z, generator = random_points(n, d, restarts=restarts, seed=seed), torch.Generator().manual_seed(seed)
+    scale, row = d / (batch * eps**2), torch.arange(restarts)[:, None]
+    steps = epochs * n // batch
+    for step in range(steps):
+        members = torch.rand(restarts, n, generator=generator).argsort(1)[:, :batch]
+        x = z[row, members]  # (r, b, d)
+        gradient = scale * torch.linalg.solve(torch.eye(batch, dtype=z.dtype) + scale * x @ x.mT, x)
+        z[row, members] = normalize(x + lr * (1 - step / steps) * batch * gradient, dim=-1)
+    return z
 
 
 def nullity(eigenvalues: Float[np.ndarray, " k"], *, tol: float = 1e-8) -> int:

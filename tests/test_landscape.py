@@ -22,6 +22,8 @@ from analysis.energies import (
     vicreg_energy,
 )
 from analysis.landscape import (
+    batch_descent,
+    curvature_split,
     geodesic,
     harmonic_frame,
     hessian_spectrum,
@@ -241,3 +243,38 @@ def test_impossible_configurations_are_named():
         saddle(2, 2, 3, 3)
     with pytest.raises(ValueError, match="restarts"):
         minimise(frame_potential_energy(), 3, 2, restarts=0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(4, 3), (6, 3), (10, 5), (16, 6), (28, 7)])
+def test_B2_pairs_make_equiangular_tight_frames_wherever_they_exist(n, d):
+    z = minimise(coding_rate_energy(0.5, batch=2), n, d, restarts=6).z
+    cosines = (z @ z.mT)[~torch.eye(n, dtype=torch.bool)].abs()
+    np.testing.assert_allclose(cosines, theory.welch_coherence(n, d), atol=1e-8)
+
+
+def test_B2_curvature_of_pairs_is_that_of_all_even_potentials_and_ends_at_n_minus_one():
+    eps, orders = 0.5, range(1, 16)
+    full = coding_rate_energy(eps)
+    free = [curvature_split(frame_potential_energy(k), ICOSAHEDRON, reference=full)[0] for k in orders]
+    measured = [curvature_split(coding_rate_energy(eps, batch=b), ICOSAHEDRON, reference=full)[0] for b in (2, 3, 4, 5)]
+    two_body = theory.even_potential_weights(2, 3, eps, orders) @ free * 6 / 5  # potentials count the 1/n self pairs
+    assert free[0] == pytest.approx(0, abs=1e-12)
+    assert measured[0] == pytest.approx(two_body, rel=1e-9)
+    assert min(measured[:3]) > 1e-3 > 1e-12 > abs(measured[3])
+
+
+def test_curvature_split_of_a_quadratic_form():
+    a, z = torch.diag(torch.tensor([0.0, 2.0, 5.0], dtype=torch.float64)), torch.eye(3, dtype=torch.float64)[:1]
+    form = lambda z: torch.einsum("...ni,ij,...nj->...", z, a, z) / 2  # noqa: E731  curvatures 2 and 5 at z
+    flat = lambda z: z[..., 1].square().sum(-1)  # noqa: E731
+    assert curvature_split(form, z, reference=flat) == pytest.approx((5, 2), abs=1e-12)
+
+
+def test_batch_descent_climbs_the_rate_and_small_batches_come_closer_to_a_design():
+    eps, n, d = math.sqrt(0.05), 24, 3
+    small, full = (batch_descent(n, d, batch=b, eps=eps, epochs=150, restarts=4) for b in (2, n))
+    torch.testing.assert_close(full.norm(dim=-1), torch.ones(4, n, dtype=torch.float64))
+    torch.testing.assert_close(
+        full.mT @ full / n, torch.eye(d, dtype=torch.float64).expand(4, d, d) / d, atol=1e-4, rtol=0
+    )
+    assert np.mean([off_diagonal_mean(z, 4) for z in small]) < np.mean([off_diagonal_mean(z, 4) for z in full]) - 0.005
