@@ -42,7 +42,7 @@ from analysis.moments import Moments
 from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
 from analysis.probes import knn_accuracy
 from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, preflight, rate_optimality, rate_reduction
-from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, white_noise_spectrum
+from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep, white_noise_spectrum
 from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
 from analysis.spectra import (
     alpha_req,
@@ -115,6 +115,7 @@ __all__ = [
     "rate_reduction",
     "renyi_entropy",
     "self_clustering",
+    "shrink_sweep",
     "simplex_distance",
     "sliced_normality",
     "sphere_potential",

@@ -1,7 +1,7 @@
 """Features to compare with: the spectrum of white noise, and features with a collapse of known size.
 
 `collapsed` injects a collapse into features, `collapsed_spectrum` is the spectrum that this gives in closed form, and
-`collapse_sweep` reads every measure along the way from isotropic features to total collapse.
+`collapse_sweep` and `shrink_sweep` read the measures along the way to total collapse.
 """
 
 import math
@@ -14,8 +14,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from analysis import theory
-from analysis._input import Array, as_features, require_unit_rows, unit_rows
+from analysis._input import Array, as_features, as_labels, require_unit_rows, unit_rows
 from analysis.collapse import feature_std, mean_collapse, uniformity, uniformity_optimum
+from analysis.probes import knn_accuracy
 from analysis.rates import coding_rate_of_spectrum
 from analysis.spectra import effective_rank, eigenvalues
 
@@ -111,6 +112,49 @@ def collapse_sweep(
                 {"collapse": kind, "share": share, "measure": name, "measured": value, "predicted": predicted[name]}
                 for name, value in measured.items()
             ]
+    return pd.DataFrame(rows)
+
+
+def shrink_sweep(
+    z: Array, labels: Array, *, sizes: Sequence[float], eps: float = 0.05**0.5, seed: int = 0
+) -> pd.DataFrame:
+    """The trap: what measures see of features that shrink around one point, beside what they must see.
+
+    z `(n, d)` is centred, put on the sphere and drawn together towards a point in one dimension more, until distances
+    are `size` times what they were, 0 < size ≤ 1. A row per size and measure, both values over that at size 1:
+    effective rank, centred, which stays; k-NN accuracy of one random half by the other, for which there is no theory
+    but that neighbours stay neighbours; 1 − mean share, size²; the coding rate above that of a point, which follows
+    from the spectrum {1 − size², size²·λᵢ} up to the little mean that unit rows keep.
+    """
+    z, labels = as_features(z).double(), as_labels(labels, len(z))
+    n, d = len(z), z.shape[1] + 1
+    flat = torch.cat((unit_rows(z - z.mean(0)), torch.zeros(n, 1, dtype=z.dtype)), 1)  # (n, d)
+    point = torch.eye(d, dtype=z.dtype)[-1:].expand(n, d)
+    bank, test = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
+    lam = eigenvalues(flat)
+
+    def excess(x: Tensor) -> float:
+        return float(coding_rate_of_spectrum(x, eps=eps, d=d)) - theory.rate_collapsed(d, eps)
+
+    def measured(size: float) -> dict[str, float]:
+        drawn = collapsed(flat, point, share=1 - size**2)
+        return {
+            "effective rank, centred": float(effective_rank(drawn, center=True)),
+            "k-NN accuracy": float(knn_accuracy(drawn[bank], labels[bank], drawn[test], labels[test])),
+            "1 − mean share": 1 - float(mean_collapse(drawn)),
+            "coding rate": excess(eigenvalues(drawn)),
+        }
+
+    def predicted(size: float) -> dict[str, float]:
+        rate = excess(torch.cat((lam.new_tensor([1 - size**2]), size**2 * lam[: d - 1])))
+        return {"effective rank, centred": 1.0, "1 − mean share": size**2, "coding rate": rate / excess(lam)}
+
+    whole, rows = measured(1.0), []
+    for size in sizes:
+        known = predicted(size)
+        for name, value in measured(size).items():
+            row = {"size": size, "measure": name, "measured": value / whole[name]}
+            rows.append(row | {"predicted": known.get(name, math.nan)})
     return pd.DataFrame(rows)
 
 

@@ -27,13 +27,15 @@ from analysis._input import Array, as_features, as_labels, as_views, unit_rows
 from analysis._rows import Row, class_rows, spectral_rows, token_rows, uniformity_row, view_rows
 from analysis.diagnose import diagnose
 from analysis.moments import CHUNK, Moments
+from analysis.rates import coding_rate_of_spectrum
+from analysis.spectra import eigenvalues
 from simdino.runs import Run, write_text
 
 SUBSET = 4096  # rows that measures of pairs and of classes see, at random
 WIDTH = 98
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Measures of one set of features and the judgement; `print` it, or take `to_frame()` or `to_json()`."""
 
@@ -66,7 +68,7 @@ class Report:
         plain = asdict(self) | {"rows": [row._asdict() for row in self.rows], "conventions": self.conventions}
         return json.dumps(_json(plain), indent=1, ensure_ascii=False, allow_nan=False)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [self.headline, *_wrapped(self.conventions), ""]
         lines += [*_wrapped(f"{self.judgement.upper()}: {self.because}"), ""]
         lines += [line for warning in self.warnings for line in _wrapped(f"warning: {warning}")]
@@ -128,9 +130,8 @@ def report(
     n, d = z.shape
     if n < max(blocks, 2):
         raise ValueError(f"z has {n} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks")
-    notes = [f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, and corrected values still are"] * (
-        n < 10 * d
-    )
+    low = f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, and corrected values still are"
+    notes = [low] * (n < 10 * d)
     moments, zeros = _moments(z, blocks)
     if zeros:
         notes.append(f"{zeros} of {n} rows are zero and were left so")
@@ -155,6 +156,10 @@ def report(
     verdict = judge(
         n, d, rate=values["coding rate"], mean=values["mean share"], eps=eps, within=within, views=view_share
     )
+    if verdict[0] == "mean collapse" and verdict[1].startswith("Partial"):
+        shape = eigenvalues(moments, center=True)
+        kept = _kept(n, d, coding_rate_of_spectrum(shape / shape.sum(), eps=eps, d=d).item(), eps)
+        verdict = verdict[0], f"{verdict[1]} Centred, and scaled up to unit energy, they would keep {kept:.0%}."
     return Report(n, d, float(eps), blocks, *verdict, tuple(rows), tuple(notes))
 
 
@@ -166,20 +171,17 @@ def judge(
     rate in nats and mean = ‖E z‖²/E‖z‖² of unit rows; within = E‖z − z̄_class‖²; views = E‖z − z′‖² of two views of
     a sample over that of different samples.
     """
-    isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
-    kept = (rate - lowest) / (isotropic - lowest) if isotropic > lowest else 1.0
+    kept, alpha = _kept(n, d, rate, eps), d / eps**2
     spread = max(1 - mean, 1e-12)  # E‖z − z̄‖²
-    centred = 0.5 * math.log1p(d / eps**2 * mean) + theory.rate_isotropic(n, d, eps / math.sqrt(spread))
-    by_mean, by_shape = isotropic - centred, centred - rate
+    even = 0.5 * math.log1p(alpha * mean) + theory.rate_isotropic(n, d, eps / math.sqrt(spread))  # all but the mean
+    by_mean, by_shape = theory.rate_isotropic(n, d, eps) - even, even - rate
     scale = f"The features keep {max(kept, 0):.0%} of the coding rate that random directions have over a single point"
     if kept < 0.5 and by_mean >= by_shape:
-        extent = "Complete, all features lie within ε of one point" if 1 - mean < eps**2 else "Partial"
+        extent = "Complete, the r.m.s. distance from one point is below ε" if 1 - mean < eps**2 else "Partial"
         return "mean collapse", f"{extent}. {scale}, and {mean:.1%} of their energy is their common mean."
     if within is not None and within < eps**2:
-        return (
-            "class collapse",
-            f"E‖z − class mean‖² = {within:.2g} is below ε² = {eps**2:.2g}: only the class is left.",
-        )
+        says = f"E‖z − class mean‖² = {within:.2g} is below ε² = {eps**2:.2g}: only the class is left."
+        return "class collapse", says
     if kept < 0.5:
         return "dimensional collapse", f"{scale}: they use too few of {d} dimensions, or use them too unevenly."
     if views is not None and views > 0.5:
@@ -189,7 +191,13 @@ def judge(
     return "healthy", f"{scale}; {mean:.1%} of their energy is their common mean. Usefulness is another question."
 
 
-@dataclass(frozen=True)
+def _kept(n: int, d: int, rate: float, eps: float) -> float:
+    """s of `report`: where a rate lies between one point (0) and random directions (1)."""
+    isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
+    return (rate - lowest) / (isotropic - lowest) if d > 1 else 1.0
+
+
+@dataclass(frozen=True, repr=False)
 class RunReport:
     """A run's layers at its first and last snapshot, two sentences on their worth, a `Report` of head and backbone."""
 
@@ -205,7 +213,7 @@ class RunReport:
         plain = {"run": self.run, "sentences": self.sentences, "layers": layers, "taps": taps}
         return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         judged = [f"{name}, {tap.judgement.upper()}: {tap.because}" for name, tap in self.taps.items()]
         says = [line for sentence in (*self.sentences, *judged) for line in _wrapped(sentence)]
         return "\n".join([self.run, *says, "", self.layers.to_string(float_format="{:.3g}".format, na_rep="-")])
@@ -303,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
             z, labels = read_features(given.what)
             result = report(z, labels=read_labels(given.labels) if given.labels else labels, eps=given.eps)
         if given.json:
-            write_text(given.json, result.to_json() + "\n")
+            write_text(given.json, result.to_json())
     except (ValueError, OSError) as error:
         sys.exit(f"report: {error}")
     print(result)

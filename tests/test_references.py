@@ -8,9 +8,9 @@ import torch
 from analysis import theory
 from analysis.collapse import mean_collapse
 from analysis.rates import coding_rate_of_spectrum
-from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, white_noise_spectrum
+from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep, white_noise_spectrum
 from analysis.spectra import effective_rank, eigenvalues, participation_ratio, rankme
-from tests.configurations import simplex, sphere
+from tests.configurations import gaussian, simplex, sphere
 
 EPS = 0.05**0.5
 
@@ -81,6 +81,21 @@ def test_who_is_blind_to_what():
     assert table["to a subspace", "spread within classes"] > 0.95
     assert table["to class means", "spread within classes"] < 0.02
     assert (table[:, "coding rate"] < 0.4).all()
+
+
+def test_the_trap_closes_on_centred_ranks_and_neighbours_only():
+    labels = torch.arange(300) % 3
+    z = 5 + torch.nn.functional.one_hot(labels, 10) + 0.4 * gaussian(300, 10)
+    table = shrink_sweep(z, labels, sizes=[1.0, 0.1, 1e-3])
+    theory_known = table.dropna()
+    assert len(theory_known) == 9
+    assert theory_known["measured"].to_numpy() == pytest.approx(theory_known["predicted"].to_numpy(), rel=1e-3)
+    close = table[table["size"] == 1e-3].set_index("measure")["measured"]
+    assert close["effective rank, centred"] == pytest.approx(1, rel=1e-6)
+    assert close["k-NN accuracy"] >= 0.95
+    assert close["1 − mean share"] == pytest.approx(1e-6, rel=1e-4)
+    assert close["coding rate"] < 1e-3
+    assert (table[table["size"] == 1.0]["measured"] == 1).all()
 
 
 def test_bad_input_is_named():
