@@ -40,19 +40,29 @@ class Crops:
 
 @dataclass(frozen=True)
 class Model:
+    arch: Literal["vit", "convnet"] = "vit"
     stem: Literal["patch", "conv"] = "conv"  # one strided convolution (official), or log2(patch) of stride 2
     patch: int = 8
     dim: int = 96
-    depth: int = 1
+    depth: int = 1  # blocks; of the ConvNet, blocks in each of its three stages
     heads: int = 3
+    mlp: Literal["gelu", "swiglu"] = "gelu"
     mlp_ratio: float = 4.0
     pool: Literal["cls", "mean"] = "mean"  # the backbone's feature: class token, or mean of the patch tokens
     registers: int = 0
+    mask_token: bool = False  # a learnt token that stands for the masked patches
     layer_scale: float = 0.0  # initial value; 0 leaves the layer out
     drop_path: float = 0.0
+    pos_offset: float = (
+        0.0  # of position embeddings on another grid; DINO and DINOv2 have 0.1
+    )
+    pos_antialias: bool = False  # ... DINOv2 with registers: low-passed, offset 0
     hidden: int = 512  # width of the projection head
-    out: int = 64  # d of the features that the loss sees
+    out: int = 64  # d of the features that the loss sees; 0 leaves the head out
+    head_norm: Literal["none", "batch"] = "none"  # batch normalisation in the head: it alone can hide collapse
     prototypes: int = 0  # K of DINO's last layer; 0 for SimDINO
+    prototype_norm: Literal["one", "learnt"] = "one"  # the prototypes' norms: DINO, DINOv2
+    patch_head: Literal["none", "shared", "separate"] = "none"  # the head of the patch tokens
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,26 @@
-"""The network: a vision transformer and a projection head, under the official checkpoints' names.
+"""The network: a backbone (vision transformer or ConvNet) and a projection head, under the official names.
 
 Every forward returns (output, taps): the intermediate features by name, so that instrumentation needs no hooks.
 """
 
 import itertools
 import math
+from collections import OrderedDict
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from simdino.config import Model
 
-Taps = dict[str, Tensor]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention `(n, heads, tokens, dim)`; written out in bf16 on a CPU: there the fused one is slow."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+Images = Float[Tensor, "n c h w"]
+Maps = Float[Tensor, "n d gh gw"]
+Tokens = Float[Tensor, "n t d"]
+Masks = Bool[Tensor, "n p"] | None  # True where a patch is hidden, row by row
+Output = tuple[Float[Tensor, "n d"], dict[str, Tensor]]
 
 
 class Attention(nn.Module):
@@ -33,10 +32,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-        n, t, d = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (n, h, t, d/h)
-        return self.proj(attention(q, k, v).transpose(1, 2).reshape(n, t, d))
+    def split(self, x: Tokens) -> Float[Tensor, "3 n h t e"]:
+        """Queries, keys and values of every head."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def weights(self, x: Tokens) -> Float[Tensor, "n h t t"]:
+        """How much each token (row) reads from each; rows sum to 1."""
+        q, k, _ = self.split(x)
+        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+
+    def forward(self, x: Tokens) -> Tokens:
+        q, k, v = self.split(x)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # there the fused one is slow
+            x = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -47,8 +58,22 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+    def forward(self, x: Tokens) -> Tokens:
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(a) ⊙ b) with (a, b) = w12(x); two thirds as wide as MLP, for as many parameters (Shazeer 2020)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        width = math.ceil(int(hidden * 2 / 3) / 8) * 8
+        self.w12 = nn.Linear(dim, 2 * width)
+        self.w3 = nn.Linear(width, dim)
+
+    def forward(self, x: Tokens) -> Tokens:
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
 
 
 class LayerScale(nn.Module):
@@ -58,144 +83,248 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), value))
 
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+    def forward(self, x: Tokens) -> Tokens:
         return x * self.gamma
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale and stochastic depth, per sample."""
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Stochastic depth per sample: a residual is 0 with probability `rate`, else divided by 1 - rate."""
+    if not rate:
+        return x
+    keep = 1 - rate
+    return x * x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
-    def __init__(self, config: Model, drop_path: float):
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale and stochastic depth."""
+
+    def __init__(self, config: Model, rate: float):
         super().__init__()
-        dim = config.dim
+        dim, mlp = config.dim, SwiGLU if config.mlp == "swiglu" else MLP
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, config.heads)
         self.ls1 = LayerScale(dim, config.layer_scale) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = MLP(dim, int(dim * config.mlp_ratio))
+        self.mlp = mlp(dim, int(dim * config.mlp_ratio))
         self.ls2 = LayerScale(dim, config.layer_scale) if config.layer_scale else nn.Identity()
-        self.drop_path = drop_path
+        self.rate = rate
 
-    def drop(self, x: Tensor) -> Tensor:
-        if not (self.training and self.drop_path):
-            return x
-        keep = 1 - self.drop_path
-        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
-
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-        x = x + self.drop(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
+    def forward(self, x: Tokens) -> Tokens:
+        rate = self.rate if self.training else 0.0
+        x = x + drop_path(self.ls1(self.attn(self.norm1(x))), rate)
+        return x + drop_path(self.ls2(self.mlp(self.norm2(x))), rate)
 
 
-class PatchEmbed(nn.Module):
-    """Image to patch tokens by one strided convolution (official), or by a stack of stride-2 ones.
+def patch_embed(config: Model, channels: int) -> nn.Sequential:
+    """Image to patch tokens `(n, d, gh, gw)` by one strided convolution (official), or by a stack of stride-2 ones.
 
     The stack learns faster on small images. It has no normalisation over the batch: that alone would keep
     features apart and hide collapse.
     """
+    if config.stem == "patch":
+        return nn.Sequential(OrderedDict(proj=nn.Conv2d(channels, config.dim, config.patch, config.patch)))
+    depth = int(math.log2(config.patch))
+    if 2**depth != config.patch:
+        raise ValueError(f"model.stem 'conv' needs a model.patch that is a power of two, not {config.patch}")
+    widths = [channels] + [config.dim >> (depth - 1 - i) for i in range(depth)]
+    layers = []
+    for i, o in itertools.pairwise(widths):
+        layers += [nn.Conv2d(i, o, 3, 2, 1), nn.GroupNorm(1, o), nn.GELU()]
+    return nn.Sequential(OrderedDict(proj=nn.Sequential(*layers[:-1])))
 
-    def __init__(self, config: Model, channels: int):
-        super().__init__()
-        if config.stem == "patch":
-            self.proj = nn.Conv2d(channels, config.dim, config.patch, config.patch)
-            return
-        depth = int(math.log2(config.patch))
-        if 2**depth != config.patch:
-            raise ValueError(f"model.stem 'conv' needs a model.patch that is a power of two, not {config.patch}")
-        widths = [channels] + [config.dim >> (depth - 1 - i) for i in range(depth)]
-        layers = []
-        for i, o in itertools.pairwise(widths):
-            layers += [nn.Conv2d(i, o, 3, 2, 1), nn.GroupNorm(1, o), nn.GELU()]
-        self.proj = nn.Sequential(*layers[:-1])
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d gh gw"]:
-        return self.proj(x)
+def masked_stem(stem: nn.Module, x: Images, masks: Masks, token: Tensor | None, patch: int) -> Maps:
+    """The stem's output with the mask token at the masked patches.
+
+    Their pixels go in black, so that a stem whose windows overlap carries nothing of them to their neighbours.
+    """
+    if masks is None:
+        return stem(x)
+    n, _, h, w = x.shape
+    if token is None:
+        raise ValueError("masks were given, but model.mask_token is False")
+    if masks.shape != (n, (h // patch) * (w // patch)) or h % patch or w % patch:
+        raise ValueError(f"masks {tuple(masks.shape)} are not one per patch of {n} images of {h}x{w}, patch {patch}")
+
+    def mask(scale: int) -> Tensor:
+        return masks.view(n, 1, h // patch, -1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+
+    x = stem(x.masked_fill(mask(patch), 0))
+    return torch.where(mask(x.shape[2] * patch // h), token[..., None, None].to(x.dtype), x)
+
+
+def resized_positions(x: Tokens, gh: int, gw: int, *, offset: float = 0.0, antialias: bool = False) -> Tensor:
+    """Position embeddings (class token, then a square grid) for another grid: bicubic, in float32 at least.
+
+    offset: DINO and DINOv2 scale by (new size + 0.1)/old size, which moves the sampling points by a fraction.
+    """
+    cls, patches = x[:, :1], x[:, 1:]
+    g = math.isqrt(patches.shape[1])
+    if (gh, gw) == (g, g):
+        return x
+    size = {"scale_factor": ((gh + offset) / g, (gw + offset) / g)} if offset else {"size": (gh, gw)}
+    grid = patches if patches.dtype == torch.float64 else patches.float()
+    grid = grid.unflatten(1, (g, g)).permute(0, 3, 1, 2)  # (1, d, g, g)
+    grid = F.interpolate(grid, **size, mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([cls, grid.flatten(2).mT.to(cls.dtype)], 1)  # (1, 1 + gh·gw, d)
 
 
 class ViT(nn.Module):
-    """Vision transformer with registers; `forward` gives the image feature `(n, d)` and the tokens of every block."""
+    """Vision transformer; `forward` gives the image feature `(n, d)` and the tokens of every block."""
 
     def __init__(self, config: Model, *, size: int, channels: int = 3):
         super().__init__()
-        self.pool, self.patch, self.registers = config.pool, config.patch, config.registers
-        grid = size // config.patch
-        self.patch_embed = PatchEmbed(config, channels)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.dim))
-        if config.registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, config.dim))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.config, dim = config, config.dim
+        self.patch_embed = patch_embed(config, channels)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size // config.patch) ** 2, dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, dim)) if config.mask_token else None
+        rates = np.linspace(0, config.drop_path, config.depth).tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.apply(_initialise)
         for token in [self.cls_token, self.pos_embed, *([self.register_tokens] if config.registers else [])]:
             nn.init.trunc_normal_(token, std=0.02)
 
-    def positions(self, gh: int, gw: int) -> Tensor:
-        """Position embedding for a grid of another size, bicubic, as in DINO."""
-        cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        g = math.isqrt(patches.shape[1])
-        if (gh, gw) != (g, g):
-            grid = patches.float().unflatten(1, (g, g)).permute(0, 3, 1, 2)  # (1, d, g, g)
-            grid = F.interpolate(grid, size=(gh, gw), mode="bicubic", align_corners=False)
-            patches = grid.flatten(2).mT.to(patches.dtype)
-        return torch.cat([cls, patches], 1)  # (1, 1 + gh·gw, d)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n d"], Taps]:
-        x = self.patch_embed(x)  # (n, d, gh, gw)
-        n, _, gh, gw = x.shape
-        x = torch.cat([self.cls_token.expand(n, -1, -1), x.flatten(2).mT], 1) + self.positions(gh, gw)
-        if self.registers:  # after the position embedding: registers have none
+    def embed(self, x: Images, masks: Masks = None) -> Tokens:
+        """What enters the first block: class token, registers, patches or the mask token in their place."""
+        config = self.config
+        x = masked_stem(self.patch_embed, x, masks, self.mask_token, config.patch)  # (n, d, gh, gw)
+        n, _, *grid = x.shape
+        x = torch.cat([self.cls_token.expand(n, -1, -1), x.flatten(2).mT], 1)
+        x = x + resized_positions(self.pos_embed, *grid, offset=config.pos_offset, antialias=config.pos_antialias)
+        if config.registers:  # after the position embedding: registers have none
             x = torch.cat([x[:, :1], self.register_tokens.expand(n, -1, -1), x[:, 1:]], 1)
-        taps = {}
+        return x
+
+    def forward(self, x: Images, masks: Masks = None) -> Output:
+        x, taps = self.embed(x, masks), {}
         for i, block in enumerate(self.blocks):
             x = taps[f"block{i}"] = block(x)  # (n, 1 + registers + gh·gw, d)
         tokens = taps["tokens"] = self.norm(x)
         return self.image_feature(tokens), taps
 
-    def image_feature(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, "n d"]:
+    def patch_tokens(self, tokens: Tokens) -> Float[Tensor, "n p d"]:
+        """The tokens without class token and registers."""
+        return tokens[:, 1 + self.config.registers :]
+
+    def image_feature(self, tokens: Tokens) -> Float[Tensor, "n d"]:
         """One vector an image: the class token, or the mean of the patch tokens."""
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1 + self.registers :].mean(1)
+        return tokens[:, 0] if self.config.pool == "cls" else self.patch_tokens(tokens).mean(1)
+
+    def attention_weights(self, x: Images, *, block: int = -1) -> Float[Tensor, "n heads t t"]:
+        """The attention of one block; row 0 is where the class token looks."""
+        x, block = self.embed(x), range(len(self.blocks))[block]
+        for earlier in self.blocks[:block]:
+            x = earlier(x)
+        return self.blocks[block].attn.weights(self.blocks[block].norm1(x))
+
+
+class ConvBlock(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions; halves the grid where the width changes."""
+
+    def __init__(self, width: int, out: int, *, rate: float):
+        super().__init__()
+        stride, self.rate = 1 if width == out else 2, rate
+        first = [nn.GroupNorm(1, width), nn.GELU(), nn.Conv2d(width, out, 3, stride, 1)]
+        self.residual = nn.Sequential(*first, nn.GroupNorm(1, out), nn.GELU(), nn.Conv2d(out, out, 3, 1, 1))
+        self.shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1, stride)
+
+    def forward(self, x: Images) -> Maps:
+        return self.shortcut(x) + drop_path(self.residual(x), self.rate if self.training else 0.0)
+
+
+class ConvNet(nn.Module):
+    """Small residual network under ViT's contract: three stages, which end in one token of width `dim` a patch.
+
+    Each image is normalised by itself: batch normalisation alone would keep features apart and hide collapse.
+    """
+
+    def __init__(self, config: Model, *, channels: int = 3):
+        super().__init__()
+        if config.patch % 4 or config.dim % 4 or config.pool == "cls" or config.registers:
+            raise ValueError("a convnet needs patch and dim in multiples of 4, pool 'mean' and no registers")
+        self.config, width = config, config.dim // 4
+        self.stem = nn.Conv2d(channels, width, 3, config.patch // 4, 1)
+        self.mask_token = nn.Parameter(torch.zeros(1, width)) if config.mask_token else None
+        widths = [width] * (1 + config.depth) + [2 * width] * config.depth + [4 * width] * config.depth
+        rates = np.linspace(0, config.drop_path, 3 * config.depth).tolist()
+        pairs = zip(itertools.pairwise(widths), rates, strict=True)
+        self.blocks = nn.ModuleList(ConvBlock(i, o, rate=rate) for (i, o), rate in pairs)
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+
+    def forward(self, x: Images, masks: Masks = None) -> Output:
+        x = masked_stem(self.stem, x, masks, self.mask_token, self.config.patch)  # (n, d/4, 4·gh, 4·gw)
+        taps = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            taps[f"block{i}"] = x.flatten(2).mT  # (n, 16·gh·gw, d/4), then (n, 4·gh·gw, d/2), then (n, gh·gw, d)
+        tokens = taps["tokens"] = self.norm(taps[f"block{i}"])
+        return self.image_feature(tokens), taps
+
+    def patch_tokens(self, tokens: Tokens) -> Tokens:
+        """All of them: one a patch."""
+        return tokens
+
+    def image_feature(self, tokens: Tokens) -> Float[Tensor, "n d"]:
+        """One vector an image: the mean of the tokens."""
+        return tokens.mean(1)
 
 
 class Head(nn.Module):
     """DINO's three-layer projection on the unit sphere; with prototypes, their scores as well.
 
-    The prototypes are unit vectors (weight normalisation with its gain frozen at 1).
+    Prototype k is g·v/‖v‖ with g = weight_g[k], which stays 1 (DINO) or is learnt (DINOv2), and v = weight_v[k].
     """
 
-    def __init__(self, dim: int, *, hidden: int, out: int, prototypes: int = 0):
+    def __init__(self, config: Model):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
-        )
+        layers, k = [], config.prototypes
+        for i in (config.dim, config.hidden):
+            norm = [nn.BatchNorm1d(config.hidden)] if config.head_norm == "batch" else []
+            layers += [nn.Linear(i, config.hidden), *norm, nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(config.hidden, config.out))
         self.apply(_initialise)
-        self.prototypes = nn.Parameter(torch.empty(prototypes, out)) if prototypes else None
-        if prototypes:
-            nn.init.trunc_normal_(self.prototypes, std=0.02)
+        g, v = torch.ones(k, 1), nn.init.trunc_normal_(torch.empty(k, config.out), std=0.02)
+        g = nn.Parameter(g, requires_grad=config.prototype_norm == "learnt")
+        self.last_layer = nn.ParameterDict({"weight_g": g, "weight_v": v} if k else {})
 
-    def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n o"], Taps]:
+    def forward(self, x: Float[Tensor, "n i"]) -> Output:
         z = self.mlp(x)
         with torch.autocast(x.device.type, enabled=False):  # what the loss sees is float32 whatever the autocast
             z = F.normalize(z.float() if z.dtype != torch.float64 else z, dim=-1)
-            if self.prototypes is None:
+            if not self.last_layer:
                 return z, {"head": z}
-            scores = z @ F.normalize(self.prototypes, dim=-1).T  # (n, K)
+            scores = z @ (self.last_layer.weight_g * F.normalize(self.last_layer.weight_v, dim=-1)).T  # (n, K)
             return scores, {"head": z, "prototypes": scores}
 
 
 class Network(nn.Module):
-    """Backbone and head; taps: the tokens of each block, `backbone` the image feature, `head`, `prototypes`."""
+    """Backbone and head; taps: the tokens of each block, `tokens` of the last, normalised, `backbone` the image
+    feature, `head`, `prototypes`; where patches have a head also `patches` `(n, p, d)`, its input.
+
+    Packed patches `(m, d)` go through `patch_head` if it is not None (separate), else through `head` (shared).
+    """
 
     def __init__(self, config: Model, *, size: int, channels: int = 3):
         super().__init__()
-        self.backbone = ViT(config, size=size, channels=channels)
-        self.head = Head(config.dim, hidden=config.hidden, out=config.out, prototypes=config.prototypes)
+        self.config = config
+        vit = config.arch == "vit"
+        self.backbone = ViT(config, size=size, channels=channels) if vit else ConvNet(config, channels=channels)
+        self.head = Head(config) if config.out else None
+        self.patch_head = Head(config) if config.out and config.patch_head == "separate" else None
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n o"], Taps]:
-        feature, taps = self.backbone(x)
+    def forward(self, x: Images, masks: Masks = None) -> Output:
+        """Image feature through the head; `masks` (row-major over the patches) hide patches from the backbone."""
+        feature, taps = self.backbone(x, masks)
+        taps["backbone"] = feature
+        if self.config.patch_head != "none":
+            taps["patches"] = self.backbone.patch_tokens(taps["tokens"])
+        if self.head is None:
+            return feature, taps
         out, head_taps = self.head(feature)
-        return out, {**taps, "backbone": feature, **head_taps}
+        return out, {**taps, **head_taps}
 
 
 def _initialise(module: nn.Module) -> None:
