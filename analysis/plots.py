@@ -37,11 +37,10 @@ def plot_training(quantity, ax=None, *, logy=False):
 
 
 def plot_spectrum(eigenvalues, ax=None, *, floor=1e-9):
-    """Eigenvalues `(recipe, seed, eigen)` against their rank, on logarithmic axes; those under `floor` are off the plot."""
+    """Eigenvalues `(recipe, seed, eigen)` against their rank, on logarithmic axes; those under `floor` are left out."""
     ax = ax or plt.gca()
-    _plot_methods(ax, eigenvalues.where(eigenvalues > floor), "eigen")
+    _plot_methods(ax, eigenvalues.where(eigenvalues > floor), "eigen", geometric=True)
     ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
-    ax.set_ylim(bottom=floor)
     return ax
 
 
@@ -53,21 +52,24 @@ def plot_runs(x, y, ax=None):
     return ax
 
 
-def plot_level(value, label, ax=None, *, x=1.0):
-    """A predicted or reference value as a dashed horizontal line, named on the line itself at axis fraction `x`."""
+def plot_level(value, label, ax=None, *, x=0.02, below=False):
+    """A predicted or reference value as a dashed horizontal line, named beside it from axis fraction `x` on."""
     ax = ax or plt.gca()
     ax.axhline(value, **THEORY, linewidth=1)
-    side = "right" if x > 0.5 else "left"
-    ax.text(x, value, label, transform=ax.get_yaxis_transform(), ha=side, va="bottom", fontsize=8, color="0.25")
+    va = "top" if below else "bottom"
+    ax.text(x, value, label, transform=ax.get_yaxis_transform(), va=va, fontsize=8, color="0.25")
     return ax
 
 
-def _plot_methods(ax, quantity, along):
+def _plot_methods(ax, quantity, along, *, geometric=False):
+    """A line a recipe: mean over seeds ± one standard deviation, of the logarithms if geometric."""
+    forward, back = (np.log, np.exp) if geometric else (np.asarray, np.asarray)
     for recipe in quantity["recipe"].values:
-        q = quantity.sel(recipe=recipe)
-        x, mean, sd = q[along].values, q.mean("seed").values, q.std("seed", ddof=min(1, q.sizes["seed"] - 1)).values
-        ax.plot(x, mean, ".-", color=COLORS[str(recipe)], label=str(recipe), linewidth=1)
-        ax.fill_between(x, mean - sd, mean + sd, color=COLORS[str(recipe)], alpha=0.2, linewidth=0)
+        q = quantity.sel(recipe=recipe).transpose("seed", along)
+        values = forward(q.values)  # (seed, x)
+        mean, sd = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
+        ax.plot(q[along], back(mean), ".-", color=COLORS[str(recipe)], label=str(recipe), linewidth=1)
+        ax.fill_between(q[along], back(mean - sd), back(mean + sd), color=COLORS[str(recipe)], alpha=0.2, linewidth=0)
 
 
 def plot_optimality_gap(predicted, best, worst, ax=None):
@@ -132,28 +134,27 @@ def plot_escape(t, rates, curvatures, ceiling, ax=None):
     return plot_level(ceiling, "R*, the maximum", ax)
 
 
-# Black and shapes besides the palette: seven curves have to stay apart.
+# Shapes and hollow ones besides colours: seven curves have to stay apart where they coincide.
 MEASURES = {
-    "effective rank": ("#0072B2", "o"),
-    "effective rank, centred": ("#D55E00", "s"),
-    "coding rate": ("#009E73", "^"),
-    "1 − mean share": ("black", "v"),
-    "feature std": ("#CC79A7", "D"),
-    "uniformity": ("#56B4E9", "P"),
-    "spread within classes": ("#E69F00", "X"),
-    "k-NN accuracy": ("0.5", "*"),
+    "effective rank": {"marker": "o", "color": "#0072B2", "markersize": 5},
+    "effective rank, centred": {"marker": "s", "color": "#D55E00", "markersize": 10, "fillstyle": "none"},
+    "coding rate": {"marker": "^", "color": "#009E73", "markersize": 6},
+    "1 − mean share": {"marker": "v", "color": "black", "markersize": 9, "fillstyle": "none"},
+    "feature std": {"marker": "D", "color": "#CC79A7", "markersize": 5},
+    "uniformity": {"marker": "+", "color": "#56B4E9", "markersize": 9, "markeredgewidth": 2},
+    "spread within classes": {"marker": "x", "color": "#E69F00", "markersize": 6, "markeredgewidth": 2},
+    "k-NN accuracy": {"marker": "*", "color": "0.4", "markersize": 7},
 }
 
 
 def plot_sensitivity(table, ax=None, *, x="share"):
     """Each measure of one collapse against its size, scaled to 1 (healthy): `measured` as dots, `predicted` dashed."""
     ax = ax or plt.gca()
-    for name, (color, marker) in MEASURES.items():
+    for name, marks in MEASURES.items():
         curve = table[table["measure"] == name].sort_values(x)
         if len(curve):
-            ax.plot(curve[x], curve["measured"], marker, color=color, markersize=6, label=name)
-            if "predicted" in curve:
-                ax.plot(curve[x], curve["predicted"], **THEORY | {"color": color}, linewidth=1, zorder=1)
+            ax.plot(curve[x], curve["predicted"], **THEORY | {"color": marks["color"]}, linewidth=1)
+            ax.plot(curve[x], curve["measured"], linestyle="", label=name, **marks)
     ax.set_ylim(-0.05, 1.13)
     return ax
 
@@ -164,4 +165,131 @@ def plot_scree(spectrum, white_noise, ax=None):
     ax.plot(range(1, len(white_noise) + 1), white_noise, **THEORY)
     ax.plot(range(1, len(spectrum) + 1), spectrum, ".", color="#0072B2")
     ax.set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue of Γ")
+    return ax
+
+
+def plot_sampling_bias(table, ax=None):
+    """Mean ± sd of measures over their truth against n/d, as dots; dashed the truth and what theory predicts."""
+    ax = ax or plt.gca()
+    ax.axhline(1, **THEORY, linewidth=1)
+    for i, (name, part) in enumerate(table.groupby("measure", sort=False)):
+        x = part["n/d"] * 1.04 ** (i - 1)  # side by side
+        ax.errorbar(x, part["mean"] / part["truth"], part["sd"] / part["truth"], fmt="o", color=f"C{i}", label=name)
+        ax.plot(part["n/d"], part["predicted"] / part["truth"], **THEORY | {"color": f"C{i}"}, linewidth=1, zorder=1)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks := table["n/d"].unique(), [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="samples per dimension, n/d", ylabel="measured / truth", ylim=(0.38, 1.32))
+    return ax
+
+
+def plot_intervals(table, ax=None):
+    """Confidence intervals of repeated samples, a bar each, in two rows of methods; dashed the truth."""
+    ax = ax or plt.gca()
+    ax.axvline(table["truth"].iloc[0], **THEORY)
+    names = list(table["method"].unique())
+    for i, name in enumerate(names):
+        part = table[table["method"] == name].sort_values("low")
+        y = np.linspace(i - 0.38, i + 0.38, len(part))
+        ax.hlines(
+            y, part["low"], part["high"], color=["#009E73" if c else "#D55E00" for c in part["covers"]], linewidth=1.3
+        )
+        ax.annotate(
+            f"{part['covers'].mean():.0%} hold the truth",
+            (0.99, i + 0.42),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            fontsize=9,
+        )
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="effective rank", ylim=(-0.5, len(names) - 0.3))
+    ax.grid(visible=False, axis="y")
+    return ax
+
+
+def plot_conventions(table, ax=None):
+    """One embedding under several definitions, on a logarithmic axis, each with its name and its value."""
+    ax = ax or plt.gca()
+    y = np.arange(len(table))[::-1]
+    ax.plot(table["value"], y, "o", color="#0072B2", markersize=6)
+    for value, height in zip(table["value"], y, strict=True):
+        ax.annotate(f"{value:.3g}", (value, height), (7, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(
+        y, [f"{who}:  {what}" for who, what in zip(table["who"], table["definition"], strict=True)], fontsize=9
+    )
+    ax.set(
+        xscale="log",
+        xlim=(table["value"].min() / 1.6, table["value"].max() * 2.2),
+        xlabel="value",
+        ylim=(-0.6, len(y) - 0.4),
+    )
+    return ax
+
+
+def plot_response(table, ax=None):
+    """What is left of each measure (rows) in each collapse (columns), as numbers on colours: 1 is blindness."""
+    ax = ax or plt.gca()
+    ax.imshow(table.to_numpy(), vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    ax.set_xticks(range(table.shape[1]), table.columns)
+    ax.set_yticks(range(table.shape[0]), table.index)
+    ax.grid(visible=False)
+    return ax
+
+
+def plot_pair_coherence(cosines, bounds, ax=None):
+    """|cosines| of all pairs per configuration, {label: (pairs,)}; dashed the Welch bound of each, {label: value}."""
+    ax = ax or plt.gca()
+    for i, (label, values) in enumerate(cosines.items()):
+        tight = np.abs(values - bounds[label]).max() < 1e-6
+        ax.plot(np.full(len(values), i), values, "o", markersize=6 if tight else 3, color="C0" if tight else "C1")
+        ax.plot([i - 0.42, i + 0.42], [bounds[label]] * 2, **THEORY, linewidth=1.2)
+    ax.plot([], [], "o", markersize=6, color="C0", label="all pairs within 10⁻⁶ of the bound")
+    ax.plot([], [], "o", markersize=3, color="C1", label="no equiangular tight frame exists")
+    ax.legend(loc="upper left")
+    ax.set_xticks(range(len(cosines)), list(cosines), rotation=60)
+    ax.set(xlabel="n, d", ylabel="|cos| of every pair", ylim=(-0.03, 0.75))
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def plot_pair_cosines(cosines, bound, ax=None, *, bins=40):
+    """Histograms of squared cosines of pairs, {label: (pairs,)}, as shares; dashed the value where all should be."""
+    ax = ax or plt.gca()
+    for i, (label, values) in enumerate(cosines.items()):
+        share = np.full(len(values), 1 / len(values))
+        ax.hist(values, bins=np.linspace(0, 1, bins + 1), weights=share, color=f"C{i}", alpha=0.75, label=label)
+    ax.axvline(bound, **THEORY, linewidth=1.2)
+    ax.set(xlabel="squared cosine c² of a pair", ylabel="share of pairs")
+    ax.legend()
+    return ax
+
+
+def plot_batch_potential(sizes, stochastic, exact_sizes, exact, bound, ax=None):
+    """Fourth-order potential against the batch size: `(sizes, restarts)` of stochastic runs, and of exact minima."""
+    ax = ax or plt.gca()
+    mean, sd = np.mean(stochastic, axis=1), np.std(stochastic, axis=1, ddof=1)
+    ax.errorbar(sizes, mean, sd, fmt="o", capsize=3, label="stochastic ascent on random batches")
+    ax.plot(exact_sizes, exact, "s", color="C1", markersize=7, markerfacecolor="none", label="exact minimum")
+    ax.set(xscale="log", xlabel="batch size b", ylabel="mean c⁴ of pairs")
+    ax.set_xticks(sizes, list(map(str, sizes)))
+    ax.minorticks_off()
+    ax.legend(loc="upper left")
+    return plot_level(bound, "projective design", ax)
+
+
+def plot_free_curvature(batches, measured, predicted, ax=None):
+    """Relative curvature in the directions that the full batch leaves free, against the batch size."""
+    ax = ax or plt.gca()
+    ax.plot(batches, predicted, **THEORY, linewidth=1.2, label="even frame potentials alone (exact at b = 2)")
+    ax.plot(batches, measured, "o", label="measured")
+    for start, color in ((3, "C1"), (4, "C2")):
+        ends = [(b, measured[list(batches).index(b)]) for b in (start, 2 * start)]
+        arrow = {"arrowstyle": "->", "color": color, "connectionstyle": "arc3,rad=-0.25", "shrinkA": 4, "shrinkB": 4}
+        ax.annotate("", ends[1], ends[0], arrowprops=arrow)
+        where = (1.5 * start + 0.75, np.mean([ends[0][1], ends[1][1]]) + 0.007)
+        ax.annotate(f"2 ranks × {start}, gathered", where, color=color, fontsize=8)
+    ax.set(xlabel="batch size b", ylabel="curvature, free / other directions", ylim=(-0.004, None))
+    ax.legend(loc="upper right")
     return ax

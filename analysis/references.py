@@ -20,6 +20,8 @@ from analysis.probes import knn_accuracy
 from analysis.rates import coding_rate_of_spectrum
 from analysis.spectra import effective_rank, eigenvalues
 
+TEMPERATURE = 0.07  # of k-NN, as DINO has it
+
 
 def white_noise_spectrum(n: int, d: int) -> Float64[Tensor, " r"]:
     """Spectrum that n independent isotropic unit vectors in d dimensions have on average: r = min(n, d) quantiles.
@@ -122,9 +124,9 @@ def shrink_sweep(
 
     z `(n, d)` is centred, put on the sphere and drawn together towards a point in one dimension more, until distances
     are `size` times what they were, 0 < size ≤ 1. A row per size and measure, both values over that at size 1:
-    effective rank, centred, which stays; k-NN accuracy of one random half by the other, for which there is no theory
-    but that neighbours stay neighbours; 1 − mean share, size²; the coding rate above that of a point, which follows
-    from the spectrum {1 − size², size²·λᵢ} up to the little mean that unit rows keep.
+    effective rank, centred, which stays; k-NN accuracy of one random half by the other, whose neighbours stay and
+    whose votes even out, as at the temperature T/size²; 1 − mean share, size²; the coding rate above that of a point,
+    which follows from the spectrum {1 − size², size²·λᵢ} up to the little mean that unit rows keep.
     """
     z, labels = as_features(z).double(), as_labels(labels, len(z))
     n, d = len(z), z.shape[1] + 1
@@ -136,25 +138,33 @@ def shrink_sweep(
     def excess(x: Tensor) -> float:
         return float(coding_rate_of_spectrum(x, eps=eps, d=d)) - theory.rate_collapsed(d, eps)
 
+    def neighbours(x: Tensor, temperature: float) -> float:
+        return float(knn_accuracy(x[bank], labels[bank], x[test], labels[test], temperature=temperature))
+
     def measured(size: float) -> dict[str, float]:
         drawn = collapsed(flat, point, share=1 - size**2)
         return {
             "effective rank, centred": float(effective_rank(drawn, center=True)),
-            "k-NN accuracy": float(knn_accuracy(drawn[bank], labels[bank], drawn[test], labels[test])),
+            "k-NN accuracy": neighbours(drawn, TEMPERATURE),
             "1 − mean share": 1 - float(mean_collapse(drawn)),
             "coding rate": excess(eigenvalues(drawn)),
         }
 
     def predicted(size: float) -> dict[str, float]:
-        rate = excess(torch.cat((lam.new_tensor([1 - size**2]), size**2 * lam[: d - 1])))
-        return {"effective rank, centred": 1.0, "1 − mean share": size**2, "coding rate": rate / excess(lam)}
+        spectrum = torch.cat((lam.new_tensor([1 - size**2]), size**2 * lam[: d - 1]))
+        return {
+            "effective rank, centred": 1.0,
+            "k-NN accuracy": neighbours(flat, TEMPERATURE / size**2) / whole["k-NN accuracy"],
+            "1 − mean share": size**2,
+            "coding rate": excess(spectrum) / excess(lam),
+        }
 
     whole, rows = measured(1.0), []
     for size in sizes:
         known = predicted(size)
         for name, value in measured(size).items():
             row = {"size": size, "measure": name, "measured": value / whole[name]}
-            rows.append(row | {"predicted": known.get(name, math.nan)})
+            rows.append(row | {"predicted": known[name]})
     return pd.DataFrame(rows)
 
 
