@@ -26,7 +26,7 @@ def use_style() -> None:
 
 
 def plot_training(quantity, ax=None, *, logy=False):
-    """A quantity `(recipe, seed, step)` over training: the mean over seeds as dots, ± one standard deviation shaded."""
+    """A quantity `(recipe, seed, step)` over training: the mean over seeds as dots, their range shaded."""
     ax = ax or plt.gca()
     _plot_methods(ax, quantity, "step")
     ax.set_xscale("symlog", linthresh=1, linscale=0.5)
@@ -39,7 +39,7 @@ def plot_training(quantity, ax=None, *, logy=False):
 def plot_spectrum(eigenvalues, ax=None, *, floor=1e-9):
     """Eigenvalues `(recipe, seed, eigen)` against their rank, on logarithmic axes; those under `floor` are left out."""
     ax = ax or plt.gca()
-    _plot_methods(ax, eigenvalues.where(eigenvalues > floor), "eigen", geometric=True)
+    _plot_methods(ax, eigenvalues.where(eigenvalues > floor), "eigen")
     ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
     return ax
 
@@ -61,15 +61,12 @@ def plot_level(value, label, ax=None, *, x=0.02, below=False):
     return ax
 
 
-def _plot_methods(ax, quantity, along, *, geometric=False):
-    """A line a recipe: mean over seeds ± one standard deviation, of the logarithms if geometric."""
-    forward, back = (np.log, np.exp) if geometric else (np.asarray, np.asarray)
+def _plot_methods(ax, quantity, along):
+    """A line a recipe: the mean over seeds, and their range."""
     for recipe in quantity["recipe"].values:
-        q = quantity.sel(recipe=recipe).transpose("seed", along)
-        values = forward(q.values)  # (seed, x)
-        mean, sd = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-        ax.plot(q[along], back(mean), ".-", color=COLORS[str(recipe)], label=str(recipe), linewidth=1)
-        ax.fill_between(q[along], back(mean - sd), back(mean + sd), color=COLORS[str(recipe)], alpha=0.2, linewidth=0)
+        q, color = quantity.sel(recipe=recipe), COLORS[str(recipe)]
+        ax.plot(q[along], q.mean("seed"), ".-", color=color, label=str(recipe), linewidth=1)
+        ax.fill_between(q[along], q.min("seed"), q.max("seed"), color=color, alpha=0.2, linewidth=0)
 
 
 def plot_optimality_gap(predicted, best, worst, ax=None):
@@ -184,45 +181,32 @@ def plot_sampling_bias(table, ax=None):
 
 
 def plot_intervals(table, ax=None):
-    """Confidence intervals of repeated samples, a bar each, in two rows of methods; dashed the truth."""
+    """Confidence intervals of repeated samples, a bar each, in a row a method; dashed the truth, red what misses it."""
     ax = ax or plt.gca()
     ax.axvline(table["truth"].iloc[0], **THEORY)
     names = list(table["method"].unique())
     for i, name in enumerate(names):
         part = table[table["method"] == name].sort_values("low")
-        y = np.linspace(i - 0.38, i + 0.38, len(part))
-        ax.hlines(
-            y, part["low"], part["high"], color=["#009E73" if c else "#D55E00" for c in part["covers"]], linewidth=1.3
-        )
-        ax.annotate(
-            f"{part['covers'].mean():.0%} hold the truth",
-            (0.99, i + 0.42),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            fontsize=9,
-        )
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="effective rank", ylim=(-0.5, len(names) - 0.3))
-    ax.grid(visible=False, axis="y")
+        color = np.where(part["covers"], "#009E73", "#D55E00")
+        ax.hlines(np.linspace(i - 0.38, i + 0.38, len(part)), part["low"], part["high"], color=color, linewidth=1.3)
+        text = f"{name}: {part['covers'].mean():.0%} hold the truth"
+        ax.annotate(text, (0.01, i + 0.43), xycoords=("axes fraction", "data"), fontsize=9)
+    ax.set(xlabel="effective rank", yticks=[], ylim=(-0.5, len(names) - 0.3))
     return ax
 
 
 def plot_conventions(table, ax=None):
-    """One embedding under several definitions, on a logarithmic axis, each with its name and its value."""
+    """One embedding under several definitions, on a logarithmic axis, each with its value, its user and its formula."""
     ax = ax or plt.gca()
-    y = np.arange(len(table))[::-1]
-    ax.plot(table["value"], y, "o", color="#0072B2", markersize=6)
-    for value, height in zip(table["value"], y, strict=True):
-        ax.annotate(f"{value:.3g}", (value, height), (7, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set_yticks(
-        y, [f"{who}:  {what}" for who, what in zip(table["who"], table["definition"], strict=True)], fontsize=9
-    )
-    ax.set(
-        xscale="log",
-        xlim=(table["value"].min() / 1.6, table["value"].max() * 2.2),
-        xlabel="value",
-        ylim=(-0.6, len(y) - 0.4),
-    )
+    values = table["value"].to_numpy()
+    y, middle = np.arange(len(values))[::-1], np.sqrt(values.min() * values.max())
+    ax.plot(values, y, "o", color="#0072B2", markersize=6)
+    for value, height, who, what in zip(values, y, table["who"], table["definition"], strict=True):
+        right = value < middle  # where there is room
+        text = f"{value:.3g}   {who}:  {what}" if right else f"{who}:  {what}   {value:.3g}"
+        place = {"xytext": (8 if right else -8, 0), "ha": "left" if right else "right", "va": "center"}
+        ax.annotate(text, (value, height), textcoords="offset points", fontsize=9, **place)
+    ax.set(xscale="log", xlim=(values.min() / 1.4, values.max() * 1.4), yticks=[], ylim=(-0.6, len(y) - 0.4))
     return ax
 
 
@@ -232,8 +216,9 @@ def plot_response(table, ax=None):
     ax.imshow(table.to_numpy(), vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
-    ax.set_xticks(range(table.shape[1]), table.columns)
+    ax.set_xticks(range(table.shape[1]), table.columns.str.removeprefix("to "))
     ax.set_yticks(range(table.shape[0]), table.index)
+    ax.set_xlabel("collapse to")
     ax.grid(visible=False)
     return ax
 

@@ -306,7 +306,8 @@ def collapse_number(d, eps, gamma):
     alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
     """
     alpha = _alpha(d, eps)
-    _positive(gamma=gamma)
+    if not (np.isfinite(gamma) and gamma >= 0):
+        raise ValueError(f"gamma must be finite and not negative, got {gamma}")
     return gamma * alpha**2 / (1 + alpha)
 
 
