@@ -58,9 +58,7 @@ def gather_rows(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m d"]:
     if not (dist.is_available() and dist.is_initialized()):
         return z
     n, rank = z.shape[-2], dist.get_rank()
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=z.device)
-    counts[rank] = n
-    counts = _sum_over_ranks(counts).tolist()
+    counts = _sum_over_ranks(n * F.one_hot(torch.tensor(rank, device=z.device), dist.get_world_size())).tolist()
     return _sum_over_ranks(F.pad(z, (0, 0, sum(counts[:rank]), sum(counts[rank + 1 :]))))
 
 
@@ -256,19 +254,19 @@ def _targets(
 def sinkhorn_knopp(scores: Float[Tensor, "n k"], *, temp: float, iterations: int = 3) -> Float[Tensor, "n k"]:
     """Assignment of samples to prototypes, near softmax(scores/τ), that uses all prototypes alike.
 
-    Q = exp(scores/τ), then in turns: every prototype's column to one sum, every sample's row to sum 1.
+    Q = exp(scores/τ), then in turns: every prototype's column to sum 1, every sample's row to sum 1.
 
-    scores `(n, K)`; the columns are summed over the samples of all processes. Rows sum to 1 exactly, columns to n/K
-    in the limit of many iterations. In float32, as in the official code (|scores|/τ must stay below 88), and a
-    constant to the gradient.
+    scores `(n, K)`; the columns are summed over the samples of all processes. Rows sum to 1, columns to n/K in the
+    limit of many iterations. In float32, as in the official code, but of logarithms: finite for all finite scores
+    (the official exp overflows at scores/τ = 89). A constant to the gradient.
 
     Source: Cuturi 2013 (arXiv 1306.0895); Caron et al. 2020 (SwAV, arXiv 2006.09882); DINOv2.
     """
-    q = (scores.float() / temp).exp()
+    log_q = scores.float() / temp
     for _ in range(iterations):
-        q = q / _sum_over_ranks(q.sum(0))
-        q = q / q.sum(-1, keepdim=True)
-    return q
+        log_q = log_q - gather_rows(log_q.logsumexp(0, keepdim=True)).logsumexp(0)
+        log_q = log_q.log_softmax(1)
+    return log_q.exp()
 
 
 @_full_precision
