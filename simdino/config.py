@@ -53,9 +53,7 @@ class Model:
     mask_token: bool = False  # a learnt token that stands for the masked patches
     layer_scale: float = 0.0  # initial value; 0 leaves the layer out
     drop_path: float = 0.0
-    pos_offset: float = (
-        0.0  # of position embeddings on another grid; DINO and DINOv2 have 0.1
-    )
+    pos_offset: float = 0.0  # of position embeddings on another grid; DINO and DINOv2 have 0.1
     pos_antialias: bool = False  # ... DINOv2 with registers: low-passed, offset 0
     hidden: int = 512  # width of the projection head
     out: int = 64  # d of the features that the loss sees; 0 leaves the head out

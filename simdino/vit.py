@@ -136,7 +136,7 @@ def patch_embed(config: Model, channels: int) -> nn.Sequential:
 def masked_stem(stem: nn.Module, x: Images, masks: Masks, token: Tensor | None, patch: int) -> Maps:
     """The stem's output with the mask token at the masked patches.
 
-    Their pixels go in black, so that a stem whose windows overlap carries nothing of them to their neighbours.
+    Their pixels go in as 0, so that a stem whose windows overlap carries nothing of them to their neighbours.
     """
     if masks is None:
         return stem(x)
