@@ -160,20 +160,30 @@ def write_json(path: Path, value: object) -> None:
 def environment(device: str = "cpu") -> dict:
     """Where a result was made: commit, versions, hardware, threads, and the hash of simdino's source."""
     source = b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     hardware = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return {
-        "commit": commit,
+        "commit": _commit(),
         "source": hashlib.sha256(source).hexdigest()[:16],
         "versions": {p: version(p) for p in ("torch", "numpy", "scipy")} | {"python": platform.python_version()},
         "hardware": hardware,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str:
+    """The checked-out commit, marked if the code or a notebook differs from it; figures that change do not count."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # not an installed copy inside somebody else's repository
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "simdino", "analysis", "notebooks")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _processor() -> str:

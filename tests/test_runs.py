@@ -1,6 +1,7 @@
 """Claims: a file is written whole or not at all, and what is damaged is named, never skipped."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -69,3 +70,4 @@ def test_the_environment_is_plain_data():
     e = environment()
     assert json.loads(json.dumps(e)) == e
     assert e["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?|unknown", e["commit"])
