@@ -93,7 +93,7 @@ def collapse_response(z: Array, labels: Array, *, share: float, rank: int = 4, e
 
     z unit rows (n, d), labels (n,). Columns: collapse to a point (the direction of the mean), to a subspace (the
     leading `rank` directions), to class means. Rows: the measures of `collapse_sweep`, 0 for total collapse to a point.
-    A measure that stays at 1 is blind to that collapse.
+    A measure that stays at 1 is blind to that collapse. ValueError: rows off the sphere, a target that spans all of ℝᵈ.
     """
     z = as_features(z)
     require_unit_rows(z)
@@ -105,9 +105,8 @@ def collapse_response(z: Array, labels: Array, *, share: float, rank: int = 4, e
         "to a subspace": unit_rows(z @ directions @ directions.mT),
         "to class means": unit_rows(means)[labels],
     }
-    healthy = pd.Series(_healthiness(z, labels, eps))
-    left = {kind: pd.Series(_healthiness(collapsed(z, t, share=share), labels, eps)) for kind, t in targets.items()}
-    return pd.DataFrame(left).div(healthy, axis=0)
+    left = {kind: _healthiness(collapsed(z, target, share=share), labels, eps) for kind, target in targets.items()}
+    return pd.DataFrame(left).div(pd.Series(_healthiness(z, labels, eps)), axis=0)
 
 
 def _sample(z: Float[Tensor, "N d"], n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:

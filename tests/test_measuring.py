@@ -77,3 +77,5 @@ def test_bad_input_is_named():
         sampling_bias(POPULATION, [15], eps=EPS, draws=2)
     with pytest.raises(ValueError, match="labels must have shape"):
         collapse_response(POPULATION, torch.zeros(3, dtype=torch.int64), share=0.5)
+    with pytest.raises(ValueError, match="target spans the whole space"):
+        collapse_response(torch.ones(9, 1), torch.arange(9) % 3, share=0.5, rank=1)
