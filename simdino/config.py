@@ -34,6 +34,8 @@ class Crops:
     gray_p: float = 0.2
     blur_p: float = 0.5
     solarize_p: float = 0.1
+    mask_p: float = 0.5  # share of the global crops in which patches are masked, if the objective has patches
+    mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of a masked crop's patches
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's, as in the official recipes
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -73,6 +75,14 @@ class SimDINO:
 
 
 @dataclass(frozen=True)
+class SimDINOv2(SimDINO):
+    """The keyword arguments of losses.simdinov2_loss."""
+
+    patch_weight: float = 1.0
+    patch_gamma: float = 0.0  # of the rates of patches, the remedy against their collapse; the paper has none
+
+
+@dataclass(frozen=True)
 class DINO:
     """The keyword arguments of losses.dino_loss."""
 
@@ -80,6 +90,15 @@ class DINO:
     teacher_temp: float = 0.04
     center_momentum: float = 0.9  # 1 keeps the centre at zero: no centring
     centering: Literal["ema", "sinkhorn"] = "ema"
+
+
+@dataclass(frozen=True)
+class DINOv2(DINO):
+    """The keyword arguments of losses.dinov2_loss."""
+
+    centering: Literal["ema", "sinkhorn"] = "sinkhorn"
+    patch_weight: float = 1.0
+    koleo_weight: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,7 @@ class Config:
     data: Data = field(default_factory=Data)
     crops: Crops = field(default_factory=Crops)
     model: Model = field(default_factory=Model)
-    objective: SimDINO | DINO = field(default_factory=SimDINO)
+    objective: SimDINO | DINO | SimDINOv2 | DINOv2 = field(default_factory=SimDINO)
     optim: Optim = field(default_factory=Optim)
     record: Record = field(default_factory=Record)
 
@@ -128,15 +147,26 @@ class Config:
                 raise ValueError(f"{name} must be positive, not {value}")
         if isinstance(self.objective, DINO) != (self.model.prototypes > 0):
             raise ValueError("model.prototypes must be positive for DINO and 0 for SimDINO")
+        if self.patches != (self.model.mask_token and self.model.patch_head != "none"):
+            raise ValueError(
+                "model.mask_token and model.patch_head are for the objectives with patches, and needed there"
+            )
         if isinstance(self.objective, SimDINO) and not self.objective.eps > 0:
             raise ValueError(f"objective.eps must be positive, not {self.objective.eps}")
         if c.global_crops < 2:
             raise ValueError(f"crops.global_crops must be at least 2, two views to align, not {c.global_crops}")
+        if not self.model.out > 0:
+            raise ValueError("model.out must be positive: the loss needs a head")
         if self.model.dim % self.model.heads:
             raise ValueError(f"model.dim {self.model.dim} is not a multiple of model.heads {self.model.heads}")
         sizes = [c.global_size] + [c.local_size] * (c.local_crops > 0)
         if any(size % self.model.patch for size in sizes):
             raise ValueError(f"crop sizes {sizes} must be multiples of model.patch {self.model.patch}")
+
+    @property
+    def patches(self) -> bool:
+        """Whether the objective has a term for masked patches."""
+        return isinstance(self.objective, SimDINOv2 | DINOv2)
 
     @property
     def run_name(self) -> str:
@@ -167,6 +197,12 @@ _DINO = Config(
     "dino", crops=_PHOTOS, objective=DINO(center_momentum=0.5), model=Model(prototypes=256), optim=Optim(lr=1e-3)
 )
 
+
+def _masked(model: Model) -> Model:
+    """The network of a version 2: a mask token, and patches through the head that the image feature has."""
+    return replace(model, mask_token=True, patch_head="shared")
+
+
 RECIPES: dict[str, Config] = {
     "simdino": _SIMDINO,
     "simdino-no-teacher": replace(_SIMDINO, optim=replace(_SIMDINO.optim, teacher="student")),
@@ -174,6 +210,8 @@ RECIPES: dict[str, Config] = {
     "dino": _DINO,
     "dino-no-centering": replace(_DINO, objective=replace(_DINO.objective, center_momentum=1.0)),
     "dino-no-teacher": replace(_DINO, optim=replace(_DINO.optim, teacher="student")),
+    "simdinov2": replace(_SIMDINO, model=_masked(_SIMDINO.model), objective=SimDINOv2(gamma=0.01)),
+    "dinov2": replace(_DINO, model=_masked(_DINO.model), objective=DINOv2(center_momentum=0.5)),
 }
 RECIPES = {name: replace(config, recipe=name) for name, config in RECIPES.items()}
 

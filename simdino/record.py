@@ -63,11 +63,11 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
 def features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
     """Every tap of a network in float32, one vector an image `(n, d)`, in chunks and without stochastic depth."""
     network.eval()
-    parts = []
+    parts, whole = [], ("tokens", "patches")  # what stays per patch is not kept
     for x in images.split(chunk):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
             _, taps = network(x)
         pool = network.backbone.image_feature
-        parts.append({k: (pool(t) if t.ndim == 3 else t).float() for k, t in taps.items() if k != "tokens"})
+        parts.append({k: (pool(t) if t.ndim == 3 else t).float() for k, t in taps.items() if k not in whole})
     network.train()
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from simdino.augment import multi_crop
-from simdino.config import PROFILES, RECIPES, Config, Optim, SimDINO, recipe
+from simdino.augment import block_masks, multi_crop
+from simdino.config import DINO, PROFILES, RECIPES, Config, DINOv2, Optim, SimDINO, SimDINOv2, recipe
 from simdino.data import load
-from simdino.losses import coding_rate, dino_loss, simdino_loss
+from simdino.losses import coding_rate, dino_loss, dinov2_loss, simdino_loss, simdinov2_loss
 from simdino.record import probe_images, record, snapshot_steps
 from simdino.runs import Run, environment, read_metadata, read_rows, read_tensors, write_json, write_tensors, write_text
 from simdino.vit import Network
@@ -57,8 +57,9 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
     teacher = student if o.teacher.startswith("student") else copy.deepcopy(student).requires_grad_(False)
     branches = {"student": student} | ({"teacher": teacher} if teacher is not student else {})
     optimizer = torch.optim.AdamW(parameter_groups(student), lr=o.lr, fused=True)
-    center = torch.zeros(config.model.prototypes, device=device)
-    start, spent = resume(path, branches, optimizer, center)
+    names = ["center", "patch_center"][: isinstance(config.objective, DINO) * (1 + config.patches)]
+    centers = {name: torch.zeros(config.model.prototypes, device=device) for name in names}
+    start, spent = resume(path, branches, optimizer, centers)
     probe, references = probe_images(images, config), rate_references(config, device)
     if start == 0:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
         write_json(path / "config.json", config)
         write_tensors(path / "probe.safetensors", {k: v for k, v in probe.items() if k != "views"})
     snapshots = snapshot_steps(o.steps, config.record.snapshots)
+    full_gradient = o.teacher == "student-with-gradient"
     began, recording = time.perf_counter() - spent, 0.0
     bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress, mininterval=1)
     with open(path / "metrics.jsonl", "a") as log:
@@ -79,21 +81,28 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))  # on the CPU: no waiting for a GPU
             torch.manual_seed(step_seed(config.seed, step))  # stochastic depth draws from the global generator
             batch = images.train[batch_indices(len(images.train), o.batch_size, config.seed, step)]  # (n, c, h, w)
-            crops = [c for c in multi_crop(batch, config.crops, generator) if len(c)]  # (g or l, n, c, s, s)
+            crops = [c.flatten(0, 1) for c in multi_crop(batch, config.crops, generator) if len(c)]  # (g·n or l·n, …)
+            masks = patch_masks(config, len(crops[0]), generator).to(device) if config.patches else None  # (g·n, p)
             with torch.autocast(device, torch.bfloat16, enabled=o.precision == "bf16"):
-                outs, taps = zip(*(student(c.flatten(0, 1)) for c in crops), strict=True)
-                if teacher is student:
-                    target = outs[0] if o.teacher == "student-with-gradient" else outs[0].detach()
-                else:
-                    with torch.no_grad():
-                        target, _ = teacher(crops[0].flatten(0, 1))
-            s = torch.cat(outs).unflatten(0, (-1, len(batch)))  # (g + l, n, d)
-            t = target.unflatten(0, (-1, len(batch)))  # (g, n, d)
-            if isinstance(config.objective, SimDINO):
-                loss, parts = simdino_loss(s, t, **vars(config.objective))
-            else:
-                loss, parts = dino_loss(s, t, center=center, **vars(config.objective))
-                center = parts.pop("center")
+                outs, taps = zip(*map(student, crops, (masks, None)), strict=True)
+                with torch.set_grad_enabled(full_gradient):
+                    seen = teacher is student and masks is None  # then the student has just made the targets
+                    target, target_taps = (outs[0], taps[0]) if seen else teacher(crops[0])
+                    target_patches = masked_patches(teacher, target_taps, masks)
+                patches = masked_patches(student, taps[0], masks), target_patches, patch_weights(masks)
+            target = target if full_gradient else target.detach()
+            s, t = (x.unflatten(0, (-1, len(batch))) for x in (torch.cat(outs), target))  # (g + l, n, d), (g, n, d)
+            match config.objective:
+                case SimDINOv2():
+                    loss, parts = simdinov2_loss(s, t, *patches, **vars(config.objective))
+                case SimDINO():
+                    loss, parts = simdino_loss(s, t, **vars(config.objective))
+                case DINOv2():
+                    features = taps[0]["backbone"].unflatten(0, (-1, len(batch)))  # (g, n, d)
+                    loss, parts = dinov2_loss(s, t, *patches, features, **centers, **vars(config.objective))
+                case DINO():
+                    loss, parts = dino_loss(s, t, **centers, **vars(config.objective))
+            centers = {name: parts.pop(name) for name in centers}
 
             optimizer.zero_grad()
             loss.backward()
@@ -113,9 +122,9 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
             if (step + 1) % config.record.checkpoint_every == 0:
-                save_checkpoint(path, step + 1, time.perf_counter() - began, branches, optimizer, center)
+                save_checkpoint(path, step + 1, time.perf_counter() - began, branches, optimizer, centers)
     recording += record(path, o.steps, config, probe, branches)
-    save_checkpoint(path, o.steps, time.perf_counter() - began, branches, optimizer, center)
+    save_checkpoint(path, o.steps, time.perf_counter() - began, branches, optimizer, centers)
     seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
     write_text(path / "DONE", json.dumps(seconds) + "\n")
 
@@ -155,6 +164,22 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     return permutation[batch * batch_size : (batch + 1) * batch_size]
 
 
+def patch_masks(config: Config, n: int, generator: torch.Generator) -> Tensor:
+    """Masked patches `(n, p)` of n global crops."""
+    side, c = config.crops.global_size // config.model.patch, config.crops
+    return block_masks(n, (side, side), ratio=c.mask_ratio, p=c.mask_p, generator=generator).flatten(1)
+
+
+def masked_patches(network: Network, taps: dict[str, Tensor], masks: Tensor | None) -> Tensor | None:
+    """The masked patches of all crops, packed `(m, d)`, through their head; None without masks."""
+    return None if masks is None else (network.patch_head or network.head)(taps["patches"][masks])[0]
+
+
+def patch_weights(masks: Tensor | None) -> Tensor | None:
+    """1/(masked patches of the crop)/(crops, masked or not) of each packed patch `(m,)`."""
+    return None if masks is None else (masks / masks.sum(1, keepdim=True).clamp(min=1))[masks] / len(masks)
+
+
 def rate_references(config: Config, device: str) -> dict[str, float]:
     """What the logged rate is read against, for this batch size: isotropic random features, and the ceiling."""
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
@@ -172,16 +197,16 @@ def feature_monitors(z: Tensor, references: dict[str, float]) -> dict[str, float
     return {"alignment": alignment.item(), "rate": rate.item(), **references}
 
 
-def save_checkpoint(path: Path, step: int, seconds: float, branches: dict, optimizer, center: Tensor) -> None:
+def save_checkpoint(path: Path, step: int, seconds: float, branches: dict, optimizer, centers: dict) -> None:
     """Everything that the next step depends on, in one file."""
     tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
     for name, p in branches["student"].named_parameters():
         tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
     metadata = {"step": str(step), "seconds": str(seconds), "source": environment()["source"]}
-    write_tensors(path / "checkpoint.safetensors", tensors | {"center": center}, metadata)
+    write_tensors(path / "checkpoint.safetensors", tensors | centers, metadata)
 
 
-def resume(path: Path, branches: dict, optimizer, center: Tensor) -> tuple[int, float]:
+def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, float]:
     """Restore a checkpoint in place and cut the log back to it; (step to go on from, seconds already spent).
 
     What another source began, or what never reached a checkpoint, is removed: it cannot be continued exactly.
@@ -192,15 +217,17 @@ def resume(path: Path, branches: dict, optimizer, center: Tensor) -> tuple[int, 
         shutil.rmtree(path, ignore_errors=True)
         return 0, 0.0
     tensors, step = read_tensors(checkpoint), int(metadata["step"])
+    device = next(branches["student"].parameters()).device
 
     def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v.to(center.device) for k, v in tensors.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
 
     for branch, network in branches.items():
         network.load_state_dict(under(f"{branch}."))
     for name, p in branches["student"].named_parameters():
         optimizer.state[p] = under(f"optimizer.{name}/")
-    center.copy_(tensors["center"])
+    for name, center in centers.items():
+        center.copy_(tensors[name])
     rows = read_rows(path / "metrics.jsonl", whole=False)
     kept = [json.dumps(row) + "\n" for row in rows if row["step"] < step]
     write_text(path / "metrics.jsonl", "".join(kept))

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from simdino import losses
-from simdino.config import DINO, PROFILES, RECIPES, Config, Crops, Model, Optim, SimDINO, recipe
+from simdino.config import DINO, PROFILES, RECIPES, Config, Crops, DINOv2, Model, Optim, SimDINO, SimDINOv2, recipe
 
 
 def leaves(config, prefix=()):
@@ -37,11 +37,11 @@ def other(value, kind):
     return tuple(2 * v for v in value) if isinstance(value, tuple) else (2 * value or type(value)(1))
 
 
-@pytest.mark.parametrize("name", ["simdino", "dino"])
+@pytest.mark.parametrize("name", ["simdino", "dino", "simdinov2", "dinov2"])
 def test_every_field_changes_the_run_name(name):
     config = RECIPES[name]
     for path, value, kind in leaves(config):
-        if path in (("model", "prototypes"), ("model", "heads")):
+        if path[-1] in ("prototypes", "heads", "mask_token", "patch_head"):
             continue  # bound to other fields
         assert changed(config, path, other(value, kind)).run_name != config.run_name, path
 
@@ -53,9 +53,20 @@ def test_every_field_is_read_somewhere():
             assert re.search(rf"\.{path[-1]}\b", source), f"{'.'.join(path)} is never read"
 
 
-@pytest.mark.parametrize(("objective", "loss"), [(SimDINO, losses.simdino_loss), (DINO, losses.dino_loss)])
+OBJECTIVES = {
+    SimDINO: losses.simdino_loss,
+    SimDINOv2: losses.simdinov2_loss,
+    DINO: losses.dino_loss,
+    DINOv2: losses.dinov2_loss,
+}
+
+
+@pytest.mark.parametrize(("objective", "loss"), OBJECTIVES.items())
 def test_the_objective_is_the_keywords_of_its_loss(objective, loss):
-    keywords = {k for k, p in inspect.signature(loss).parameters.items() if p.kind == p.KEYWORD_ONLY} - {"center"}
+    keywords = {k for k, p in inspect.signature(loss).parameters.items() if p.kind == p.KEYWORD_ONLY} - {
+        "center",
+        "patch_center",
+    }
     assert {f.name for f in dataclasses.fields(objective)} == keywords
 
 

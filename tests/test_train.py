@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from simdino import train as trainer
-from simdino.config import RECIPES, Model, Optim, Record, recipe
+from simdino.config import RECIPES, Config, Model, Optim, Record, recipe
 from simdino.record import snapshot_steps
 from simdino.runs import read_tensors
-from simdino.train import batch_indices, get_run, rate_references, schedules
+from simdino.train import batch_indices, get_run, patch_masks, patch_weights, rate_references, schedules
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = replace(
     recipe("simdino", "smoke"),
     data=replace(RECIPES["simdino"].data, name="digits", size=16),
     crops=replace(RECIPES["simdino"].crops, global_size=16, local_size=8, local_crops=1),
-    model=Model(dim=24, depth=2, heads=2, hidden=32, out=16, drop_path=0.2),
+    model=Model(patch=4, dim=24, depth=2, heads=2, hidden=32, out=16, drop_path=0.2),
     optim=Optim(steps=12, batch_size=32),
     record=Record(log_every=1, checkpoint_every=4, snapshots=2, probe=64, bank=64, views=16),
 )
@@ -59,21 +59,23 @@ def test_a_run_of_another_source_is_returned_with_a_warning(tmp_path):
         get_run(TINY, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["simdino", "dino"])
+def tiny(name: str, **optim) -> Config:
+    """A recipe's objective on a network for seconds."""
+    base = RECIPES[name].model
+    model = replace(TINY.model, **{k: getattr(base, k) for k in ("prototypes", "mask_token", "patch_head")})
+    return replace(TINY, objective=RECIPES[name].objective, model=model, optim=replace(TINY.optim, **optim))
+
+
+@pytest.mark.parametrize("name", ["simdino", "dino", "dinov2"])
 def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
     """Killed by the kernel after a checkpoint, then resumed: every tensor and every logged loss is that of one go."""
-    base = RECIPES[name]
-    config = replace(TINY, objective=base.objective, model=replace(TINY.model, prototypes=base.model.prototypes))
+    config = tiny(name)
     whole = get_run(config, tmp_path / "whole", progress=False)
     code = (
-        "import simdino.train as t, tests.test_train as s, dataclasses, os, signal\n"
-        "from simdino.config import RECIPES\n"
-        f"b = RECIPES[{name!r}]\n"
-        "c = dataclasses.replace(s.TINY, objective=b.objective,"
-        " model=dataclasses.replace(s.TINY.model, prototypes=b.model.prototypes))\n"
+        "import simdino.train as t, tests.test_train as s, os, signal\n"
         "step = t.schedules\n"
         "t.schedules = lambda o, i: os.kill(os.getpid(), signal.SIGKILL) if i == 6 else step(o, i)\n"
-        f"t.get_run(c, {str(tmp_path / 'cut')!r}, progress=False)\n"
+        f"t.get_run(s.tiny({name!r}), {str(tmp_path / 'cut')!r}, progress=False)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
     assert killed.returncode == -signal.SIGKILL
@@ -115,6 +117,17 @@ def test_two_processes_that_ask_for_one_run_train_it_once(tmp_path):
     assert get_run(TINY, tmp_path).metrics["step"].tolist() == list(range(12))
 
 
+def test_patch_weights_count_each_masked_crop_alike():
+    """1/(masked patches of the crop)/(crops): those of one crop sum to 1/crops, and all to the share that is masked."""
+    masks = torch.tensor([[True, True, False], [False, False, False], [True, False, False], [True, True, True]])
+    weights = patch_weights(masks)
+    assert weights.tolist() == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12])
+    shown = patch_masks(tiny("simdinov2"), 64, torch.Generator().manual_seed(0))
+    assert shown.shape == (64, 16)
+    assert patch_weights(shown).sum().item() == pytest.approx(shown.any(1).float().mean().item())
+    assert shown.any(1).sum() in (31, 32)  # mask_p of the crops; the smallest ratio may leave no room for a block
+
+
 def test_schedules_start_peak_and_end_where_they_should():
     o = Optim(steps=100, lr=1.0, lr_end=0.1, warmup=0.1, weight_decay=0.0, weight_decay_end=0.4, ema=0.9, ema_end=1.0)
     rates = [schedules(o, step)[0] for step in range(100)]
@@ -143,8 +156,9 @@ def test_snapshots_are_log_spaced():
 
 
 @pytest.mark.parametrize("teacher", ["ema", "student", "student-with-gradient", "frozen"])
-def test_the_four_teachers(teacher, tmp_path):
-    config = replace(TINY, optim=replace(TINY.optim, teacher=teacher, steps=3, ema=0.5, ema_end=0.5))
+@pytest.mark.parametrize("name", ["simdino", "dinov2"])
+def test_the_four_teachers(name, teacher, tmp_path):
+    config = tiny(name, teacher=teacher, steps=3, ema=0.5, ema_end=0.5)
     run = get_run(config, tmp_path, progress=False)
     end, start = run.snapshot(3), run.snapshot(0)
     if teacher.startswith("student"):
@@ -154,11 +168,11 @@ def test_the_four_teachers(teacher, tmp_path):
     assert moved == (teacher == "ema")
 
 
-def test_full_gradient_and_stop_gradient_differ(tmp_path):
+@pytest.mark.parametrize("name", ["simdino", "simdinov2"])
+def test_full_gradient_and_stop_gradient_differ(name, tmp_path):
     losses = {}
     for teacher in ("student", "student-with-gradient"):
-        run = get_run(replace(TINY, optim=replace(TINY.optim, teacher=teacher)), tmp_path, progress=False)
-        losses[teacher] = run.metrics["loss"]
+        losses[teacher] = get_run(tiny(name, teacher=teacher), tmp_path, progress=False).metrics["loss"]
     assert losses["student"][0] == pytest.approx(losses["student-with-gradient"][0])
     assert losses["student"].iloc[-1] != losses["student-with-gradient"].iloc[-1]
 
