@@ -278,3 +278,66 @@ def plot_free_curvature(batches, measured, predicted, ax=None):
     ax.set(xlabel="batch size b", ylabel="curvature, free / other directions", ylim=(-0.004, None))
     ax.legend(loc="upper right")
     return ax
+
+
+def plot_powers(predicted, measured, ax=None):
+    """Powers of modes, {label: (k,)}, against the predicted ones, {label: (k,)}; inset: the errors."""
+    ax = ax or plt.gca()
+    ends = [0.7 * min(p[p > 0].min() for p in predicted.values()), 1.5 * max(p.max() for p in predicted.values())]
+    ax.plot(ends, ends, **THEORY, zorder=1)
+    inset = ax.inset_axes([0.62, 0.12, 0.36, 0.34])
+    for i, label in enumerate(predicted):
+        p, m, marker = np.asarray(predicted[label]), np.asarray(measured[label]), "os^"[i]
+        ax.plot(p[p > 0], m[p > 0], marker, color=f"C{i}", alpha=0.6, label=label)
+        inset.plot(p[p > 0], np.maximum(abs(m - p)[p > 0], 1e-17), marker, color=f"C{i}", markersize=2.5, alpha=0.6)
+    ax.set(xscale="log", yscale="log", xlabel="predicted power p of a mode", ylabel="power found")
+    inset.set(xscale="log", yscale="log")
+    inset.set_title("absolute error", fontsize=8)
+    inset.tick_params(labelsize=7)
+    ax.legend(loc="upper left")
+    return ax
+
+
+def plot_collapse_threshold(levels, powers, ax=None):
+    """αp against 2(μ + ν)/(γα), {label: (k,)} each: one curve for all problems, dead from 1 on."""
+    ax = ax or plt.gca()
+    for i, label in enumerate(levels):
+        ax.plot(levels[label], powers[label], "os^"[i], color=f"C{i}", alpha=0.6, label=label)
+    x = np.geomspace(min(map(np.min, levels.values())), max(map(np.max, levels.values())), 400)
+    ax.plot(x, np.maximum(1 / x - 1, 0), **THEORY)
+    ax.axvspan(1, x[-1], color="0.95", zorder=0)
+    ax.text(1.1, 0.97, "collapsed", transform=ax.get_xaxis_transform(), va="top", color="0.25", fontsize=9)
+    ax.set(xscale="log", xlabel="level of the mode, 2(μ + ν)/(γα)", ylabel="αp")
+    ax.set_yscale("symlog", linthresh=0.1, linscale=0.5)
+    ax.set_ylim(bottom=-0.03)
+    ax.legend(loc="lower left")
+    return ax
+
+
+def plot_water_filling(mu, powers, gammas, alpha, ax=None, *, floor=2e-5):
+    """Powers of modes against their μ, {label: (k,)}; dashed γ/2μ - 1/α of each γ, and its end, the threshold."""
+    ax = ax or plt.gca()
+    for i, (label, measured) in enumerate(powers.items()):
+        x = np.geomspace(0.8 * np.min(mu), gammas[label] * alpha / 2, 400)[:-1]
+        ax.plot(x, gammas[label] / (2 * x) - 1 / alpha, **THEORY)
+        ax.axvline(gammas[label] * alpha / 2, color=f"C{i}", linewidth=0.8, linestyle=":")
+        k = np.arange(len(measured))
+        ax.plot(mu[k], np.maximum(measured, floor * 1.6**i), "o", color=f"C{i}", label=label)
+    ax.axhspan(0, 2.2 * floor, color="0.95", zorder=0)
+    ax.text(0.02, 1.1 * floor, "collapsed", transform=ax.get_yaxis_transform(), color="0.25", fontsize=8)
+    ax.set(yscale="log", ylim=(0.7 * floor, None), xlabel="μ, share of a mode's variance that views do not share")
+    ax.set_ylabel("power of the mode, held-out images")
+    ax.legend()
+    return ax
+
+
+def plot_spectra(predicted, measured, ax=None, *, floor=1e-3):
+    """Eigenvalues by rank, {label: (k,)}, as dots; dashed the predicted ones (k,)."""
+    ax = ax or plt.gca()
+    alive = np.asarray(predicted) > floor
+    ax.plot(np.arange(1, len(predicted) + 1)[alive], np.asarray(predicted)[alive], **THEORY, label="predicted")
+    for i, (label, values) in enumerate(measured.items()):
+        ax.plot(np.arange(1, len(values) + 1), values, "os^"[i], color=f"C{i}", label=label)
+    ax.set(yscale="log", ylim=(floor, 1.5), xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
+    ax.legend()
+    return ax
