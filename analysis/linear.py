@@ -130,8 +130,8 @@ def solutions(
     return found
 
 
-def crossing_times(powers: Float[Array, "t m"], level: float, *, dt: float) -> Float[Array, " m"]:
-    """When each mode first exceeds a level, interpolated in its logarithm; nan for a mode that never does."""
+def crossing_times(powers: Float[Array, "t m"], level: float | Float[Array, " m"], *, dt: float) -> Float[Array, " m"]:
+    """When each mode first exceeds its level, interpolated in its logarithm; nan for a mode that never does."""
     above = powers > level
     i = above.argmax(0)
     column = np.arange(powers.shape[1])

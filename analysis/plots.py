@@ -341,3 +341,40 @@ def plot_spectra(predicted, measured, ax=None, *, floor=1e-3):
     ax.set(yscale="log", ylim=(floor, 1.5), xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
     ax.legend()
     return ax
+
+
+def plot_paths(steps, totals, rests, ax=None):
+    """Total power along training, {label: (t,)}; dashed the predicted ends, {label: value}."""
+    ax = ax or plt.gca()
+    for i, (label, total) in enumerate(totals.items()):
+        ax.plot(steps, total, ".-", markersize=3, linewidth=0.8, color=f"C{i}", label=label)
+    for label, value in rests.items():
+        plot_level(value, label, ax, x=0.02)
+    ax.set(xscale="log", yscale="log", xlabel="step", ylabel="total power Σp of the student")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def plot_modes(times, powers, predicted, mu, ax=None):
+    """Powers of modes over time as shares of their rest powers, (t, m), as dots; dashed the predicted (times, shares)."""
+    ax = ax or plt.gca()
+    colors = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(mu)))
+    keep = slice(None, None, max(1, len(times) // 80))
+    for i, (t, p) in enumerate(predicted):
+        ax.plot(times[keep], powers[keep, i], "o", markersize=3.5, color=colors[i], label=f"μ = {mu[i]:.2g}")
+        ax.plot(t, p, **THEORY, linewidth=1.1)
+    ax.set(xlabel="time (steps × learning rate)", ylabel="power of the mode / its rest power", xlim=(0, times[-1]))
+    ax.legend(loc="lower right")
+    return ax
+
+
+def plot_times(predicted, observed, ax=None):
+    """Observed against predicted times, {label: (k,)} each, on the dashed diagonal if they agree."""
+    ax = ax or plt.gca()
+    ends = [0.9 * min(map(np.min, predicted.values())), 1.1 * max(map(np.max, predicted.values()))]
+    ax.plot(ends, ends, **THEORY, zorder=1)
+    for i, label in enumerate(predicted):
+        ax.plot(predicted[label], observed[label], "os^"[i], color=f"C{i}", alpha=0.8, label=label)
+    ax.set(xlabel="predicted time to half the rest power", ylabel="observed time")
+    ax.legend(loc="upper left")
+    return ax
