@@ -356,7 +356,7 @@ def plot_paths(steps, totals, rests, ax=None):
 
 
 def plot_modes(times, powers, predicted, mu, ax=None):
-    """Powers of modes over time as shares of their rest powers, (t, m), as dots; dashed the predicted (times, shares)."""
+    """Powers over time as shares of their rest powers, (t, m), as dots; dashed the predicted (times, shares)."""
     ax = ax or plt.gca()
     colors = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(mu)))
     keep = slice(None, None, max(1, len(times) // 80))
@@ -377,4 +377,80 @@ def plot_times(predicted, observed, ax=None):
         ax.plot(predicted[label], observed[label], "os^"[i], color=f"C{i}", alpha=0.8, label=label)
     ax.set(xlabel="predicted time to half the rest power", ylabel="observed time")
     ax.legend(loc="upper left")
+    return ax
+
+
+def plot_collapse_path(t, losses, ends, ax=None):
+    """Losses above their value for spread features along the way to collapse, {label: (t,)}; dashed the ends."""
+    ax = ax or plt.gca()
+    for i, (label, values) in enumerate(losses.items()):
+        ax.plot(t, values - values[0], "os^"[i], markersize=4, color=f"C{i}", label=label)
+        if label in ends:
+            ax.plot([0.75, 1], [ends[label]] * 2, **THEORY)
+    ax.set(xlabel="from spread (0) to totally collapsed features (1)", ylabel="loss above that of spread  [nats]")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def plot_cross_entropy(temperatures, parts, measured, ax=None):
+    """A cross-entropy's parts (t,) by teacher temperature, their sum dashed; the loss, {label: (t,)}, as dots."""
+    ax = ax or plt.gca()
+    for label, values in parts.items():
+        ax.plot(temperatures, values, linestyle=":", color="0.45", linewidth=1.2)
+        ax.text(temperatures[-1], values[-1], f" {label}", fontsize=8, color="0.25", va="center")
+    ax.plot(temperatures, sum(parts.values()), **THEORY)
+    for i, (label, values) in enumerate(measured.items()):
+        fill = "none" if i else f"C{i}"
+        ax.plot(temperatures, values, "os"[i], markersize=5 + 4 * i, color=f"C{i}", markerfacecolor=fill, label=label)
+    ax.set(xscale="log", xlabel="temperature of the teacher", ylabel="cross-entropy  [nats]")
+    ax.set_xlim(right=1.9 * temperatures[-1])
+    ax.legend(loc="upper left")
+    return ax
+
+
+_LAYERS = [  # markers that stay visible where they coincide
+    {"marker": "o", "color": "C0", "markersize": 4, "linestyle": "none", "zorder": 3},
+    {"marker": "s", "color": "C1", "markersize": 4, "linestyle": "none", "zorder": 3},
+    {"marker": "o", "color": "C2", "markersize": 9, "linestyle": "none", "markerfacecolor": "none"},
+]
+
+
+def plot_boundary(predicted, located, ax=None):
+    """Located against predicted boundaries, {label: (k,)} each; inset: relative errors."""
+    ax = ax or plt.gca()
+    ends = [0.7 * min(map(np.min, predicted.values())), 1.4 * max(map(np.max, predicted.values()))]
+    ax.plot(ends, ends, **THEORY, zorder=1)
+    inset = ax.inset_axes([0.6, 0.13, 0.38, 0.32])
+    for i, label in enumerate(predicted):
+        ax.plot(predicted[label], located[label], **_LAYERS[i], label=label)
+        error = 100 * (np.asarray(located[label]) / predicted[label] - 1)
+        inset.plot(predicted[label], error, "os^"[i], markersize=3, color=f"C{i}", alpha=0.7)
+    inset.set(xscale="log", ylim=(-5.5, 5.5))
+    inset.set_title("error, %", fontsize=8)
+    inset.tick_params(labelsize=7)
+    ax.set(xscale="log", yscale="log", xlabel="predicted γ at which collapse turns unstable")
+    ax.set_ylabel("γ located by simulation")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def plot_collapse_diagram(mu, chi, factors, reported, ax=None):
+    """Stability of collapse: located χ at shares μ, {label: (k,)} each; dashed χ = cμ; reported {label: (χ, died)}."""
+    ax = ax or plt.gca()
+    x = np.array([0.05, 1.0])
+    for c in sorted(set(factors.values())):
+        ax.plot(x, c * x, **THEORY)
+        ax.text(0.055, 0.065 * c, f"χ = {c if c > 1 else ''}μ", rotation=20, fontsize=8, color="0.25")
+    for i, label in enumerate(mu):
+        ax.plot(mu[label], chi[label], **_LAYERS[i], label=label)
+    above = np.inf
+    for label, (value, died) in sorted(reported.items(), key=lambda item: -item[1][0]):
+        color = "#B00020" if died else "0.35"
+        ax.plot([0.05, 1], [value] * 2, color=color, linewidth=1)
+        above = min(value, above / 1.45)  # a label keeps its distance from the one above
+        ax.text(1.03, above, label, color=color, fontsize=7.5, va="center")
+    ax.fill_between(x, 0.02, max(factors.values()) * x, color="0.93", zorder=0)
+    ax.set(xscale="log", yscale="log", xlim=(0.05, 1), ylim=(0.05, 500))
+    ax.set(xlabel="μ, share of the variance that views do not share", ylabel="collapse number χ = γα²/(1 + α)")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
     return ax
