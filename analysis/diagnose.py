@@ -64,17 +64,36 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
 
 
 def diagnose_all(runs: Iterable[Run]) -> xr.Dataset:
-    """`diagnose` of several runs, labelled by recipe and seed; a layer that a recipe lacks is NaN."""
-    tables = [diagnose(run) for run in runs]
+    """`diagnose` of several runs, labelled by recipe and seed; a layer that a recipe lacks is NaN.
+
+    ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
+    """
+    tables = [diagnose(run) for run in _one_configuration_each(runs)]
     recipes = list(dict.fromkeys(t.attrs["recipe"] for t in tables))
     rows = [[t for t in tables if t.attrs["recipe"] == recipe] for recipe in recipes]
     return _stack([_stack(row, "seed", [t.attrs["seed"] for t in row]) for row in rows], "recipe", recipes)
 
 
 def training_log(runs: Iterable[Run]) -> xr.Dataset:
-    """The logged numbers of several runs, labelled by recipe, seed and step; what a method does not log is NaN."""
+    """The logged numbers of several runs, labelled by recipe, seed and step; what a method does not log is NaN.
+
+    ValueError as in `diagnose_all`.
+    """
+    runs = _one_configuration_each(runs)
     frames = [run.metrics.assign(recipe=run.config["recipe"], seed=run.config["seed"]) for run in runs]
     return pd.concat(frames).set_index(["recipe", "seed", "step"]).to_xarray()
+
+
+def _one_configuration_each(runs: Iterable[Run]) -> list[Run]:
+    """The runs; refused if two of one recipe, which a table would show as seeds of it, differ in anything else."""
+    runs, seen = list(runs), {}
+    for run in runs:
+        recipe, seed = run.config["recipe"], run.config["seed"]
+        for other in seen.setdefault(recipe, []):
+            if other.config["seed"] == seed or other.config | {"seed": seed} != run.config:
+                raise ValueError(f"{other.name} and {run.name} are not two seeds of one configuration of {recipe}")
+        seen[recipe].append(run)
+    return runs
 
 
 def _pixel_knn(probe: dict[str, Tensor], labels: dict[str, Tensor]) -> float:

@@ -17,7 +17,7 @@ N, D, EPS = 60, 6, 0.5
 def write(tmp_path):
     """A run whose student's features are a tight frame in the head, then all equal; its backbone tells the classes."""
 
-    def build(name: str, recipe: str, seed: int, *, teacher: bool, prototypes: bool = False) -> Run:
+    def build(name: str, recipe: str, seed: int, *, teacher: bool, prototypes: bool = False, **changes) -> Run:
         path = tmp_path / name
         labels = torch.arange(N) % 3
         images = torch.randint(0, 255, (N, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,7 @@ def write(tmp_path):
         probe = {f"{part}_{what}": x.clone() for part in ("bank", "test") for what, x in parts.items()}
         write_tensors(path / "probe.safetensors", probe)
         objective = {"teacher_temp": 0.04, "center_momentum": 0.9} if prototypes else {"eps": EPS, "gamma": 0.1}
-        write_json(path / "config.json", {"recipe": recipe, "seed": seed, "objective": objective})
+        write_json(path / "config.json", {"recipe": recipe, "seed": seed, "objective": objective | changes})
         (path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 3, "loss": 0.5}\n')
         frame, constant = torch.eye(D).repeat(N // D, 1), F.normalize(torch.ones(N, D), dim=-1)
         backbone = torch.eye(8)[labels] + 0.01 * torch.randn(N, 8, generator=torch.Generator().manual_seed(1))
@@ -82,6 +82,14 @@ def test_several_runs_are_labelled_by_recipe_and_seed(write):
     information = table["prototype_information"].sel(recipe="dino", seed=0, layer="prototypes", branch="teacher")
     assert information.values == pytest.approx([math.log(D), 0], abs=1e-6)  # one each; then none
     assert training_log(runs)["loss"].sel(recipe="dino", seed=1, step=3).item() == 0.5
+
+
+@pytest.mark.parametrize("table", [diagnose_all, training_log])
+def test_two_configurations_of_a_recipe_are_not_two_seeds(write, table):
+    run = write("a", "simdino", 0, teacher=True)
+    for other in (write("b", "simdino", 0, teacher=True), write("c", "simdino", 1, teacher=True, gamma=0.2)):
+        with pytest.raises(ValueError, match=f"a and {other.name} are not two seeds of one configuration of simdino"):
+            table(iter([run, other]))
 
 
 def test_a_damaged_or_empty_run_is_named(write):
