@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from analysis.spectra import effective_rank, eigenvalues, participation_ratio
 from simdino.losses import coding_rate
 from simdino.runs import Run
 
+NEIGHBOURS = 20
 EPS = 0.05**0.5  # for runs whose objective has no ε of its own: SimDINO's published one
 
 
@@ -27,8 +29,9 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     participation_ratio, mean_collapse, feature_std; uniformity; alignment ½E‖z₁ − z₂‖² of two fixed augmentations;
     rate of the head with rate_isotropic, rate_ceiling and rate_collapsed (attrs: eps), and spread, where the rate is
     between collapsed (0) and isotropic (1); prototype_marginal, _conditional and _information of DINO's centred and
-    sharpened scores; knn of the backbone against the run's bank, and knn_pixels, the same of
-    raw pixels less their mean (or as they are, if that is better). What a layer was not recorded for is NaN.
+    sharpened scores; knn of the backbone, by the 20 nearest in the run's bank or all of a smaller one, an image of a
+    class that the bank lacks being a miss, and knn_pixels, the same of raw pixels less their mean (or as they are,
+    if that is better). What a layer was not recorded for is NaN.
 
     branch: student and teacher; without self-distillation they are one network and hold the same numbers.
     ValueError: a run without snapshots, or with a damaged file, which is named.
@@ -37,7 +40,7 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")
     probe, objective = run.probe, {"eps": EPS} | run.config["objective"]
-    labels = {"train_labels": probe["bank_labels"], "test_labels": probe["test_labels"]}
+    labels = probe["bank_labels"], probe["test_labels"]
     first = run.snapshot(0)
     layers = _layers(first)
     width = max(first[f"student/{layer}/test"].shape[1] for layer in layers)
@@ -96,11 +99,21 @@ def _one_configuration_each(runs: Iterable[Run]) -> list[Run]:
     return runs
 
 
-def _pixel_knn(probe: dict[str, Tensor], labels: dict[str, Tensor]) -> float:
+def _knn(bank: Tensor, test: Tensor, labels: tuple[Tensor, Tensor]) -> float:
+    """k-NN accuracy of test rows against a bank; a class or a feature (zero) that cannot be looked up is a miss."""
+    given = bank.any(1)  # zero rows are nobody's neighbours
+    bank, bank_labels = bank[given], labels[0][given]
+    known = torch.isin(labels[1], bank_labels) & test.any(1)
+    if not known.any():
+        return 0.0
+    hits = knn_accuracy(bank, bank_labels, test[known], labels[1][known], k=min(NEIGHBOURS, len(bank)))
+    return hits.item() * known.double().mean().item()
+
+
+def _pixel_knn(probe: dict[str, Tensor], labels: tuple[Tensor, Tensor]) -> float:
     """k-NN accuracy of raw pixels, the baseline that a feature has to beat, the better of centred and not."""
     bank, test = (probe[f"{part}_images"].flatten(1).float() for part in ("bank", "test"))
-    pairs = [(bank, test), (bank - bank.mean(0), test - bank.mean(0))]
-    return max(knn_accuracy(train, test=held_out, **labels).item() for train, held_out in pairs)
+    return max(_knn(bank, test, labels), _knn(bank - bank.mean(0), test - bank.mean(0), labels))
 
 
 def _stack(tables: list[xr.Dataset], dim: str, labels: list) -> xr.Dataset:
@@ -117,7 +130,7 @@ def _layers(snapshot: dict[str, Tensor]) -> list[str]:
 
 
 def _measures(
-    snapshot: dict[str, Tensor], layer: str, labels: dict[str, Tensor], objective: dict
+    snapshot: dict[str, Tensor], layer: str, labels: tuple[Tensor, Tensor], objective: dict
 ) -> tuple[dict[str, float], np.ndarray]:
     """Scalars and spectrum of one layer, "<branch>/<tap>", at one step."""
     z = unit_rows(snapshot[f"{layer}/test"])  # (n, d)
@@ -139,6 +152,7 @@ def _measures(
         scores = scores - scores.mean(0) * (objective["center_momentum"] < 1)
         entropies = prototype_entropy(scores, temp=objective["teacher_temp"])
         values |= {f"prototype_{name}": entropy for name, entropy in entropies.items()}
+    values = {name: value.item() for name, value in values.items()}
     if f"{layer}/bank" in snapshot:
-        values["knn"] = knn_accuracy(snapshot[f"{layer}/bank"], test=z, **labels)
-    return {name: value.item() for name, value in values.items()}, spectrum.numpy()
+        values["knn"] = _knn(snapshot[f"{layer}/bank"], z, labels)
+    return values, spectrum.numpy()

@@ -92,6 +92,24 @@ def test_two_configurations_of_a_recipe_are_not_two_seeds(write, table):
             table(iter([run, other]))
 
 
+def test_knn_of_a_small_bank_without_some_classes_counts_misses(write):
+    """A bank of 10 < k = 20 images, 3 of class 0 and 7 of class 1: both are told, and class 2 is missed."""
+    run = write("a", "simdino", 0, teacher=False)
+    few = torch.tensor([0, 3, 6, 1, 4, 7, 10, 13, 16, 19])
+    probe = {k: v[few] if k.startswith("bank") else v for k, v in run.probe.items()}
+    write_tensors(run.path / "probe.safetensors", probe)
+    for step in run.steps:
+        snapshot = {k: v[few] if k.endswith("bank") else v for k, v in run.snapshot(step).items()}
+        write_tensors(snapshot_path(run.path, step), snapshot)
+    table = diagnose(run)
+    assert table["knn"].sel(layer="backbone").values == pytest.approx(2 / 3)
+    assert 0 < table["knn_pixels"].item() <= 2 / 3
+    write_tensors(run.path / "probe.safetensors", probe | {"bank_labels": torch.full((10,), 7)})
+    assert diagnose(run)["knn"].sel(layer="backbone").values == pytest.approx(0)
+    write_tensors(run.path / "probe.safetensors", probe | {"bank_images": 0 * probe["bank_images"]})  # black
+    assert 0 <= diagnose(run)["knn_pixels"].item() <= 2 / 3
+
+
 def test_a_damaged_or_empty_run_is_named(write):
     run = write("a", "simdino", 0, teacher=True)
     path = snapshot_path(run.path, 3)
