@@ -14,7 +14,7 @@ from analysis._input import unit_rows
 from analysis.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
 from analysis.probes import knn_accuracy
 from analysis.spectra import effective_rank, eigenvalues, participation_ratio
-from simdino.losses import coding_rate
+from simdino.losses import coding_rate, sinkhorn_knopp
 from simdino.runs import Run
 
 NEIGHBOURS = 20
@@ -28,8 +28,9 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     eigenvalues (descending, of Γ = zᵀz/n: they sum to 1), effective_rank, effective_rank_centered,
     participation_ratio, mean_collapse, feature_std; uniformity; alignment ½E‖z₁ − z₂‖² of two fixed augmentations;
     rate of the head with rate_isotropic, rate_ceiling and rate_collapsed (attrs: eps), and spread, where the rate is
-    between collapsed (0) and isotropic (1); prototype_marginal, _conditional and _information of DINO's centred and
-    sharpened scores; knn of the backbone, by the 20 nearest in the run's bank or all of a smaller one, an image of a
+    between collapsed (0) and isotropic (1); prototype_marginal, _conditional and _information of DINO's targets, by
+    `sinkhorn_knopp` if the run's are, else softmax((t − c)/τ), where the mean of the scores stands in for the running
+    centre c; knn of the backbone, by the 20 nearest in the run's bank or all of a smaller one, an image of a
     class that the bank lacks being a miss, and knn_pixels, the same of raw pixels less their mean (or as they are,
     if that is better). What a layer was not recorded for is NaN.
 
@@ -148,11 +149,18 @@ def _measures(
     if layer.endswith("head"):
         values["rate"] = coding_rate(z, eps=objective["eps"])
     if layer.endswith("prototypes"):
-        scores = snapshot[f"{layer}/test"]
-        scores = scores - scores.mean(0) * (objective["center_momentum"] < 1)
-        entropies = prototype_entropy(scores, temp=objective["teacher_temp"])
-        values |= {f"prototype_{name}": entropy for name, entropy in entropies.items()}
+        values |= _target_entropies(snapshot[f"{layer}/test"], objective)
     values = {name: value.item() for name, value in values.items()}
     if f"{layer}/bank" in snapshot:
         values["knn"] = _knn(snapshot[f"{layer}/bank"], z, labels)
     return values, spectrum.numpy()
+
+
+def _target_entropies(scores: Tensor, objective: dict) -> dict[str, Tensor]:
+    """`prototype_entropy` of the targets that DINO makes of scores (n, K)."""
+    temp = objective["teacher_temp"]
+    if objective.get("centering", "ema") == "sinkhorn":  # runs from before the choice have no "centering"
+        scores = temp * sinkhorn_knopp(scores, temp=temp).clamp_min(torch.finfo(torch.float32).tiny).log()
+    elif objective["center_momentum"] < 1:
+        scores = scores - scores.mean(0)
+    return {f"prototype_{name}": value for name, value in prototype_entropy(scores, temp=temp).items()}

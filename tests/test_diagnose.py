@@ -35,7 +35,8 @@ def write(tmp_path):
                 taps |= {f"{branch}/head/test": 2 * head, f"{branch}/backbone/test": backbone}
                 taps |= {f"{branch}/block0/test": backbone, f"{branch}/backbone/bank": backbone}
                 taps |= {f"{branch}/head/views": torch.stack((frame[:D], frame[:D].roll(1, 0)))}
-                taps |= {f"{branch}/prototypes/test": 9 * head} if prototypes else {}
+                scores = 9 * head + torch.tensor([20.0] + [0] * (D - 1))  # one prototype is ahead for all
+                taps |= {f"{branch}/prototypes/test": scores} if prototypes else {}
             write_tensors(snapshot_path(path, step), {k: v.clone() for k, v in taps.items()})
         return Run.load(path)
 
@@ -82,6 +83,18 @@ def test_several_runs_are_labelled_by_recipe_and_seed(write):
     information = table["prototype_information"].sel(recipe="dino", seed=0, layer="prototypes", branch="teacher")
     assert information.values == pytest.approx([math.log(D), 0], abs=1e-6)  # one each; then none
     assert training_log(runs)["loss"].sel(recipe="dino", seed=1, step=3).item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "informed"),
+    [({}, True), ({"center_momentum": 1.0}, False), ({"center_momentum": 1.0, "centering": "sinkhorn"}, True)],
+)
+def test_prototype_entropies_are_of_the_targets_that_the_run_had(write, changes, informed):
+    """One-hot scores, one prototype ahead of the others for all: a centre or Sinkhorn-Knopp removes its lead."""
+    table = diagnose(write("a", "dino", 0, teacher=True, prototypes=True, **changes))
+    table = table.sel(branch="teacher", layer="prototypes", step=0)
+    assert table["prototype_information"].item() == pytest.approx(informed * math.log(D), abs=1e-6)
+    assert table["prototype_conditional"].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("table", [diagnose_all, training_log])
