@@ -149,8 +149,10 @@ def sigreg_energy(*, slices: int = 256, seed: int = 0) -> Energy:
 
     def energy(z):
         d = z.shape[-1]
-        directions = torch.randn(d, slices, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        x = math.sqrt(d) * (z @ (directions / directions.norm(dim=0)).to(z)).mT  # (..., slices, n)
+        directions = np.random.default_rng(seed).standard_normal((d, slices))
+        x = (
+            math.sqrt(d) * (z @ torch.as_tensor(directions / np.linalg.norm(directions, axis=0)).to(z)).mT
+        )  # (..., s, n)
         pairs = (-0.5 * (x.unsqueeze(-1) - x.unsqueeze(-2)).square()).exp().mean((-2, -1))
         return (pairs - math.sqrt(2) * (-0.25 * x.square()).exp().mean(-1) + 1 / math.sqrt(3)).mean(-1)
 

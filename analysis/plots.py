@@ -454,3 +454,52 @@ def plot_collapse_diagram(mu, chi, factors, reported, ax=None):
     ax.set(xlabel="μ, share of the variance that views do not share", ylabel="collapse number χ = γα²/(1 + α)")
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
     return ax
+
+
+def plot_atlas(table, points, ax=None):
+    """`atlas`'s table with a picture of each configuration (n, 3): darker cells are better in their column.
+
+    Pictures look along the first point; hollow points lie behind. Cells are shaded from the worst row to the best.
+    """
+    ax = ax or plt.gca()
+    columns = {  # header: (column, format, sign that makes larger better)
+        "eigenvalues\nof dΓ": ("tightness", None, 1),
+        "tightness": ("tightness", "{:.3f}", 1),
+        "largest\n|cos|": ("coherence", "{:.3f}", -1),
+        "order 4\nabove design": ("order 4", "{:.3f}", -1),
+        "order 6\nabove design": ("order 6", "{:.3f}", -1),
+        "nearest\ndistance": ("nearest", "{:.3f}", 1),
+        "‖mean‖": ("mean", "{:.3f}", -1),
+        "free\ndirections": ("free", "{:.0f}", -1),
+        "starts that\nreach it": ("reached", "{:.0%}", 1),
+    }
+    cmap, rows = plt.get_cmap("Blues"), len(table)
+    for j, (header, (name, form, sign)) in enumerate(columns.items()):
+        values = sign * table[name].to_numpy(dtype=float)
+        low, high = np.nanmin(values), np.nanmax(values)
+        ax.text(j + 0.5, -0.25, header, ha="center", va="bottom", fontsize=9)
+        for i, value in enumerate(values):
+            row = table.iloc[i]
+            text = f"{row['weakest']:.2f} … {row['strongest']:.2f}" if form is None else form.format(row[name])
+            shade = "white" if np.isnan(value) else cmap(0.05 + 0.45 * (value - low) / max(high - low, 1e-12))
+            ax.add_patch(plt.Rectangle((j, i), 1, 1, facecolor=shade, edgecolor="white"))
+            ax.text(j + 0.5, i + 0.5, "–" if np.isnan(value) else text, ha="center", va="center", fontsize=8.5)
+    for i, name in enumerate(table.index):
+        ax.text(-1.0, i + 0.5, name, ha="right", va="center")
+        _draw_sphere(ax.inset_axes([-0.9, i + 0.03, 0.8, 0.94], transform=ax.transData), np.asarray(points[name]))
+    ax.set(xlim=(-3.0, len(columns)), ylim=(rows, -1))
+    ax.axis("off")
+    return ax
+
+
+def _draw_sphere(ax, z):
+    """Points (n, 3) on the sphere as seen along the first one."""
+    frame = np.linalg.qr(np.column_stack([z[0], np.eye(3)]))[0]  # (3, 3), the first column is ±z_0
+    x, y, depth = (z @ frame[:, [1, 2, 0]]).T
+    depth = depth * np.sign(depth[0])
+    ax.add_patch(plt.Circle((0, 0), 1, facecolor="white", edgecolor="0.6", linewidth=0.7))
+    front = depth > -1e-9
+    ax.plot(x[~front], y[~front], "o", color="0.6", markerfacecolor="white", markersize=3, markeredgewidth=0.7)
+    ax.plot(x[front], y[front], "o", color="C0", markersize=3)
+    ax.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+    ax.axis("off")

@@ -174,7 +174,7 @@ def test_C3_koleo_of_the_simplex_is_its_minimum():
 
 def test_sigreg_is_the_integral_it_stands_for_and_sees_gaussians():
     z, t = random_points(30, 6)[0], torch.linspace(-9, 9, 401, dtype=torch.float64)
-    directions = torch.randn(6, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    directions = torch.tensor(np.random.default_rng(0).standard_normal((6, 256)))
     x = math.sqrt(6) * z @ normalize(directions, dim=0)  # (n, slices)
     empirical = torch.exp(1j * t[:, None, None] * x).mean(1)  # (t, slices)
     distance = (empirical - torch.exp(-(t**2) / 2)[:, None]).abs() ** 2
