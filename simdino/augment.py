@@ -28,7 +28,7 @@ def multi_crop(
     blur and solarisation have one probability for all views. Grey images (c = 1) skip saturation, hue and gray.
     images (n, c, h, w) uint8, c 1 or 3. Returns (global_crops, n, c, global_size, global_size) and (local_crops, n, c,
     local_size, local_size), float32, on the images' device. Equal generators give equal views; one on the CPU does so
-    for every device, and never makes a GPU wait.
+    for every device.
     Source: Caron et al. 2021 (arXiv 2104.14294), appendix; torchvision's definitions of each operation.
     """
     _check(images)

@@ -7,8 +7,23 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
+
+
+def nearest(word: str, known: Collection[str], kind: str) -> str:
+    """`word` if it is among `known`; else a ValueError that names the nearest right one."""
+    if word in known:
+        return word
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0)
+    raise ValueError(f"unknown {kind} {word!r}; did you mean {close[0]!r}? Known: {', '.join(known)}")
+
+
+def stream(purpose: str, *numbers: int) -> int:
+    """A seed of its own for each use of randomness: of each run, step, epoch, so that no two draw alike."""
+    digest = hashlib.sha256(" ".join(map(str, (purpose, *numbers))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -139,12 +154,18 @@ class Config:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
+        for part in (self.data, self.crops, self.model, self.objective, self.optim, self.record):
+            for name, kind in get_type_hints(type(part)).items():
+                if get_origin(kind) is Literal:
+                    nearest(getattr(part, name), get_args(kind), name)
         o, c, r = self.optim, self.crops, self.record
         positive = {"optim.steps": o.steps, "optim.batch_size": o.batch_size, "optim.lr": o.lr}
         positive |= {f"record.{k}": v for k, v in vars(r).items()}
         for name, value in positive.items():
             if not value > 0:
                 raise ValueError(f"{name} must be positive, not {value}")
+        if not 0 <= o.warmup < 1:
+            raise ValueError(f"optim.warmup is a share of the steps in [0, 1), not {o.warmup}")
         if isinstance(self.objective, DINO) != (self.model.prototypes > 0):
             raise ValueError("model.prototypes must be positive for DINO and 0 for SimDINO")
         if self.patches != (self.model.mask_token and self.model.patch_head != "none"):
@@ -214,14 +235,6 @@ RECIPES: dict[str, Config] = {
     "dinov2": replace(_DINO, model=_masked(_DINO.model), objective=DINOv2(center_momentum=0.5)),
 }
 RECIPES = {name: replace(config, recipe=name) for name, config in RECIPES.items()}
-
-
-def nearest(word: str, known, kind: str) -> str:
-    """`word` if it is among `known`; else a ValueError that names the nearest right one."""
-    if word in known:
-        return word
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0)
-    raise ValueError(f"unknown {kind} {word!r}; did you mean {close[0]!r}? Known: {', '.join(known)}")
 
 
 def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 Parts = dict[str, Tensor]
@@ -71,16 +72,14 @@ class _CodingRate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, alpha: float) -> Tensor:
-        if z.numel() == 0:
-            raise ValueError(f"coding_rate: z must not be empty, got shape {tuple(z.shape)}")
         c = alpha / z.shape[-2]
         a = _shifted_gram(z, c)
         factor, info = torch.linalg.cholesky_ex(a)
-        if not info.any():
-            rate = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        rate = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if ((info == 0) & rate.isfinite()).all():
             inverse = torch.cholesky_inverse(factor) if ctx.needs_input_grad[0] else None
         elif not a.isfinite().all():
-            raise ValueError("coding_rate: z has NaN or infinite values")
+            raise ValueError("coding_rate: z has NaN or infinite values, or some whose squares are")
         else:  # rounding has made I + c·G indefinite: its spectrum in float64, where G ≥ 0 can be enforced
             values, vectors = torch.linalg.eigh(_shifted_gram(z.double(), c))
             values = values.clamp(min=1)
@@ -104,7 +103,16 @@ def _shifted_gram(z: Tensor, c: float) -> Tensor:
     return torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device) + c * gram  # (min(n, d), min(n, d))
 
 
-def coding_rate(z: Float[Tensor, "*b n d"], *, eps: float) -> Float[Tensor, "*b"]:
+def _checked(z: Tensor | np.ndarray, eps: float) -> Tensor:
+    z = torch.as_tensor(z)
+    if z.ndim < 2 or z.numel() == 0:
+        raise ValueError(f"coding_rate: z must have shape (n, d) and not be empty, got {tuple(z.shape)}")
+    if not eps > 0:
+        raise ValueError(f"coding_rate: eps must be positive, got {eps}")
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[Tensor, "*b"]:
     """Coding rate of n features: nats to code them up to a distortion ε.
 
     R = ½ logdet(I + α·zᵀz/n),  α = d/ε².
@@ -113,14 +121,21 @@ def coding_rate(z: Float[Tensor, "*b n d"], *, eps: float) -> Float[Tensor, "*b"
     squares (the official code's `eps` is already ε²). Range on the unit sphere: from ½·log(1 + α), all features
     equal, to r/2·log(1 + α/r), r = min(n, d): orthonormal rows or a tight frame. Higher is healthier.
     Computed in float32 at least, whatever the autocast: half-precision Gram matrices turn indefinite on collapsed
-    features. (float32 itself loses digits only where ε² < 10⁻³; float64 input is computed in float64.)
-    NaN or infinite features are a ValueError.
+    features. (float32 itself loses digits only where ε² < 10⁻³, or as TF32 if that is switched on; float64 input is
+    computed in float64.) ValueError: NaN or infinite features, no features, eps ≤ 0.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1; Wu et al. 2025 (SimDINO, arXiv 2502.10385).
     """
-    alpha = z.shape[-1] / eps**2
+    z = _checked(z, eps)
     with torch.autocast(z.device.type, enabled=False):
-        return _CodingRate.apply(z if z.dtype == torch.float64 else z.float(), alpha)
+        return _CodingRate.apply(z, z.shape[-1] / eps**2)
+
+
+def _check_views(student: Tensor, teacher: Tensor) -> None:
+    v, g = len(student), len(teacher)
+    if not (1 <= g <= v and v >= 2 and student.shape[1:] == teacher.shape[1:]):
+        shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        raise ValueError(f"two student views at least, the first of them the teacher's, of the same images: {shapes}")
 
 
 @_full_precision
@@ -142,10 +157,11 @@ def simdino_loss(
 
     Source: Wu et al. 2025 (arXiv 2502.10385).
     """
+    _check_views(student, teacher)
     v, g = len(student), len(teacher)
     distance = (student[:, None] - teacher[None]).square().sum(-1).mean(-1) / 2  # (v, g)
     alignment = (distance * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
-    z = student[:g] if rate_of == "student" else (student[:g] + teacher) / 2  # (g, n, d)
+    z = {"student": student[:g], "mean": (student[:g] + teacher) / 2}[rate_of]  # (g, n, d)
     rate = coding_rate(z, eps=eps).mean()
     return alignment - gamma * rate, {"alignment": alignment, "rate": rate}
 
@@ -225,6 +241,7 @@ def dino_loss(
 
     Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1; Oquab et al. 2023 (DINOv2, arXiv 2304.07193).
     """
+    _check_views(student, teacher)
     v, g = len(student), len(teacher)
     options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
     q, center = _targets(teacher.flatten(0, 1), center, **options)

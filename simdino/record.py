@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simdino.augment import center_view, multi_crop
-from simdino.config import Config
+from simdino.config import Config, stream
 from simdino.data import Dataset
 from simdino.runs import snapshot_path, write_tensors
 from simdino.vit import Network
@@ -25,11 +25,11 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
     bank_images, bank_labels (training set), test_images, test_labels (held out), views `(2, k, c, s, s)`.
     """
     r = config.record
-    choose = torch.Generator().manual_seed(0)
+    choose = torch.Generator().manual_seed(stream("probe"))
     bank = torch.randperm(len(images.train), generator=choose)[: r.bank]
     test = torch.randperm(len(images.test), generator=choose)[: r.probe]
     two = replace(config.crops, global_crops=2, local_crops=0)
-    views, _ = multi_crop(images.test[test[: r.views]], two, torch.Generator().manual_seed(0))
+    views, _ = multi_crop(images.test[test[: r.views]], two, torch.Generator().manual_seed(stream("views")))
     return {
         "bank_images": images.train[bank],
         "bank_labels": images.train_labels[bank],
@@ -45,13 +45,11 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
     Test images give every tap (blocks pooled to one vector an image), the bank the backbone's feature alone, for
     k-NN; the views `(2, k, d)` the backbone's and the head's.
     """
-    start, size = time.perf_counter(), config.crops.global_size
-    taps = {}
+    start, taps = time.perf_counter(), {}
     for branch, network in branches.items():
-        for name, images in (("bank", probe["bank_images"]), ("test", probe["test_images"])):
-            for tap, feature in features(network, center_view(images, size, config.crops), config).items():
-                if name == "test" or tap == "backbone":
-                    taps[f"{branch}/{tap}/{name}"] = feature
+        for tap, feature in features(network, probe["test_images"], config).items():
+            taps[f"{branch}/{tap}/test"] = feature
+        taps[f"{branch}/backbone/bank"] = features(network, probe["bank_images"], config)["backbone"]
         for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
             if tap in ("backbone", "head"):
                 taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
@@ -61,13 +59,17 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
 
 @torch.no_grad()
 def features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
-    """Every tap of a network in float32, one vector an image `(n, d)`, in chunks and without stochastic depth."""
+    """Every tap of a network, one vector an image `(n, d)`: of augmented views as they are, of uint8 images resized.
+
+    In float32, since bfloat16's rounding would fill the tail of a collapsed spectrum; without stochastic depth.
+    """
+    parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept
     network.eval()
-    parts, whole = [], ("tokens", "patches")  # what stays per patch is not kept
     for x in images.split(chunk):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
-            _, taps = network(x)
+        if x.dtype == torch.uint8:
+            x = center_view(x, config.crops.global_size, config.crops)
+        _, taps = network(x)
         pool = network.backbone.image_feature
-        parts.append({k: (pool(t) if t.ndim == 3 else t).float() for k, t in taps.items() if k not in whole})
-    network.train()
+        parts.append({k: pool(t) if t.ndim == 3 else t for k, t in taps.items() if k not in whole})
+    network.train(training)
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}

@@ -157,13 +157,16 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+# Of the code that this process runs: read once, since the files may be edited while it does.
+SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:16]
+
+
 def environment(device: str = "cpu") -> dict:
     """Where a result was made: commit, versions, hardware, threads, and the hash of simdino's source."""
-    source = b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))
-    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "commit": _commit(),
-        "source": hashlib.sha256(source).hexdigest()[:16],
+        "source": SOURCE,
         "versions": {p: version(p) for p in ("torch", "numpy", "scipy")} | {"python": platform.python_version()},
         "hardware": hardware,
         "cores": os.cpu_count(),
@@ -171,6 +174,7 @@ def environment(device: str = "cpu") -> dict:
     }
 
 
+@functools.cache
 def _commit() -> str:
     """The checked-out commit, marked if the code or a notebook differs from it; figures that change do not count."""
 

@@ -1,16 +1,17 @@
 """One training run, top to bottom: `python -m simdino.train <recipe> [--profile cpu] [--optim.lr 0.002 ...]`.
 
-All randomness of a step follows from (seed, step), so a resumed run continues exactly.
+All randomness of a step follows from (seed, step), so a resumed run continues exactly (on a CPU, to the bit).
 """
 
 import argparse
-import copy
 import fcntl
+import functools
 import json
 import math
 import shutil
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simdino.augment import block_masks, multi_crop
-from simdino.config import DINO, PROFILES, RECIPES, Config, DINOv2, Optim, SimDINO, SimDINOv2, recipe
+from simdino.config import DINO, PROFILES, RECIPES, Config, DINOv2, Optim, SimDINO, SimDINOv2, recipe, stream
 from simdino.data import load
 from simdino.losses import coding_rate, dino_loss, dinov2_loss, simdino_loss, simdinov2_loss
 from simdino.record import probe_images, record, snapshot_steps
-from simdino.runs import Run, environment, read_metadata, read_rows, read_tensors, write_json, write_tensors, write_text
+from simdino.runs import (
+    SOURCE,
+    Run,
+    environment,
+    read_metadata,
+    read_rows,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from simdino.vit import Network
 
 
@@ -38,38 +49,41 @@ def get_run(config: Config, root: str | Path = "runs", *, device: str | None = N
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel however this process ends
         if not (path / "DONE").is_file():
-            train(config, path, device=device, progress=progress)
+            with torch.random.fork_rng():  # the caller's random numbers are not ours to move
+                _train(config, path, device=device, progress=progress)
     run = Run.load(path)
-    if run.environment["source"] != environment()["source"]:
+    if run.environment["source"] != SOURCE:
         warnings.warn(f"{path} was trained by another version of simdino/; delete it to train it anew", stacklevel=2)
     return run
 
 
-def train(config: Config, path: Path, *, device: str | None = None, progress: bool = True) -> None:
-    """Train a configuration into a run directory, from its checkpoint if it has a usable one."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    o = config.optim
+def _train(config: Config, path: Path, *, device: str | None, progress: bool) -> None:
+    """Train a configuration into its run directory, from a checkpoint if there is a usable one."""
+    device, o = usable(device), config.optim
     images = load(config.data.name, root=config.data.root, size=config.data.size, device=device)
     if o.batch_size > len(images.train):
         raise ValueError(f"batch_size {o.batch_size} is larger than the {len(images.train)} training images")
-    torch.manual_seed(config.seed)
-    student = Network(config.model, size=config.crops.global_size, channels=images.train.shape[1]).to(device)
-    teacher = student if o.teacher.startswith("student") else copy.deepcopy(student).requires_grad_(False)
+    torch.manual_seed(stream("weights", config.seed))
+    shape = {"size": config.crops.global_size, "channels": images.train.shape[1]}
+    teacher = student = Network(config.model, **shape).to(device)
+    if not o.teacher.startswith("student"):  # a network of its own, all of whose blocks take part
+        teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
+        teacher.load_state_dict(student.state_dict())
     branches = {"student": student} | ({"teacher": teacher} if teacher is not student else {})
     optimizer = torch.optim.AdamW(parameter_groups(student), lr=o.lr, fused=True)
     names = ["center", "patch_center"][: isinstance(config.objective, DINO) * (1 + config.patches)]
     centers = {name: torch.zeros(config.model.prototypes, device=device) for name in names}
-    start, spent = resume(path, branches, optimizer, centers)
+    start, spent, recording = resume(path, branches, optimizer, centers)
     probe, references = probe_images(images, config), rate_references(config, device)
     if start == 0:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "environment.json", environment(device))
+        path.mkdir()
         write_json(path / "config.json", config)
+        write_json(path / "environment.json", environment(device))
         write_tensors(path / "probe.safetensors", {k: v for k, v in probe.items() if k != "views"})
     snapshots = snapshot_steps(o.steps, config.record.snapshots)
     full_gradient = o.teacher == "student-with-gradient"
-    began, recording = time.perf_counter() - spent, 0.0
-    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress, mininterval=1)
+    began = time.perf_counter() - spent
+    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress)
     with open(path / "metrics.jsonl", "a") as log:
         for step in bar:
             if step in snapshots:
@@ -78,8 +92,8 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
             for group in optimizer.param_groups:
                 group.update(lr=rate, weight_decay=weight_decay * group["decay"])
 
-            generator = torch.Generator().manual_seed(step_seed(config.seed, step))  # on the CPU: no waiting for a GPU
-            torch.manual_seed(step_seed(config.seed, step))  # stochastic depth draws from the global generator
+            generator = torch.Generator().manual_seed(stream("crops", config.seed, step))
+            torch.manual_seed(stream("depth", config.seed, step))  # stochastic depth draws from the global generator
             batch = images.train[batch_indices(len(images.train), o.batch_size, config.seed, step)]  # (n, c, h, w)
             crops = [c.flatten(0, 1) for c in multi_crop(batch, config.crops, generator) if len(c)]  # (g·n or l·n, …)
             masks = patch_masks(config, len(crops[0]), generator).to(device) if config.patches else None  # (g·n, p)
@@ -111,22 +125,34 @@ def train(config: Config, path: Path, *, device: str | None = None, progress: bo
             if o.teacher == "ema":
                 torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
-            if step % config.record.log_every == 0 or step + 1 == o.steps:
+            logged = step % config.record.log_every == 0 or step + 1 == o.steps
+            kept = (step + 1) % config.record.checkpoint_every == 0 or step + 1 == o.steps
+            if (logged or kept) and not math.isfinite(loss.item() + norm.item()):
+                raise FloatingPointError(f"{path.name}: loss or gradient is not finite at step {step}")
+            if logged:
                 row = {"step": step, "loss": loss.item(), **{f"loss_{k}": v.item() for k, v in parts.items()}}
-                if not math.isfinite(row["loss"] + norm.item()):
-                    raise FloatingPointError(f"{path.name}: loss or gradient is not finite at step {step}")
                 row |= feature_monitors(taps[0]["head"].detach().unflatten(0, (-1, len(batch))), references)
                 row |= {"lr": rate, "weight_decay": weight_decay, "ema": momentum, "gradient_norm": norm.item()}
                 log.write(json.dumps(row | {"seconds": time.perf_counter() - began}) + "\n")
                 log.flush()
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
-            if (step + 1) % config.record.checkpoint_every == 0:
-                save_checkpoint(path, step + 1, time.perf_counter() - began, branches, optimizer, centers)
+            if kept:
+                seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
+                save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
     recording += record(path, o.steps, config, probe, branches)
-    save_checkpoint(path, o.steps, time.perf_counter() - began, branches, optimizer, centers)
     seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
     write_text(path / "DONE", json.dumps(seconds) + "\n")
+
+
+def usable(device: str | None) -> str:
+    """The device that was asked for, or cuda where there is one; a ValueError if it cannot be used."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
@@ -152,16 +178,15 @@ def schedules(o: Optim, step: int) -> tuple[float, float, float]:
     return rate, cosine(o.weight_decay, o.weight_decay_end, done), cosine(o.ema, o.ema_end, done)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """A seed of its own for every step (or epoch) of every run."""
-    return seed * 1_000_003 + step
-
-
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     """The images of one step: a fresh permutation every epoch, its incomplete last batch left out."""
     epoch, batch = divmod(step, n // batch_size)
-    permutation = torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, epoch)))
-    return permutation[batch * batch_size : (batch + 1) * batch_size]
+    return _permutation(n, stream("order", seed, epoch))[batch * batch_size : (batch + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=1)
+def _permutation(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def patch_masks(config: Config, n: int, generator: torch.Generator) -> Tensor:
@@ -184,7 +209,7 @@ def rate_references(config: Config, device: str) -> dict[str, float]:
     """What the logged rate is read against, for this batch size: isotropic random features, and the ceiling."""
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
     n, d = config.optim.batch_size, config.model.out
-    draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(0)).to(device)
+    draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(stream("isotropic"))).to(device)
     isotropic = coding_rate(F.normalize(draw, dim=-1), eps=eps).mean().item()
     r = min(n, d)
     return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
@@ -197,25 +222,35 @@ def feature_monitors(z: Tensor, references: dict[str, float]) -> dict[str, float
     return {"alignment": alignment.item(), "rate": rate.item(), **references}
 
 
-def save_checkpoint(path: Path, step: int, seconds: float, branches: dict, optimizer, centers: dict) -> None:
+def save_checkpoint(path: Path, step: int, seconds: dict, branches: dict, optimizer, centers: dict) -> None:
     """Everything that the next step depends on, in one file."""
     tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
     for name, p in branches["student"].named_parameters():
         tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
-    metadata = {"step": str(step), "seconds": str(seconds), "source": environment()["source"]}
+    metadata = {"step": str(step), **{k: str(v) for k, v in seconds.items()}, **_origin(branches)}
     write_tensors(path / "checkpoint.safetensors", tensors | centers, metadata)
 
 
-def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, float]:
-    """Restore a checkpoint in place and cut the log back to it; (step to go on from, seconds already spent).
+def _origin(branches: dict) -> dict[str, str]:
+    """What must be the same for a run to be continued exactly."""
+    device = next(branches["student"].parameters()).device
+    return {"source": SOURCE, "torch": torch.__version__, "device": device.type}
 
-    What another source began, or what never reached a checkpoint, is removed: it cannot be continued exactly.
+
+def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, float, float]:
+    """Restore a checkpoint in place and cut the log back to it; (step to go on from, seconds spent, recording).
+
+    A run that another source, torch or kind of device began, or that never reached a checkpoint, is removed: it
+    cannot be continued exactly. Anything else in its place is left alone, and a ValueError.
     """
     checkpoint = path / "checkpoint.safetensors"
     metadata = read_metadata(checkpoint) if checkpoint.is_file() else {}
-    if metadata.get("source") != environment()["source"]:
-        shutil.rmtree(path, ignore_errors=True)
-        return 0, 0.0
+    if not _origin(branches).items() <= metadata.items():
+        if path.exists():
+            if any(path.iterdir()) and not (path / "config.json").is_file():
+                raise ValueError(f"{path} is in the way: it is not a run")
+            shutil.rmtree(path)
+        return 0, 0.0, 0.0
     tensors, step = read_tensors(checkpoint), int(metadata["step"])
     device = next(branches["student"].parameters()).device
 
@@ -231,7 +266,7 @@ def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, f
     rows = read_rows(path / "metrics.jsonl", whole=False)
     kept = [json.dumps(row) + "\n" for row in rows if row["step"] < step]
     write_text(path / "metrics.jsonl", "".join(kept))
-    return step, float(metadata["seconds"])
+    return step, float(metadata["seconds"]), float(metadata["recording_seconds"])
 
 
 def main(arguments: list[str] | None = None) -> None:

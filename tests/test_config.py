@@ -1,5 +1,6 @@
 """Claims: a run's name follows from all of its configuration; every field is read; what is misspelt is refused."""
 
+import copy
 import dataclasses
 import inspect
 import re
@@ -10,7 +11,20 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from simdino import losses
-from simdino.config import DINO, PROFILES, RECIPES, Config, Crops, DINOv2, Model, Optim, SimDINO, SimDINOv2, recipe
+from simdino.config import (
+    DINO,
+    PROFILES,
+    RECIPES,
+    Config,
+    Crops,
+    DINOv2,
+    Model,
+    Optim,
+    SimDINO,
+    SimDINOv2,
+    recipe,
+    stream,
+)
 
 
 def leaves(config, prefix=()):
@@ -100,3 +114,28 @@ def test_a_profile_sets_the_length_and_the_recipes_differ_only_where_they_say():
 def test_an_impossible_configuration_is_refused(part, message):
     with pytest.raises(ValueError, match=message):
         Config("x", **part)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"optim": {"teacher": "EMA"}}, "unknown teacher 'EMA'; did you mean 'ema'"),
+        ({"optim": {"precision": "fp16"}}, "unknown precision 'fp16'"),
+        ({"model": {"pool": "CLS"}}, "unknown pool 'CLS'; did you mean 'cls'"),
+        ({"objective": {"rate_of": "Student"}}, "unknown rate_of"),
+    ],
+)
+def test_a_word_that_means_nothing_is_refused(part, message):
+    """Run without the types' check, as users do: `replace` goes around it by setting the field afterwards."""
+    ((name, fields),), base = part.items(), RECIPES["simdino"]
+    value = copy.copy(getattr(base, name))
+    for field, word in fields.items():
+        object.__setattr__(value, field, word)
+    with pytest.raises(ValueError, match=message):
+        replace(base, **{name: value})
+
+
+def test_streams_of_randomness_do_not_meet():
+    seeds = [stream(purpose, seed, i) for purpose in ("crops", "order") for seed in range(9) for i in range(99)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= s < 2**63 for s in seeds)

@@ -110,11 +110,34 @@ def test_rate_falls_back_to_the_spectrum_when_rounding_breaks_the_factorisation(
     assert leaf.grad.isfinite().all()
 
 
-def test_rate_refuses_nan():
-    z = torch.randn(8, 4)
-    z[0, 0] = math.nan
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("shape", [(8, 4), (1, 4), (8, 1)])
+def test_rate_refuses_what_is_not_finite(shape, bad):
+    z = torch.randn(shape)
+    z[0, 0] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         coding_rate(z, eps=0.5)
+
+
+@pytest.mark.parametrize("eps", [0.0, -0.5, math.nan])
+def test_rate_refuses_an_eps_that_is_not_positive(eps):
+    with pytest.raises(ValueError, match="eps must be positive"):
+        coding_rate(torch.randn(8, 4), eps=eps)
+
+
+def test_rate_takes_arrays_and_integers():
+    z = np.arange(12).reshape(4, 3)
+    assert coding_rate(z, eps=0.5) == coding_rate(torch.tensor(z, dtype=torch.float32), eps=0.5)
+
+
+@pytest.mark.parametrize(("v", "g"), [(1, 1), (2, 3), (2, 0)])
+def test_losses_refuse_views_that_do_not_fit(v, g):
+    """One view has nothing to be aligned with; a teacher of none or of more views is no target."""
+    student, teacher = torch.randn(v, 4, 6), torch.randn(g, 4, 6)
+    with pytest.raises(ValueError, match="two student views"):
+        simdino_loss(student, teacher, eps=0.5, gamma=0.1)
+    with pytest.raises(ValueError, match="two student views"):
+        dino_loss(student, teacher, center=torch.zeros(6), student_temp=1.0, teacher_temp=1.0, center_momentum=0.9)
 
 
 def views(r: dict, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

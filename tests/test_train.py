@@ -47,7 +47,7 @@ def test_every_method_takes_20_real_steps(name, tmp_path):
 
 def test_a_second_request_trains_nothing(tmp_path, monkeypatch):
     first = get_run(TINY, tmp_path, progress=False)
-    monkeypatch.setattr(trainer, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(trainer, "_train", lambda *a, **k: pytest.fail("trained again"))
     assert get_run(TINY, tmp_path) == first
 
 
@@ -102,6 +102,49 @@ def test_a_run_cut_short_before_its_first_checkpoint_starts_anew(tmp_path):
     run = get_run(TINY, tmp_path, progress=False)
     assert run.config["recipe"] == "simdino"
     assert run.metrics["step"].tolist() == list(range(12))
+
+
+def test_what_is_not_a_run_is_left_alone(tmp_path):
+    path = tmp_path / TINY.run_name
+    path.mkdir()
+    (path / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="in the way: it is not a run"):
+        get_run(TINY, tmp_path, progress=False)
+    assert (path / "thesis.txt").read_text() == "all of it"
+
+
+def test_the_teacher_has_no_stochastic_depth(tmp_path, monkeypatch):
+    seen = []
+    ema = torch._foreach_lerp_
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *a: (seen.append(a[0]), ema(*a))[1])
+    networks = []
+    build = trainer.Network
+    monkeypatch.setattr(trainer, "Network", lambda *a, **k: networks.append(build(*a, **k)) or networks[-1])
+    get_run(TINY, tmp_path, progress=False)
+    student, teacher = networks
+    assert len(seen) == 12
+    x = torch.randn(4, 1, 16, 16)
+    assert not torch.equal(student.train()(x)[0], student(x)[0])
+    assert torch.equal(teacher.train()(x)[0], teacher(x)[0])
+
+
+def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    get_run(TINY, tmp_path, progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_that_is_not_finite_is_not_kept(tmp_path, monkeypatch):
+    """NaN between two logged steps, with a checkpoint before the next: the run ends there, without the checkpoint."""
+    config = replace(TINY, record=replace(TINY.record, log_every=12))
+    loss, calls = trainer.simdino_loss, iter(range(99))
+    broken = lambda *a, **k: (lambda x: (x[0] * math.nan, x[1]) if next(calls) >= 2 else x)(loss(*a, **k))  # noqa: E731
+    monkeypatch.setattr(trainer, "simdino_loss", broken)
+    with pytest.raises((FloatingPointError, ValueError), match=r"not finite|NaN or infinite"):
+        get_run(config, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*/checkpoint.safetensors"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -190,6 +233,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
         (["simdino", "--optim.lr", "-1"], "optim.lr must be positive"),
         (["simdino", "--data.name", "cifar10", "--data.root", "/nowhere"], "/nowhere"),
         (["simdino", "--data.name", "cifar11"], "cifar10"),
+        (["simdino", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["simdino", "--optim.batch-size", "100000"], "larger than the"),
     ],
 )
