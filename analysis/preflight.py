@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
                 n=given.batch * (given.ranks if given.gathered else 1),
                 d=given.d,
                 eps=eps if given.official else given.eps,
-                gamma=given.gamma or gamma,
+                gamma=gamma if given.gamma is None else given.gamma,
                 stop_gradient=not given.no_stop_gradient,
                 measured=given.measured,
             )

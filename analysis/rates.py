@@ -149,8 +149,9 @@ def preflight(
 
     n: rows that enter one covariance. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
     ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
-    χ < c·μ_min, with c = 1 for a stop-gradient teacher, 2 without, and μ_min ≤ 1 the smallest share of a direction's
-    variance that differs between views. So χ ≥ c is safe for every augmentation. measured: a logged γ·R to judge.
+    χ·(1 − 1/n) < c·μ_min, with c = 1 for a stop-gradient teacher, 2 without, and μ_min ≤ 1 the smallest share of a
+    direction's variance that differs between views. So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or
+    n = 1 for none. measured: a logged γ·R to judge.
     The official code's eps and γ are translated by `simdino.losses.official_scaling` (`python -m analysis.preflight`).
     """
     low, random, high = (
@@ -158,25 +159,30 @@ def preflight(
         for rate in (theory.rate_collapsed(d, eps), theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps))
     )
     chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient else 2
+    share = 1 - 1 / n  # of the features' variance, in a batch
+    seen, number = chi * share, f"The collapse number is {chi:.2f}, {chi * share:.2f} in batches of {n},"
     sentences = [
         f"The expansion term lies between {low:.4f} (all features equal) and {high:.4f} (as spread as {n} features in "
         f"{d} dimensions can be); independent random features score {random:.4f}.",
         f"Spreading gains at most {high - low:.4f}: a run whose views stay further apart than that in the mean of "
         "1 - cos would have a lower loss collapsed.",
     ]
-    if chi >= c:
-        sentences.append(f"The collapse number is {chi:.2f} >= {c}: total collapse is unstable whatever the views.")
+    if seen >= c:
+        sentences.append(f"{number} which is >= {c}: total collapse is unstable whatever the views.")
+    elif seen == 0:
+        cause = "gamma is 0" if gamma == 0 else "one row has no spread"
+        sentences.append(f"{number} as {cause}: total collapse is stable whatever the views.")
     else:
-        safe = math.sqrt(2 * gamma * d / (c + math.sqrt(c * c + 4 * gamma * c)))  # ε at which χ = c
+        safe = math.sqrt(2 * gamma * share * d / (c + math.sqrt(c * c + 4 * gamma * share * c)))  # ε at which seen = c
         sentences.append(
-            f"The collapse number is {chi:.2f} < {c}: total collapse is stable if more than {chi / c:.0%} of every "
-            f"direction's variance differs between views. Raise gamma to {gamma * c / chi:.2g}, or lower the paper's "
+            f"{number} which is < {c}: total collapse is stable if more than {seen / c:.0%} of every "
+            f"direction's variance differs between views. Raise gamma to {gamma * c / seen:.2g}, or lower the paper's "
             f"epsilon to {safe:.2g} (the official code's eps, times the ranks of a local covariance, to "
             f"{safe**2:.2g}), to be safe for all views."
         )
     if n < d:
         sentences.append(f"{n} rows show at most {n} of {d} dimensions: enlarge the batch or gather the covariance.")
-    if measured is not None:
+    if measured is not None and gamma > 0:
         sentences.append(
             f"The measured {measured:.4f} is {measured / high:.1%} of the ceiling, {measured / random:.1%} of random "
             f"isotropy and {measured / low:.2f} times the collapsed value."

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import simdino.losses
-from analysis import rates
+from analysis import rates, theory
 from analysis.moments import Moments
 from analysis.rates import (
     class_rates,
@@ -186,5 +186,22 @@ def test_the_way_out_of_a_stable_collapse_is_one():
         text = str(preflight(**settings, stop_gradient=stop_gradient))
         gamma = float(text.split("Raise gamma to ")[1].split(",")[0])
         eps = float(text.split("epsilon to ")[1].split(" ")[0])
-        assert preflight(**settings | {"gamma": gamma}).collapse_number == pytest.approx(c, rel=0.05)
-        assert preflight(**settings | {"eps": eps}).collapse_number == pytest.approx(c, rel=0.1)
+        share = 1 - 1 / settings["n"]
+        assert preflight(**settings | {"gamma": gamma}).collapse_number * share == pytest.approx(c, rel=0.05)
+        assert preflight(**settings | {"eps": eps}).collapse_number * share == pytest.approx(c, rel=0.1)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_a_batch_of_n_sees_its_own_variance_only(stop_gradient):
+    """χ just above c is unstable for all views in large batches, and not in batches of 4: χ(1 − 1/4) < c."""
+    gamma = (1 if stop_gradient else 2) * 1.02 / theory.collapse_number(16, 0.5, 1.0)
+    settings = {"d": 16, "eps": 0.5, "gamma": gamma, "stop_gradient": stop_gradient}
+    assert "unstable whatever the views" in str(preflight(n=1000, **settings))
+    assert "stable if more than 76%" in str(preflight(n=4, **settings))  # 0.75 · 1.02
+
+
+def test_without_an_expansion_term_or_a_second_row_collapse_is_stable():
+    for n, gamma, cause in ((64, 0.0, "gamma is 0"), (1, 0.1, "one row has no spread")):
+        flight = preflight(n=n, d=16, eps=0.5, gamma=gamma, measured=0.1)
+        assert f"as {cause}: total collapse is stable whatever the views" in str(flight)
+        assert flight.collapse_number == theory.collapse_number(16, 0.5, gamma)

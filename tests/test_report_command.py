@@ -202,5 +202,9 @@ def test_preflight_command():
     assert result.returncode == 0
     assert all(w in result.stdout for w in ("0.0189", "0.4496", "3.74", "94.3% of the ceiling"))
     assert "between 0.0" in command(*official, "--gathered", module="analysis.preflight").stdout
+    assert (
+        "as gamma is 0: total collapse is stable"
+        in command(*official, "--gamma", 0, module="analysis.preflight").stdout
+    )
     refusal = command("--d", 256, "--batch", 64, "--eps", -1, module="analysis.preflight")
     assert one_sentence(refusal, "eps must be positive")
