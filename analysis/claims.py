@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from simdino.runs import environment, write_json, write_text
+from simdino.runs import Run, environment, write_json, write_text
 
 REPOSITORY = Path(__file__).parents[1]
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
@@ -95,11 +95,13 @@ def publish(
     out_dir: str | Path,
     profile: str,
     seeds: Sequence[int] = (),
+    runs: Sequence[Run] = (),
 ) -> None:
     """Save a notebook's figure and claims as `<out_dir>/<name>.png` and `.json`, and print the claims.
 
     The JSON says what made them: profile, seeds, hardware, threads, versions, commit, minutes since the notebook
-    began. Each file is written whole or not at all. `name` is the notebook's, without its suffix.
+    began; and of the runs that they are about, the commits, sources and hardware that trained these. Each file is
+    written whole or not at all. `name` is the notebook's, without its suffix.
 
     Raises AssertionError naming the theorems that do not hold, after writing both files; ValueError if there
     are no claims or two have the same id.
@@ -115,6 +117,8 @@ def publish(
     fig.savefig(png.with_suffix(".png.tmp"), format="png", dpi=200, metadata=metadata)
     os.replace(png.with_suffix(".png.tmp"), png)
     made = {"profile": profile, "seeds": list(seeds), **where, "minutes": (time.perf_counter() - _STARTED) / 60}
+    if runs:
+        made["runs"] = {key: sorted({run.environment[key] for run in runs}) for key in ("commit", "source", "hardware")}
     made["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(png.with_suffix(".json"), {"name": name, "notebook": notebook, **made, "claims": _finite(claims)})
 
@@ -155,7 +159,12 @@ def _section(record: dict, folder: Path) -> list[str]:
     drawn = [f"seeds {', '.join(map(str, seeds))} (n = {len(seeds)})"] if seeds else []
     threads = f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}"
     made = [f"profile {record['profile']}", *drawn, record["hardware"], threads, f"torch {record['versions']['torch']}"]
-    made += [f"{record['minutes']:.1f} minutes besides training", f"commit {record['commit']}", f"[notebook]({link})"]
+    made += [f"{record['minutes']:.1f} minutes in the notebook", f"commit {record['commit']}"]
+    if "runs" in record:
+        made += [
+            f"runs trained on {', '.join(record['runs']['hardware'])}, commit {', '.join(record['runs']['commit'])}"
+        ]
+    made += [f"[notebook]({link})"]
     lines = [f"## {record['name']}", "", f"![{record['name']}]({record['name']}.png)", ""]
     lines += ["| | claim | predicted | measured | tolerance | kind |", "|---|---|---|---|---|---|"]
     for c in record["claims"]:

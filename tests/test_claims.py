@@ -11,6 +11,7 @@ from PIL import Image
 
 from analysis import plots
 from analysis.claims import check_parameters, claim, gallery, main, publish
+from simdino.runs import Run, write_json
 
 matplotlib.use("agg")
 DECLARED = 'profile = "cpu"\nseeds = None\nout_dir: str = "figures"\n'
@@ -158,6 +159,24 @@ def test_gallery_shows_every_figure_and_marks_what_fails(tmp_path, fig, capsys):
     assert "![01_right](01_right.png)" in text
     assert "seeds 0, 1, 2 (n = 3)" in text
     assert "notebooks/01_right.ipynb)" in text
+
+
+def test_figure_of_runs_names_what_trained_them_and_not_only_what_drew_it(tmp_path, fig):
+    runs = [Run(tmp_path / str(i)) for i in range(3)]
+    for run, commit in zip(runs, ["def", "abc", "def"], strict=True):
+        run.path.mkdir()
+        write_json(
+            run.path / "environment.json", {"commit": commit, "source": "12", "hardware": "some GPU", "cores": 1}
+        )
+    one = claim("a", "s", predicted=1, measured=1)
+    publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu", runs=runs)
+    record = json.loads((tmp_path / "01.json").read_text())
+    assert record["runs"] == {"commit": ["abc", "def"], "source": ["12"], "hardware": ["some GPU"]}
+    text = gallery(tmp_path).read_text()
+    assert "runs trained on some GPU, commit abc, def · [notebook]" in text
+    assert "minutes in the notebook" in text
+    publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu")
+    assert "trained" not in gallery(tmp_path).read_text()
 
 
 def test_gallery_names_what_is_missing_or_damaged(tmp_path, fig):
