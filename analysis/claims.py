@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ import torch
 from simdino.runs import Run, environment, write_json, write_text
 
 REPOSITORY = Path(__file__).parents[1]
+PROFILES = ("smoke", "cpu")  # the keys of simdino.config.PROFILES
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _STARTED = time.perf_counter()  # a notebook imports this module in its first cell
 
@@ -31,10 +33,15 @@ def check_parameters(In: list[str]) -> None:
 
     `In` is IPython's list of the sources executed so far. papermill puts a cell that begins "# Parameters" right
     after the cell tagged `parameters`; each name that it assigns must be assigned there too. Without such a cell
-    (a notebook opened by hand) nothing is checked.
+    (a notebook opened by hand) only `profile` is: it is published as typed, and any name but those of `PROFILES`
+    would have run as one of them.
 
-    Raises ValueError naming the unknown parameter and the nearest declared one.
+    Raises ValueError naming the unknown parameter or profile and the nearest right one.
     """
+    profile = re.findall(r"^profile = [\"']([^\"'\n]*)", "\n".join(In), re.MULTILINE)[-1:]
+    if profile and profile[0] not in PROFILES:
+        close = difflib.get_close_matches(profile[0], PROFILES, n=1, cutoff=0)
+        raise ValueError(f"unknown profile {profile[0]!r}; did you mean {close[0]!r}? Known: {', '.join(PROFILES)}")
     injected = [i for i, source in enumerate(In) if source.startswith("# Parameters\n")]
     if not injected:
         return

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from analysis import plots
-from analysis.claims import check_parameters, claim, gallery, main, publish
+from analysis.claims import PROFILES, check_parameters, claim, gallery, main, publish
+from simdino import config
 from simdino.runs import Run, write_json
 
 matplotlib.use("agg")
@@ -90,6 +91,13 @@ def test_check_parameters_accepts_declared_names_and_a_notebook_opened_by_hand()
 def test_check_parameters_does_not_take_other_cells_names_for_parameters():
     with pytest.raises(ValueError, match="no parameter 'early'"):
         check_parameters(["", "early = 1", DECLARED, "# Parameters\nearly = 2\n"])
+
+
+def test_check_parameters_refuses_an_unknown_profile_injected_or_typed():
+    assert tuple(config.PROFILES) == PROFILES
+    for executed in (["", DECLARED, '# Parameters\nprofile = "smoek"\n'], ["", 'profile = "smoek"  # comment\n']):
+        with pytest.raises(ValueError, match="unknown profile 'smoek'; did you mean 'smoke'"):
+            check_parameters(executed)
 
 
 @pytest.mark.parametrize(("name", "refused"), [("seeds", False), ("sedes", True)])
