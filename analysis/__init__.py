@@ -4,6 +4,7 @@
     effective_rank(z)                                               # z (n, d): rows are samples
     jackknife(effective_rank, Moments.of(z, blocks=16)).interval()  # with its error
 
+Whole runs: `analysis.diagnose` (a table of all this over training), `analysis.rates.preflight` (before training).
 `analysis.report` makes a table with one judgement of all this, also as `python -m analysis.report FILE_OR_RUN`;
 `analysis.theory` has the closed forms, `analysis.plots` the plots (which need matplotlib).
 """
@@ -23,7 +24,6 @@ from analysis.collapse import (
     uniformity_gap,
     uniformity_optimum,
 )
-from analysis.diagnose import diagnose, diagnose_all, training_log
 from analysis.frames import (
     coherence,
     frame_bounds,
@@ -41,7 +41,7 @@ from analysis.frames import (
 from analysis.moments import Moments
 from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
 from analysis.probes import knn_accuracy
-from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, preflight, rate_optimality, rate_reduction
+from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, rate_optimality, rate_reduction
 from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep, white_noise_spectrum
 from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
 from analysis.spectra import (
@@ -77,8 +77,6 @@ __all__ = [
     "collapsed_spectrum",
     "condition_number",
     "debiased_cka",
-    "diagnose",
-    "diagnose_all",
     "effective_rank",
     "eigenvalues",
     "eigenvalues_above_edge",
@@ -105,7 +103,6 @@ __all__ = [
     "participation_ratio",
     "patch_ranks",
     "permutation_reference",
-    "preflight",
     "principal_angles",
     "procrustes_distance",
     "prototype_entropy",
@@ -122,7 +119,6 @@ __all__ = [
     "stable_rank",
     "tight_frame_distance",
     "tightness",
-    "training_log",
     "uniformity",
     "uniformity_gap",
     "uniformity_optimum",

@@ -293,9 +293,8 @@ def test_every_public_diagnostic_is_here():
         "isotropic_reference",
         "white_noise_spectrum",
         "collapsed_spectrum",
-        "preflight",
     ]
     not_of_features += ["frame_potential_bound", "marchenko_pastur_edge", "orthoplex_bound", "sphere_potential"]
-    not_of_features += ["uniformity_optimum", "welch_bound", "diagnose", "diagnose_all", "training_log"]
+    not_of_features += ["uniformity_optimum", "welch_bound"]
     demonstrations = {"collapse_sweep", "shrink_sweep"}
     assert set(analysis.__all__) - tested == {*not_of_features, *demonstrations}

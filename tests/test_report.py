@@ -268,6 +268,12 @@ def test_everything_public_is_documented_and_there():
     assert sorted(analysis.__all__) == list(analysis.__all__)
 
 
+def test_no_public_name_is_a_module_of_the_package_too():
+    """`import analysis.diagnose` would replace a function of that name, or the function hide the module."""
+    modules = {path.stem for path in (ROOT / "analysis").glob("*.py")}
+    assert not modules & set(analysis.__all__)
+
+
 def test_the_package_imports_without_extras_and_without_its_commands():
     extras = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "tyro", "papermill", "IPython"]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\nfrom analysis import *\n"
