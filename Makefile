@@ -28,10 +28,11 @@ test: setup
 	$(BIN)/python -m ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
-# A progress bar on a terminal, a line per finished step elsewhere.
+# A progress bar on a terminal, a line per finished step elsewhere. No lock that would outlive a kill: every run has
+# one of its own, which the kernel releases.
 figures: setup
-	$(BIN)/python -m snakemake --cores $(JOBS) --keep-going --rerun-incomplete --show-failed-logs \
-		$(if $(shell test -t 2 && echo terminal),--logger rich,--quiet host reason) --config profile=$(PROFILE)
+	$(BIN)/python -m snakemake --cores $(JOBS) --keep-going --rerun-incomplete --nolock --show-failed-logs \
+		$(if $(shell test -t 2 && echo terminal),--logger rich,--quiet host reason rules) --config profile=$(PROFILE)
 
 lab: setup
 	$(BIN)/python -m jupyter lab notebooks

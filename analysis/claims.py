@@ -99,12 +99,15 @@ def publish(
     claims: list[dict],
     *,
     name: str,
-    out_dir: str | Path,
+    out_dir: str | Path | None,
     profile: str,
     seeds: Sequence[int] = (),
     runs: Sequence[Run] = (),
 ) -> None:
     """Save a notebook's figure and claims as `<out_dir>/<name>.png` and `.json`, and print the claims.
+
+    out_dir None is build/figures of the project, whatever folder the notebook runs in: what somebody tries out
+    by hand does not overwrite the published figures.
 
     The JSON says what made them: profile, seeds, hardware, threads, versions, commit, minutes since the notebook
     began; and of the runs that they are about, the commits, sources and hardware that trained these. Each file is
@@ -118,7 +121,7 @@ def publish(
         raise ValueError(f"claims of {name} must have distinct ids, and at least one is needed; they are {ids}")
     where = environment("cuda" if torch.cuda.is_available() else "cpu")
     notebook = f"notebooks/{name}.ipynb"
-    png = Path(out_dir) / f"{name}.png"
+    png = Path(out_dir or REPOSITORY / "build/figures") / f"{name}.png"
     png.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Source": notebook, "Comment": f"profile {profile}, commit {where['commit']}"}
     fig.savefig(png.with_suffix(".png.tmp"), format="png", dpi=200, metadata=metadata)
@@ -150,6 +153,8 @@ def gallery(figures_dir: str | Path) -> Path:
     failing = [f"- [{name}](#{name}): {_cell(c['statement'])} ({c['kind']})" for name, c in claims if not c["holds"]]
     lines = ["<!-- written by `python -m analysis.claims`; edit the notebooks instead -->", "# Figures", ""]
     lines += [f"{len(claims) - len(failing)} of {len(claims)} claims hold."]
+    if any(record["profile"] != "cpu" for record in records):
+        lines += ["", "A rehearsal of the pipeline: a few steps and small sizes, at which observations need not hold."]
     if failing:
         lines += ["", "**These do not:**", "", *failing]
     lines += [""]

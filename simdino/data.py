@@ -64,9 +64,9 @@ def load(
             raise ValueError(f"root must be None for {name}, which is built from an installed package.")
     elif root is None:
         raise ValueError(f"root must say where the files of {name} are{_page(name)}.")
-    elif not Path(root).exists():
+    elif not Path(root).expanduser().exists():
         raise FileNotFoundError(f"root {root} does not exist{_page(name)}.")
-    *arrays, classes = DATASETS[name](root if root is None else Path(root), size)
+    *arrays, classes = DATASETS[name](root if root is None else Path(root).expanduser(), size)
     train, train_labels, test, test_labels = (torch.as_tensor(a) for a in arrays)
     for part, labels in (("training", train_labels), ("test", test_labels)):
         if not len(labels):

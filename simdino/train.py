@@ -37,14 +37,18 @@ from simdino.runs import (
 )
 from simdino.vit import Network
 
+CHECKOUT = Path(__file__).parents[1]
+RUNS = CHECKOUT / "runs" if (CHECKOUT / "pyproject.toml").is_file() else Path("runs")
 
-def get_run(config: Config, root: str | Path = "runs", *, device: str | None = None, progress: bool = True) -> Run:
+
+def get_run(config: Config, root: str | Path | None = None, *, device: str | None = None, progress: bool = True) -> Run:
     """The run of a configuration: read if it is on disk, resumed if it was cut short, trained if it is absent.
 
+    root: the directory of the runs; None is runs/ of the checkout, whatever folder a notebook runs in.
     Two processes that ask for one run train it once. A cut-short run is resumed only under the source that began
     it, else it starts anew; a complete one of another source is returned with a warning.
     """
-    path = Path(root) / config.run_name
+    path = Path(root or RUNS) / config.run_name
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel however this process ends
@@ -271,8 +275,6 @@ def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, f
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; a mistake is one sentence and an exit status that is not 0."""
-    import tyro  # only the command line needs it
-
     parser = argparse.ArgumentParser(
         prog="python -m simdino.train",
         description="Train a recipe. Every field of its configuration is an option: <recipe> --help-all lists them.",
@@ -285,12 +287,16 @@ def main(arguments: list[str] | None = None) -> None:
     known, rest = parser.parse_known_args(arguments)
     rest = ["--help" if a == "--help-all" else a for a in rest]
     try:
+        import tyro  # only the command line needs it
+
         default = recipe(known.recipe, known.profile)
         prog = f"{parser.prog} {known.recipe}"
         config = tyro.cli(tyro.conf.AvoidSubcommands[Config], default=default, args=rest, prog=prog)
         run = get_run(config, known.root, device=known.device)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
+    except ImportError as error:
+        parser.exit(1, f"{parser.prog}: {error}: pip install -e '.[train]' has what training needs\n")
     print(f"{run.path}: {run.steps[-1]} steps; read it with python -m analysis.report {run.path}")
 
 
