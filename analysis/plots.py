@@ -47,8 +47,9 @@ def plot_spectrum(eigenvalues, ax=None, *, floor=1e-9):
 def plot_runs(x, y, ax=None):
     """One quantity `(recipe, seed)` against another, a dot a run."""
     ax = ax or plt.gca()
-    for recipe in x["recipe"].values:
-        ax.plot(x.sel(recipe=recipe), y.sel(recipe=recipe), "o", color=COLORS[str(recipe)], label=str(recipe))
+    for i, recipe in enumerate(x["recipe"].values):
+        color = COLORS.get(str(recipe), f"C{i}")
+        ax.plot(x.sel(recipe=recipe), y.sel(recipe=recipe), "o", color=color, label=str(recipe))
     return ax
 
 
@@ -63,8 +64,8 @@ def plot_level(value, label, ax=None, *, x=0.02, below=False):
 
 def _plot_methods(ax, quantity, along):
     """A line a recipe: the mean over seeds, and their range."""
-    for recipe in quantity["recipe"].values:
-        q, color = quantity.sel(recipe=recipe), COLORS[str(recipe)]
+    for i, recipe in enumerate(quantity["recipe"].values):
+        q, color = quantity.sel(recipe=recipe), COLORS.get(str(recipe), f"C{i}")
         ax.plot(q[along], q.mean("seed"), ".-", color=color, label=str(recipe), linewidth=1)
         ax.fill_between(q[along], q.min("seed"), q.max("seed"), color=color, alpha=0.2, linewidth=0)
 
