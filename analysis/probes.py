@@ -1,6 +1,7 @@
 """What the features are good for: probes that are trained, or in the case of k-NN not even that, on frozen features."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ def knn_accuracy(
     test: Array,
     test_labels: Array,
     *,
-    k: int | Sequence[int] = 20,
+    k: Integral | Sequence[Integral] = 20,
     temperature: int | float = 0.07,
     top: int = 1,
     chunk: int = 1024,
@@ -41,7 +42,7 @@ def knn_accuracy(
     test = test.to(train)
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"train and test must have the same dimension, got {train.shape[1]} and {test.shape[1]}")
-    ks = sorted({k} if isinstance(k, int) else set(k))
+    ks = sorted({int(k)} if isinstance(k, Integral) else set(map(int, k)))
     if not ks or ks[0] < 1 or ks[-1] > len(train):
         raise ValueError(f"k must be between 1 and the number of training samples, {len(train)}, got {k}")
     for name, value in (("temperature", temperature), ("top", top), ("chunk", chunk)):
@@ -65,7 +66,7 @@ def knn_accuracy(
             best = votes.argsort(dim=1, descending=True, stable=True)[:, :top]  # (c, top)
             hits[row] += (best == test_labels[start : start + chunk, None]).sum()
     accuracy = hits.double() / len(test)
-    return accuracy[0] if isinstance(k, int) else dict(zip(ks, accuracy, strict=True))
+    return accuracy[0] if isinstance(k, Integral) else dict(zip(ks, accuracy, strict=True))
 
 
 def _nearest(test: Float[Tensor, "c d"], train: Float[Tensor, "m d"], k: int) -> tuple[Tensor, Tensor]:

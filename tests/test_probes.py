@@ -124,6 +124,12 @@ def test_autocast_does_not_touch_the_similarities():
     assert inside == knn_accuracy(*data, k=9)
 
 
+def test_k_may_be_a_numpy_integer():
+    data = blobs()
+    assert knn_accuracy(*data, k=np.int64(9)) == knn_accuracy(*data, k=9)
+    assert knn_accuracy(*data, k=[np.int64(3), 9]) == knn_accuracy(*data, k=(3, 9))
+
+
 def test_bad_input_is_named():
     train, train_labels, test, test_labels = blobs()
     good = {"train": train, "train_labels": train_labels, "test": test, "test_labels": test_labels, "k": 5}
