@@ -177,10 +177,14 @@ def alpha_req(
 def condition_number(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, ""]:
     """Condition number λ₁/λᵣ of Γ, r = min(n, d), which is the squared condition number of z.
 
+    Centred rows have one direction less: r = min(n − 1, d), and one row, which has none, gives ∞.
+
     Range 1 (flat) to ∞ (a direction is lost); lower is healthier. The flat sample of isotropic features reads
     ((1 + √(d/n))/(1 − √(d/n)))².
     """
     lam = eigenvalues(x, center=center, normalize=normalize)
+    if center:
+        lam = lam[: max((x.n if isinstance(x, Moments) else len(x)) - 1, 1)]
     return torch.where(lam[-1] > 0, lam[0] / torch.where(lam[-1] > 0, lam[-1], 1.0), math.inf)
 
 

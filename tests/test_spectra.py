@@ -25,6 +25,7 @@ from analysis.spectra import (
     renyi_entropy,
     stable_rank,
 )
+from tests.configurations import simplex
 
 RANKS = {
     "effective_rank": effective_rank,
@@ -356,3 +357,12 @@ def test_of_is_checked(z):
 def test_every_public_function_is_tested_here():
     public = {k for k, v in vars(spectra).items() if getattr(v, "__module__", "") == spectra.__name__ and k[0] != "_"}
     assert public <= set(globals())
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_condition_number_of_centred_rows_is_of_the_directions_that_centring_leaves(n):
+    """A simplex is flat within the n − 1 dimensions that it spans."""
+    z = simplex(n, 7) + 3
+    assert_value(condition_number(z, center=True), 1)
+    assert_value(condition_number(Moments.of(z), center=True), 1)
+    assert condition_number(z[:1], center=True) == math.inf
