@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from analysis import theory
 from analysis._input import Array, as_features, require_unit_rows
 from analysis.moments import Moments, gram
 from analysis.spectra import eigenvalues
@@ -101,7 +102,7 @@ def welch_bound(n: int, d: int) -> float:
     Equality iff the vectors form an equiangular tight frame, which in ℝᵈ needs n ≤ d(d + 1)/2. Source: Welch 1974.
     """
     _check_size(n, d)
-    return math.sqrt(max(n - d, 0) / (d * (n - 1)))
+    return theory.welch_coherence(n, d)
 
 
 def orthoplex_bound(n: int, d: int) -> float:
@@ -110,7 +111,7 @@ def orthoplex_bound(n: int, d: int) -> float:
     Above that number it beats the Welch bound; mutually unbiased bases reach it. Source: Conway, Hardin & Sloane 1996.
     """
     _check_size(n, d)
-    return 1 / math.sqrt(d) if n > d * (d + 1) // 2 else 0.0
+    return theory.orthoplex_coherence(n, d) if n > d * (d + 1) // 2 else 0.0
 
 
 def frame_potential(z: Array, *, order: int = 2, normalize: bool = False) -> Float[Tensor, ""]:
@@ -170,6 +171,8 @@ def frame_bounds(x: Array | Moments) -> tuple[Float[Tensor, ""], Float[Tensor, "
 
     Source: Duffin & Schaeffer 1952.
     """
+    if not isinstance(x, Moments) and x.ndim != 2:
+        raise ValueError(f"x must be Moments or features of shape (n, d), got {tuple(x.shape)}: a spectrum has lost n")
     lam = eigenvalues(x)
     n, d = (x.n, x.d) if isinstance(x, Moments) else x.shape
     return n * lam[-1] if n >= d else torch.zeros_like(lam[-1]), n * lam[0]

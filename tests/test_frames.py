@@ -159,6 +159,12 @@ def test_frame_bounds_of_known_frames():
     assert (lower.item(), upper.item()) == pytest.approx((0, 1))
 
 
+def test_frame_bounds_need_n_which_a_spectrum_has_lost():
+    for f in (frame_bounds, tightness):
+        with pytest.raises(ValueError, match=r"x must be Moments or features of shape \(n, d\), got \(3,\)"):
+            f(torch.ones(3))
+
+
 def test_frame_bounds_enclose_every_direction():
     z, u = gaussian(30, 4), sphere(200, 4, seed=1)
     lower, upper = frame_bounds(z)
