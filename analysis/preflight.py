@@ -25,6 +25,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--official", action="store_true", help="eps and γ as in the official code")
     parser.add_argument("--gamma", type=float, help="weight of the expansion (default: the official code's rule)")
     parser.add_argument("--no-stop-gradient", action="store_true", help="the targets carry gradients")
+    parser.add_argument(
+        "--rate-of",
+        choices=("student", "mean"),
+        help="whose rate (default: the student's; with --official of the mean)",
+    )
     parser.add_argument("--measured", type=float, help="a logged expansion term to judge")
     given = parser.parse_args(arguments)
     try:
@@ -39,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
                 eps=eps if given.official else given.eps,
                 gamma=gamma if given.gamma is None else given.gamma,
                 stop_gradient=not given.no_stop_gradient,
+                rate_of=given.rate_of or ("mean" if given.official else "student"),
                 measured=given.measured,
             )
         )

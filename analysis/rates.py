@@ -5,7 +5,7 @@
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -143,14 +143,22 @@ class Preflight(NamedTuple):
 
 
 def preflight(
-    *, n: int, d: int, eps: float, gamma: float, stop_gradient: bool = True, measured: float | None = None
+    *,
+    n: int,
+    d: int,
+    eps: float,
+    gamma: float,
+    stop_gradient: bool = True,
+    rate_of: Literal["student", "mean"] = "student",
+    measured: float | None = None,
 ) -> Preflight:
     """Range of the logged expansion term γ·R and stability of total collapse, from the configuration alone.
 
     n: rows that enter one covariance. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
     ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
-    χ·(1 − 1/n) < c·μ_min, with c = 1 for a stop-gradient teacher, 2 without, and μ_min ≤ 1 the smallest share of a
-    direction's variance that differs between views. So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or
+    χ·(1 − 1/n) < c·μ_min, with μ_min ≤ 1 the smallest share of a direction's variance that differs between views, and
+    c = 1 for a stop-gradient teacher and the rate of the student's features; c = 2 without the one (twice the
+    alignment's gradient) or for the rate of the mean of both (half the rate's: the official default, `expa_type` 1). So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or
     n = 1 for none. measured: a logged γ·R to judge.
     The official code's eps and γ are translated by `simdino.losses.official_scaling` (`python -m analysis.preflight`).
     """
@@ -158,7 +166,7 @@ def preflight(
         gamma * rate
         for rate in (theory.rate_collapsed(d, eps), theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps))
     )
-    chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient else 2
+    chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient and rate_of == "student" else 2
     share = 1 - 1 / n  # of the features' variance, in a batch
     seen, number = chi * share, f"The collapse number is {chi:.2f}, {chi * share:.2f} in batches of {n},"
     sentences = [

@@ -301,7 +301,8 @@ def mode_time(start, end, mu, gamma, alpha, *, stop_gradient=True):
 def collapse_number(d, eps, gamma):
     """B6: the collapse number χ = γα²/(1+α); total collapse is linearly stable iff χ < c·μ_min.
 
-    c = 1 with a stop-gradient teacher, 2 without; μ_min is the smallest share of variance that differs between views.
+    μ_min is the smallest share of variance that differs between views. c = 1 with a stop-gradient teacher, 2 without;
+    and 2 with one if the rate is taken of (student + teacher)/2, whose gradient is halved as the alignment's is.
     Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α) and costs the
     alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
     """

@@ -205,3 +205,14 @@ def test_without_an_expansion_term_or_a_second_row_collapse_is_stable():
         flight = preflight(n=n, d=16, eps=0.5, gamma=gamma, measured=0.1)
         assert f"as {cause}: total collapse is stable whatever the views" in str(flight)
         assert flight.collapse_number == theory.collapse_number(16, 0.5, gamma)
+
+
+def test_the_rate_of_the_mean_doubles_what_collapse_needs():
+    """Of (student + teacher)/2, the official default, the rate has half the gradient: stable below χ = 2·μ.
+
+    The two runs that collapsed are then on the stable side for ordinary views, those that did not are not.
+    """
+    for batch, ranks, stable in ((64, 16, True), (78, 32, True), (64, 8, False), (128, 8, False)):
+        text = str(preflight(**official(batch, ranks), rate_of="mean"))
+        assert ("is stable" in text) is stable
+        assert "unstable" in str(preflight(**official(64, 16)))  # c = 1 would have called one of them safe
