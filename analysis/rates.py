@@ -158,8 +158,8 @@ def preflight(
     ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
     χ·(1 − 1/n) < c·μ_min, with μ_min ≤ 1 the smallest share of a direction's variance that differs between views, and
     c = 1 for a stop-gradient teacher and the rate of the student's features; c = 2 without the one (twice the
-    alignment's gradient) or for the rate of the mean of both (half the rate's: the official default, `expa_type` 1). So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or
-    n = 1 for none. measured: a logged γ·R to judge.
+    alignment's gradient) or for the rate of the mean of both (half the rate's: the official default, `expa_type` 1).
+    So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or n = 1 for none. measured: a logged γ·R to judge.
     The official code's eps and γ are translated by `simdino.losses.official_scaling` (`python -m analysis.preflight`).
     """
     low, random, high = (
