@@ -209,14 +209,17 @@ def orthoplex_coherence(n, d):
     return 1 / math.sqrt(d)
 
 
-def frame_potential_minimum(n, d, order=1):
-    """C3: lower bound of the even frame potential mean_{ij} c_ij^{2k}, self pairs included, k = order.
+def frame_potential_minimum(n, d, order=2):
+    """C3: lower bound of the frame potential mean_{ij} c_ij^p of even order p, self pairs included.
 
-    max over the bounds 1/n (self pairs), Π_{j<k} (2j+1)/(d+2j) (uniform measure; equality iff a projective k-design).
-    For k = 1 it is 1/min(n, d), attained by A1's optima. Proof: even potentials are positive definite (Sidelnikov).
+    max over the bounds 1/n (self pairs), Π_{j<p/2} (2j+1)/(d+2j) (uniform measure; equality iff a projective p-design).
+    For p = 2 it is 1/min(n, d), attained by A1's optima. `frames.frame_potential_bound` is the same without self pairs.
+    Proof: even potentials are positive definite (Sidelnikov).
     """
     _counts(n=n, d=d, order=order)
-    return max(1 / n, math.prod((2 * j + 1) / (d + 2 * j) for j in range(order)))
+    if order % 2:
+        raise ValueError(f"order, the exponent of the cosines, must be even, got {order}")
+    return max(1 / n, math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2)))
 
 
 def water_level(mu, gamma, alpha, d, *, norm):

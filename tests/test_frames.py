@@ -128,9 +128,9 @@ def test_sphere_potential_and_its_finite_bound_in_closed_form():
     assert sphere_potential(3, order=6) == pytest.approx(1 / 7)  # ∫ u⁶ du/2 on [−1, 1]
     assert frame_potential_bound(40, 4, order=4) == pytest.approx(4 / 39)
     assert frame_potential_bound(3, 8) == 0
-    for n, d, k in [(40, 4, 2), (12, 3, 1), (6, 3, 3)]:  # the theory module counts the pairs of a row with itself
-        assert frame_potential_bound(n, d, order=2 * k) == pytest.approx(
-            (n * theory.frame_potential_minimum(n, d, k) - 1) / (n - 1), abs=1e-15
+    for n, d, order in [(40, 4, 4), (12, 3, 2), (6, 3, 6)]:  # the theory module counts the pairs of a row with itself
+        assert frame_potential_bound(n, d, order=order) == pytest.approx(
+            (n * theory.frame_potential_minimum(n, d, order) - 1) / (n - 1), abs=1e-15
         )
 
 

@@ -118,7 +118,7 @@ def test_B2_pairs_make_the_icosahedron_where_the_full_batch_makes_any_tight_fram
 
 def test_B2_batches_reach_a_design_at_every_size_up_to_n_minus_two():
     eps, n, d = math.sqrt(0.05), 12, 3
-    bound = (n * theory.frame_potential_minimum(n, d, 2) - 1) / (n - 1)  # without self pairs: 0.1273
+    bound = (n * theory.frame_potential_minimum(n, d, 4) - 1) / (n - 1)  # without self pairs: 0.1273
     for batch in (2, 4):  # 66 pairs, 495 quadruples
         z = minimise(coding_rate_energy(eps, batch=batch), n, d, tol=1e-9, seed=1).z
         assert off_diagonal_mean(z, 4) == pytest.approx(bound, rel=2e-3)
@@ -128,7 +128,7 @@ def test_B2_batches_reach_a_design_at_every_size_up_to_n_minus_two():
 
 def test_C3_minima_reach_the_known_optima():
     found = minimise(frame_potential_energy(2), 12, 3, restarts=5)
-    assert found.energies.min().item() == pytest.approx(theory.frame_potential_minimum(12, 3, 2), rel=1e-10)
+    assert found.energies.min().item() == pytest.approx(theory.frame_potential_minimum(12, 3, 4), rel=1e-10)
     for n in (5, 8):  # simplex, cross-polytope
         found = minimise(uniformity_energy(), n, 4, restarts=10)
         assert found.energies.min().item() == pytest.approx(theory.uniformity_minimum(n, 4), abs=1e-10)

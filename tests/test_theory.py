@@ -361,8 +361,10 @@ def test_C3_known_optima():
     assert np.linalg.norm(cross, "nuc") == pytest.approx(theory.nuclear_norm_maximum(8, 4), abs=1e-10)
     assert ((cross @ cross.T) ** 2).mean() == pytest.approx(theory.frame_potential_minimum(8, 4), abs=1e-10)
     moments = [np.mean(sphere(RNG(0), 200_000, 4)[:, 0] ** (2 * k)) for k in (1, 2, 3)]
-    uniform = [theory.frame_potential_minimum(10**9, 4, k) for k in (1, 2, 3)]
+    uniform = [theory.frame_potential_minimum(10**9, 4, order) for order in (2, 4, 6)]
     np.testing.assert_allclose(moments, uniform, rtol=0.02)
+    with pytest.raises(ValueError, match="must be even, got 3"):
+        theory.frame_potential_minimum(8, 4, 3)
 
 
 # D ---------------------------------------------------------------------------------------------------------------
