@@ -55,6 +55,19 @@ def test_monitor_sees_every_forward_pass_while_it_is_open_and_changes_nothing():
         monitor.compute()
 
 
+def test_monitor_forms_its_products_in_the_precision_that_is_asked_for():
+    for precision, rel in (("exact", 1e-12), ("fast", 1e-5)):
+        with FeatureMonitor(nn.Identity(), precision=precision) as monitor:
+            monitor.module(Z)
+        assert monitor.moments.precision == precision
+        assert monitor.compute()["effective_rank"].item() == pytest.approx(effective_rank(Z).item(), rel=rel)
+    with (
+        FeatureMonitor(nn.Identity(), precision="half") as monitor,
+        pytest.raises(ValueError, match="precision must be"),
+    ):
+        monitor.module(Z)
+
+
 def test_monitor_picks_features_and_names_an_output_that_is_none():
     tokens = gaussian(10, 5, D)
     with FeatureMonitor(nn.Identity(), features=lambda t: t[:, 0]) as monitor:
