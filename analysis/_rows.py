@@ -175,8 +175,8 @@ def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
     cosine = ((means.sum(0).square().sum() - means.square().sum()) / (v * (v - 1))).item()  # of any two of other views
     apart = max(1 - (n * cosine - own) / (n - 1), 0.0)  # ½E‖z − z′‖² of different samples
     share = (1 - own) / apart if apart > 1e-12 else 0.0
-    says = f"½E‖z − z′‖² of two views of a sample; {share:.1%} of that of different samples, {apart:.3g}."
-    row = Row("alignment", 1 - own, None, None, 1.0, 0.0, "lower", says)
+    says = f"Half of `alignment`, of two views of a sample; {share:.1%} of that of different samples, {apart:.3g}."
+    row = Row("alignment, ½E‖z − z′‖²", 1 - own, None, None, 1.0, 0.0, "lower", says)
     says = f"Directions in which samples differ by more than their views do, from {v} views of {n} samples."
     return share, [row, Row("LiDAR", lidar(views).item(), None, None, None, float(min(n - 1, d)), "higher", says)]
 

@@ -81,7 +81,8 @@ def diagnose_all(runs: Iterable[Run]) -> xr.Dataset:
 def training_log(runs: Iterable[Run]) -> xr.Dataset:
     """The logged numbers of several runs, labelled by recipe, seed and step; what a method does not log is NaN.
 
-    ValueError as in `diagnose_all`.
+    alignment is SimDINO's ½E‖z₁ − z₂‖², as in `diagnose`, half of `collapse.alignment`. ValueError as in
+    `diagnose_all`.
     """
     runs = _one_configuration_each(runs)
     frames = [run.metrics.assign(recipe=run.config["recipe"], seed=run.config["seed"]) for run in runs]

@@ -236,7 +236,9 @@ def run_report(run: Run | str | Path) -> RunReport:
     steps = sorted({run.steps[0], run.steps[-1]})
     names = ["effective_rank", "effective_rank_centered", "mean_collapse", "feature_std", "alignment", "knn"]
     layers = table[names].sel(step=steps).to_dataframe(dim_order=["layer", "step"])[names]
-    layers = layers.rename(columns={"effective_rank": "rank", "effective_rank_centered": "rank centred"})
+    layers = layers.rename(
+        columns={"effective_rank": "rank", "effective_rank_centered": "rank centred", "alignment": "½E‖z − z′‖²"}
+    )
     knn, rate = table["knn"].sel(layer="backbone"), table["rate"].sel(layer="head", step=steps[-1]).item()
     low, isotropic, high = (table[f"rate_{k}"].item() for k in ("collapsed", "isotropic", "ceiling"))
     sentences = (

@@ -110,7 +110,7 @@ def test_views_further_apart_than_half_of_different_samples_are_a_problem():
         views = math.sqrt(1 - share) * z + math.sqrt(share) * noise
         result = report(z, views=views)
         assert result.judgement == expected
-        assert values(result)["alignment"] == pytest.approx(share, abs=0.02)
+        assert values(result)["alignment, ½E‖z − z′‖²"] == pytest.approx(share, abs=0.02)
 
 
 def test_judge_follows_its_thresholds():

@@ -176,6 +176,7 @@ def test_run_report_judges_head_and_backbone(run):
     assert result.layers.index.tolist() == [("backbone", 0), ("backbone", 100), ("head", 0), ("head", 100)]
     assert result.layers.loc[("head", 100), "mean_collapse"] == pytest.approx(0.999, abs=1e-3)
     assert result.layers.loc[("head", 0), "mean_collapse"] < 0.3
+    assert result.layers.loc[("head", 0), "½E‖z − z′‖²"] == 0  # equal views
     text = str(result)
     ceiling, collapsed = theory.rate_maximum(200, 8, EPS), theory.rate_collapsed(8, EPS)
     for part in (f"the ceiling {ceiling:.4g}", f"equal {collapsed:.4g}", "untrained network (step 0)", "raw pixels"):
