@@ -16,7 +16,7 @@ from torch import Tensor
 from analysis._input import Array, _as_floating, as_features, as_views, require_unit_rows, unit_rows
 from analysis.frames import frame_potential, pair_mean, squared_distances, unit_features
 from analysis.moments import Moments
-from analysis.spectra import effective_rank
+from analysis.spectra import effective_rank, effective_ranks
 
 
 def alignment(
@@ -201,7 +201,7 @@ def patch_ranks(tokens: Array, *, center: bool = False) -> dict[str, Float[Tenso
     """
     tokens = _as_floating(tokens, "tokens", "n t d")
     return {
-        name: torch.stack([effective_rank(z, center=center) for z in sets]).mean()
+        name: effective_ranks(sets, center=center).mean()
         for name, sets in (("within", tokens), ("between", tokens.transpose(0, 1)))
     }
 

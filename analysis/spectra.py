@@ -45,11 +45,7 @@ def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = F
             raise ValueError("a spectrum cannot be centred or normalised any more: pass features")
         return as_spectrum(x)
     matrix, n, d, _ = _second_moment(x, center=center, normalize=normalize)
-    lam = torch.linalg.eigvalsh(matrix).flip(0)[: min(n, d)]
-    index = torch.arange(len(lam), device=lam.device)
-    floor = torch.finfo(lam.dtype).eps * math.sqrt(len(lam)) * lam[0]
-    resolved = (lam > floor) & (index < n - int(center))
-    return torch.where(resolved, lam, 0.0)
+    return _resolved(matrix, n, d, center)
 
 
 def renyi_entropy(
@@ -262,6 +258,25 @@ def eigenvalues_above_edge(
     return (lam > marchenko_pastur_edge(n, d, variance=noise)).sum()
 
 
+def effective_ranks(z: Float[Tensor, "b n d"], *, center: bool = False) -> Float[Tensor, " b"]:
+    """`effective_rank` of each of b sets of features, by one batched decomposition."""
+    n, d = z.shape[1:]
+    z = z.double()
+    if center:
+        z = z - z[:, :1].detach()
+        z = z - z.mean(1, keepdim=True)
+    matrix = z.mT @ z if n >= d else z @ z.mT
+    return _entropy(_resolved(matrix / n, n, d, center), 1.0).exp()
+
+
+def _resolved(matrix: Float[Tensor, "*b m m"], n: int, d: int, center: bool) -> Float[Tensor, "*b r"]:
+    """Eigenvalues, descending, with zero for those that rounding may have made."""
+    lam = torch.linalg.eigvalsh(matrix).flip(-1)[..., : min(n, d)]
+    index = torch.arange(lam.shape[-1], device=lam.device)
+    floor = torch.finfo(lam.dtype).eps * math.sqrt(lam.shape[-1]) * lam[..., :1]
+    return torch.where((lam > floor) & (index < n - int(center)), lam, 0.0)
+
+
 def _second_moment(x: Array | Moments, *, center: bool, normalize: bool) -> tuple[Tensor, int, int, Tensor]:
     """(Γ or the covariance, or the n × n matrix with the same nonzero eigenvalues; n; d; Σ‖z‖⁴)."""
     if isinstance(x, Moments):
@@ -292,16 +307,16 @@ def _values(x: Array | Moments, of: Of, center: bool, normalize: bool) -> Float[
     return torch.where(lam > 0, torch.where(lam > 0, lam, 1.0).sqrt(), 0.0)  # √ has no gradient at 0
 
 
-def _entropy(values: Float[Tensor, " r"], order: int | float, eps: int | float = 0.0) -> Float[Tensor, ""]:
+def _entropy(values: Float[Tensor, "*b r"], order: int | float, eps: int | float = 0.0) -> Float[Tensor, "*b"]:
     """Rényi entropy of values/Σvalues (+ eps); zeros carry neither entropy nor gradient (0·log 0 = 0)."""
-    total = values.sum()
+    total = values.sum(-1, keepdim=True)
     p = values / torch.where(total > 0, total, 1.0) + eps
     support = p > 0
     safe = torch.where(support, p, 1.0)
     if order == 1:
-        entropy = -(safe * safe.log()).sum()
+        entropy = -(safe * safe.log()).sum(-1)
     elif order == math.inf:
-        entropy = -p.max().log()
+        entropy = -p.amax(-1).log()
     else:
-        entropy = torch.where(support, order * safe.log(), -math.inf).logsumexp(0) / (1 - order)
-    return torch.where(total > 0, entropy, -math.inf)
+        entropy = torch.where(support, order * safe.log(), -math.inf).logsumexp(-1) / (1 - order)
+    return torch.where(total[..., 0] > 0, entropy, -math.inf)

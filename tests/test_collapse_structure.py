@@ -83,6 +83,18 @@ def test_patch_ranks_tell_the_two_collapses_apart():
     assert patch_ranks(1 + 1e-4 * gaussian(12, 5, 6), center=True)["between"].item() > 4
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_patch_ranks_are_the_means_of_the_ranks_by_one_decomposition_each(center, monkeypatch):
+    tokens = gaussian(7, 5, 6)
+    within = torch.stack([effective_rank(z, center=center) for z in tokens]).mean().item()
+    between = torch.stack([effective_rank(z, center=center) for z in tokens.transpose(0, 1)]).mean().item()
+    eigvalsh, calls = torch.linalg.eigvalsh, []
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda a: calls.append(a.shape) or eigvalsh(a))
+    ranks = patch_ranks(tokens, center=center)
+    assert (ranks["within"].item(), ranks["between"].item()) == pytest.approx((within, between), rel=1e-12)
+    assert len(calls) == 2
+
+
 def test_patch_ranks_of_orthonormal_tokens_and_of_zeros():
     ranks = patch_ranks(torch.eye(6)[:4].expand(3, 4, 6))
     assert (ranks["within"].item(), ranks["between"].item()) == pytest.approx((4, 1))

@@ -15,6 +15,7 @@ from analysis.spectra import (
     anisotropy,
     condition_number,
     effective_rank,
+    effective_ranks,
     eigenvalues,
     eigenvalues_above_edge,
     isoscore,
@@ -366,3 +367,11 @@ def test_condition_number_of_centred_rows_is_of_the_directions_that_centring_lea
     assert_value(condition_number(z, center=True), 1)
     assert_value(condition_number(Moments.of(z), center=True), 1)
     assert condition_number(z[:1], center=True) == math.inf
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 7), (4, 7, 3)])
+@pytest.mark.parametrize("center", [False, True])
+def test_effective_ranks_of_a_batch_are_those_of_its_members(shape, center):
+    z = torch.cat((torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.ones(1, *shape[1:])))
+    expected = torch.stack([effective_rank(member, center=center) for member in z])
+    assert torch.allclose(effective_ranks(z, center=center), expected, rtol=1e-12)
