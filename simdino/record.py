@@ -42,14 +42,15 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
 def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], branches: dict[str, Network]) -> float:
     """Write the snapshot of one step: "<branch>/<tap>/<set>" to features; returns the seconds it took.
 
-    Test images give every tap (blocks pooled to one vector an image), the bank the backbone's feature alone, for
-    k-NN; the views `(2, k, d)` the backbone's and the head's.
+    Test images give every tap (blocks pooled to one vector an image), the views `(2, k, d)` the backbone's and the
+    head's, the bank the backbone's of the network that is evaluated, the teacher if there is one, for k-NN.
     """
     start, taps = time.perf_counter(), {}
     for branch, network in branches.items():
         for tap, feature in features(network, probe["test_images"], config).items():
             taps[f"{branch}/{tap}/test"] = feature
-        taps[f"{branch}/backbone/bank"] = features(network, probe["bank_images"], config)["backbone"]
+        if branch == list(branches)[-1]:
+            taps[f"{branch}/backbone/bank"] = features(network, probe["bank_images"], config)["backbone"]
         for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
             if tap in ("backbone", "head"):
                 taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
