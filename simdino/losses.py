@@ -131,7 +131,9 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
         return _CodingRate.apply(z, z.shape[-1] / eps**2)
 
 
-def _check_views(student: Tensor, teacher: Tensor) -> None:
+def _check_views(student: Tensor, teacher: Tensor, rate_of: str = "student") -> None:
+    if rate_of not in ("student", "mean"):
+        raise ValueError(f"rate_of must be 'student' or 'mean', not {rate_of!r}")
     v, g = len(student), len(teacher)
     if not (1 <= g <= v and v >= 2 and student.shape[1:] == teacher.shape[1:]):
         shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
@@ -157,11 +159,11 @@ def simdino_loss(
 
     Source: Wu et al. 2025 (arXiv 2502.10385).
     """
-    _check_views(student, teacher)
+    _check_views(student, teacher, rate_of)
     v, g = len(student), len(teacher)
     distance = (student[:, None] - teacher[None]).square().sum(-1).mean(-1) / 2  # (v, g)
     alignment = (distance * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
-    z = {"student": student[:g], "mean": (student[:g] + teacher) / 2}[rate_of]  # (g, n, d)
+    z = student[:g] if rate_of == "student" else (student[:g] + teacher) / 2  # (g, n, d)
     rate = coding_rate(z, eps=eps).mean()
     return alignment - gamma * rate, {"alignment": alignment, "rate": rate}
 

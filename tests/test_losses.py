@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from simdino import losses
-from simdino.losses import coding_rate, dino_loss, official_scaling, simdino_loss
+from simdino.losses import _check_views, coding_rate, dino_loss, official_scaling, simdino_loss
 
 ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "oracle.json"
 
@@ -318,3 +318,9 @@ def test_dino_is_blind_to_collapse():
         loss, parts = dino_loss(100 * scores, 100 * scores, center=center, **options)
         assert loss.item() == pytest.approx(0, abs=1e-6)
         assert (parts["entropy"] + parts["kl"]).item() == pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_a_word_that_names_no_rate_is_refused():
+    """Of the check itself: while testing, the annotation of the loss refuses such a word before it."""
+    with pytest.raises(ValueError, match="rate_of must be 'student' or 'mean', not 'Student'"):
+        _check_views(torch.randn(2, 4, 6), torch.randn(2, 4, 6), "Student")
