@@ -10,7 +10,8 @@ from pathlib import Path
 
 import papermill
 
-from simdino.config import PROFILES, nearest, recipe
+from simdino.config import nearest
+from simdino.recipes import PROFILES, recipe
 
 PYTHON = sys.executable
 PROFILE = nearest(config.get("profile", "cpu"), PROFILES, "profile")

@@ -36,9 +36,9 @@ def pillow_view(image: np.ndarray, size: int, crops: Crops, rng: random.Random) 
             im = operation(im, crops.jitter, rng)
     if rng.random() < crops.gray_p:
         im = im.convert("L").convert("RGB")
-    if rng.random() < crops.blur_p:
+    if rng.random() < crops.blur_p[0]:
         im = im.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
-    if rng.random() < crops.solarize_p:
+    if rng.random() < crops.solarize_p[0]:
         im = ImageOps.solarize(im, 128)
     x = torch.from_numpy(np.array(im)).permute(2, 0, 1).float().div_(255)
     return x.sub_(torch.tensor(crops.mean).view(3, 1, 1)).div_(torch.tensor(crops.std).view(3, 1, 1))
@@ -88,8 +88,8 @@ def torchvision_view(size: int, crops: Crops) -> Callable[[np.ndarray], torch.Te
             t.RandomHorizontalFlip(0.5 * crops.flip),
             t.RandomApply([jitter], crops.jitter_p),
             t.RandomGrayscale(crops.gray_p),
-            t.RandomApply([blur], crops.blur_p),
-            t.RandomSolarize(128, crops.solarize_p),
+            t.RandomApply([blur], crops.blur_p[0]),
+            t.RandomSolarize(128, crops.solarize_p[0]),
             t.ToTensor(),
             t.Normalize(crops.mean, crops.std),
         ]

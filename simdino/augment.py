@@ -17,32 +17,36 @@ CHUNK_PIXELS = 2**16  # worked on together on a CPU, so that all passes stay in 
 
 
 def multi_crop(
-    images: UInt8[Tensor, "n c h w"], crops: Crops, generator: torch.Generator
+    images: UInt8[Tensor, "n c h w"], crops: Crops, generator: torch.Generator, *, part: tuple[int, int] = (0, 1)
 ) -> tuple[Float[Tensor, "g n c s s"], Float[Tensor, "l n c t t"]]:
     """Random global and local views of each image, as DINO's multi-crop; each image and view has its own draw.
 
     In order, as in the official code: crop of random area and aspect (log-uniform in 3/4..4/3), bicubic antialiased
     resize, flip; with probability jitter_p brightness, contrast, saturation and hue; gray; Gaussian blur, σ uniform in
     .1...2 px; solarisation of global views above 128/255; mean and std (averaged to one value for grey images).
-    Two differences: the order of the four colour operations is drawn once a view (in torchvision once an image), and
-    blur and solarisation have one probability for all views. Grey images (c = 1) skip saturation, hue and gray.
+    One difference: the order of the four colour operations is drawn once a view (in torchvision once an image). Grey
+    images (c = 1) skip saturation, hue and gray.
+    part (k, m): the images are the k-th of m equal parts of a batch, and get the views that they get in the whole.
     images (n, c, h, w) uint8, c 1 or 3. Returns (global_crops, n, c, global_size, global_size) and (local_crops, n, c,
     local_size, local_size), float32, on the images' device. Equal generators give equal views; one on the CPU does so
     for every device.
     Source: Caron et al. 2021 (arXiv 2104.14294), appendix; torchvision's definitions of each operation.
     """
     _check(images)
-    kinds = (
-        (crops.global_crops, crops.global_size, crops.global_scale, crops.solarize_p),
-        (crops.local_crops, crops.local_size, crops.local_scale, 0.0),
+    blur, solarized = crops.blur_p, crops.solarize_p
+    kinds = (  # the last: the odds of blur and solarisation, of the first view of a kind and of the other ones
+        (crops.global_crops, crops.global_size, crops.global_scale, ((blur[0], solarized[0]), (blur[1], solarized[1]))),
+        (crops.local_crops, crops.local_size, crops.local_scale, 2 * ((blur[2], solarized[2]),)),
     )
     n, c, h, w = images.shape
+    k, parts = part
     chunk = max(CHUNK_PIXELS // (h * w), 16) if images.device.type == "cpu" else max(n, 1)
     globals_locals = []
-    for views, size, scale, solarize_p in kinds:
+    for views, size, scale, odds in kinds:
         out = torch.empty(views, n, c, size, size, device=images.device)
-        for view in out:
-            draws = torch.stack(random_draw(n, (h, w), crops, scale, solarize_p, generator))  # (12, n)
+        for i, view in enumerate(out):
+            draws = torch.stack(random_draw(n * parts, (h, w), crops, scale, odds[i > 0], generator))
+            draws = draws[:, n * k : n * (k + 1)]  # (12, n)
             order = torch.randperm(4, generator=generator, device=generator.device).tolist() if crops.jitter > 0 else []
             for some in (slice(a, a + chunk) for a in range(0, n, chunk)):
                 view[some] = _view(images[some], draws[:, some], size, order)
@@ -68,9 +72,15 @@ class Draw(NamedTuple):
 
 
 def random_draw(
-    n: int, hw: tuple[int, int], crops: Crops, scale: tuple[float, float], solarize_p: float, generator: torch.Generator
+    n: int,
+    hw: tuple[int, int],
+    crops: Crops,
+    scale: tuple[float, float],
+    odds: tuple[float, float],
+    generator: torch.Generator,
 ) -> Draw:
-    """The random parameters of n views of h×w images (`hw`), on the generator's device."""
+    """The random parameters of n views of h×w images (`hw`), on the generator's device; odds of blur, solarisation."""
+    blur_p, solarize_p = odds
     u = torch.rand(10, n, generator=generator, device=generator.device)
     jittered = u[0] < crops.jitter_p
 
@@ -86,7 +96,7 @@ def random_draw(
         saturation=factor(3, 0.2),
         hue=min(0.1 * crops.jitter, 0.5) * (2 * u[4] - 1) * jittered,
         gray=(u[6] < crops.gray_p).float(),
-        sigma=(0.1 + 1.9 * u[8]) * (u[7] < crops.blur_p),
+        sigma=(0.1 + 1.9 * u[8]) * (u[7] < blur_p),
         solarize=(u[9] < solarize_p).float(),
     )
 

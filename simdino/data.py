@@ -3,7 +3,7 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from io import BytesIO
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 # The photographs inside scikit-image's wheel. Left out: drawings and synthetic patterns, the phase image `cell`,
 # the near-empty `clock_motion`, and `motorcycle_right` (the other eye's view of motorcycle_left).
@@ -34,18 +35,39 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
+class Files:
+    """Image files under the contract of the tensor of all of them, uint8 (N, 3, size, size): decoded when indexed."""
+
+    def __init__(self, files: Sequence[Path], size: int):
+        self.files, self.size, self.shape = list(files), size, (len(files), 3, size, size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Sequence[int] | Tensor | slice) -> UInt8[Tensor, "b 3 s s"]:
+        files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
+        return torch.as_tensor(_decoded(((str(f), f) for f in files), self.size))
+
+    __getitems__ = __getitem__  # how a DataLoader asks for a batch at once
+
+
 class Dataset(NamedTuple):
     """Images (N, c, h, w) and class indices (N,) of a training and a held-out part; `classes[i]` names class i."""
 
-    train: UInt8[Tensor, "n c h w"]
+    train: UInt8[Tensor, "n c h w"] | Files
     train_labels: Int64[Tensor, " n"]
-    test: UInt8[Tensor, "m c h w"]
+    test: UInt8[Tensor, "m c h w"] | Files
     test_labels: Int64[Tensor, " m"]
     classes: tuple[str, ...]
 
 
 def load(
-    name: str, *, root: str | Path | None = None, size: int | None = None, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    root: str | Path | None = None,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+    lazy: bool = False,
 ) -> Dataset:
     """Load a named image set: `digits` and `photos` need no files, the others read what is at `root`.
 
@@ -54,6 +76,7 @@ def load(
     `fashion_mnist`: the original idx files, packed (.gz) or not. `npz`: root is one file with the arrays `data`
     (encoded images end to end), `offsets`, `labels`, `split` (0 = train) and `names`.
     size: side in pixels (short side resized, bicubic and antialiased, then the centre cropped); None: native size.
+    lazy: a folder's images are `Files`, decoded when they are asked for, for sets that memory does not hold.
     Returns a `Dataset`: images uint8 (N, c, h, w), labels int64 (N,), all on `device`.
     Errors: ValueError (unknown name, damaged file, unequal sizes) or FileNotFoundError, naming the file.
     """
@@ -66,17 +89,20 @@ def load(
         raise ValueError(f"root must say where the files of {name} are{_page(name)}.")
     elif not Path(root).expanduser().exists():
         raise FileNotFoundError(f"root {root} does not exist{_page(name)}.")
-    *arrays, classes = DATASETS[name](root if root is None else Path(root).expanduser(), size)
-    train, train_labels, test, test_labels = (torch.as_tensor(a) for a in arrays)
+    if lazy and (name != "folder" or size is None):
+        raise ValueError(f"images can be decoded while training for a folder and a size only, not {name} at {size}.")
+    *arrays, classes = DATASETS[name](root if root is None else Path(root).expanduser(), size, *[True] * lazy)
+    train, train_labels, test, test_labels = (a if isinstance(a, Files) else torch.as_tensor(a) for a in arrays)
     for part, labels in (("training", train_labels), ("test", test_labels)):
         if not len(labels):
             raise ValueError(f"{name} at {root} has no {part} images.")
         if labels.min() < 0 or labels.max() >= len(classes):
             raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}.")
+    train, test = (x if lazy else _resized(x, size).to(device) for x in (train, test))
     return Dataset(
-        _resized(train, size).to(device),
+        train,
         train_labels.long().to(device),
-        _resized(test, size).to(device),
+        test,
         test_labels.long().to(device),
         tuple(map(str, classes)),
     )
@@ -141,7 +167,7 @@ def _photo_crop(im, side: int, test: bool, rng: np.random.Generator) -> np.ndarr
             return crop
 
 
-def folder(root: Path, size: int | None) -> tuple:
+def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
     """root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out."""
     held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), None)
     if (root / "train").is_dir():
@@ -160,8 +186,30 @@ def folder(root: Path, size: int | None) -> tuple:
         files = [[(f, i) for f, i, k in both if (k % 5 == 4) == test] for test in (False, True)]
     out = []
     for part in files:
-        out += [_decoded(((str(f), f) for f, _ in part), size), np.array([i for _, i in part], np.int64)]
+        paths = [f for f, _ in part]
+        images = Files(paths, size) if lazy else _decoded(((str(f), f) for f in paths), size)
+        out += [images, np.array([i for _, i in part], np.int64)]
     return *out, classes
+
+
+def batches(
+    images: UInt8[Tensor, "n c h w"] | Files,
+    order: Iterable[Int64[Tensor, " b"]],
+    *,
+    workers: int,
+    device: str | torch.device,
+) -> Iterator[UInt8[Tensor, "b c h w"]]:
+    """The images of one batch of indices after another, on the device; files are decoded ahead by processes."""
+    if isinstance(images, Tensor):
+        yield from (images[index] for index in order)
+        return
+    options = {"num_workers": workers, "collate_fn": _same, "pin_memory": torch.device(device).type == "cuda"}
+    for batch in DataLoader(images, batch_sampler=(index.tolist() for index in order), **options):
+        yield batch.to(device, non_blocking=True)
+
+
+def _same(batch: Tensor) -> Tensor:
+    return batch
 
 
 def _subfolders(path: Path) -> list[str]:

@@ -48,16 +48,19 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
     return _SumOverRanks.apply(x) if dist.is_available() and dist.is_initialized() else x
 
 
-def gather_rows(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m d"]:
+def gather_rows(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*gathered"]:
     """The rows of all processes, rank after rank, so that a loss sees the whole batch; alone, z itself.
 
-    z: `(n, d)`, or views `(v, n, d)`. With each tensor that a loss takes gathered, N processes have the loss of one
-    process with all rows, however uneven their n, and its gradient, too: the mean over N of DistributedDataParallel
-    cancels the sum in the backward here. (The rate is then the official code's with `reduce_cov=1`.)
+    z: `(n, d)`, views `(v, n, d)`, or one number a row `(n,)`. With each tensor that a loss takes gathered, N
+    processes have the loss of one process with all rows, however uneven their n, and its gradient, too: the mean over
+    N of DistributedDataParallel cancels the sum in the backward here. (The rate is then the official code's with
+    `reduce_cov=1`.)
     A collective call: every process must make it, if only with n = 0.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return z
+    if z.ndim == 1:
+        return gather_rows(z[:, None])[:, 0]
     n, rank = z.shape[-2], dist.get_rank()
     counts = _sum_over_ranks(n * F.one_hot(torch.tensor(rank, device=z.device), dist.get_world_size())).tolist()
     return _sum_over_ranks(F.pad(z, (0, 0, sum(counts[:rank]), sum(counts[rank + 1 :]))))
@@ -263,7 +266,7 @@ def _targets(
         return sinkhorn_knopp(scores, temp=teacher_temp).to(scores.dtype), center
     if centering != "ema":
         raise ValueError(f"centering must be 'ema' or 'sinkhorn', not {centering!r}")
-    rows = _sum_over_ranks(scores.new_tensor(len(scores)))
+    center, rows = center.to(scores.dtype), _sum_over_ranks(scores.new_tensor(len(scores)))
     mean = _sum_over_ranks(scores.detach().sum(0)) / rows
     q = F.softmax((scores - center) / teacher_temp, dim=-1)
     return q, torch.where(rows > 0, torch.lerp(mean, center, center_momentum), center)

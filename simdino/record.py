@@ -19,7 +19,7 @@ def snapshot_steps(steps: int, count: int) -> set[int]:
     return {0, steps} | {round(steps ** (i / count)) for i in range(count)}
 
 
-def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
+def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tensor]:
     """The images that every snapshot sees, the same for each seed, and two fixed augmentations of the first few.
 
     bank_images, bank_labels (training set), test_images, test_labels (held out), views `(2, k, c, s, s)`.
@@ -29,11 +29,12 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
     bank = torch.randperm(len(images.train), generator=choose)[: r.bank]
     test = torch.randperm(len(images.test), generator=choose)[: r.probe]
     two = replace(config.crops, global_crops=2, local_crops=0)
-    views, _ = multi_crop(images.test[test[: r.views]], two, torch.Generator().manual_seed(stream("views")))
+    test_images = images.test[test].to(device)
+    views, _ = multi_crop(test_images[: r.views], two, torch.Generator().manual_seed(stream("views")))
     return {
-        "bank_images": images.train[bank],
+        "bank_images": images.train[bank].to(device),
         "bank_labels": images.train_labels[bank],
-        "test_images": images.test[test],
+        "test_images": test_images,
         "test_labels": images.test_labels[test],
         "views": views,
     }
@@ -42,8 +43,9 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
 def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], branches: dict[str, Network]) -> float:
     """Write the snapshot of one step: "<branch>/<tap>/<set>" to features; returns the seconds it took.
 
-    Test images give every tap (blocks pooled to one vector an image), the views `(2, k, d)` the backbone's and the
-    head's, the bank the backbone's of the network that is evaluated, the teacher if there is one, for k-NN.
+    Test images give every tap (blocks pooled to one vector an image), the first few also their patches `(k, p, d)`, as
+    the backbone gives them and, if the objective has patches, as the loss sees them; the views `(2, k, d)` the
+    backbone's and the head's, the bank the backbone's of the network that is evaluated, the teacher if there is one.
     """
     start, taps = time.perf_counter(), {}
     for branch, network in branches.items():
@@ -54,6 +56,8 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
         for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
             if tap in ("backbone", "head"):
                 taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
+        for tap, feature in patch_features(network, probe["test_images"][: config.record.patches], config).items():
+            taps[f"{branch}/{tap}/patches"] = feature
     write_tensors(snapshot_path(path, step), taps)
     return time.perf_counter() - start
 
@@ -64,7 +68,7 @@ def features(network: Network, images: Tensor, config: Config, *, chunk: int = 2
 
     In float32, since bfloat16's rounding would fill the tail of a collapsed spectrum; without stochastic depth.
     """
-    parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept
+    parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept here
     network.eval()
     for x in images.split(chunk):
         if x.dtype == torch.uint8:
@@ -74,3 +78,15 @@ def features(network: Network, images: Tensor, config: Config, *, chunk: int = 2
         parts.append({k: pool(t) if t.ndim == 3 else t for k, t in taps.items() if k not in whole})
     network.train(training)
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+@torch.no_grad()
+def patch_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
+    """The patches of a few uint8 images `(k, p, d)`: `backbone`, its tokens; `head`, what the loss makes of them."""
+    x, training = center_view(images, config.crops.global_size, config.crops), network.training
+    every = torch.ones(len(x), (x.shape[2] // config.model.patch) ** 2, dtype=torch.bool, device=x.device)
+    network.eval()
+    _, taps = network(x, None, every if config.patches else None)
+    network.train(training)
+    tokens = {"backbone": network.backbone.patch_tokens(taps["tokens"])}
+    return tokens | ({"head": taps["selected"].unflatten(0, every.shape)} if config.patches else {})

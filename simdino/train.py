@@ -1,6 +1,8 @@
 """One training run, top to bottom: `python -m simdino.train <recipe> [--profile cpu] [--optim.lr 0.002 ...]`.
 
-All randomness of a step follows from (seed, step), so a resumed run continues exactly (on a CPU, to the bit).
+On several devices: `torchrun --nproc-per-node 8 -m simdino.train <recipe>`. A batch, its views and its masks are the
+same on any number of ranks. All randomness of a step follows from (seed, step), so a resumed run continues exactly
+(on a CPU, to the bit).
 """
 
 import argparse
@@ -8,33 +10,29 @@ import fcntl
 import functools
 import json
 import math
-import shutil
+import os
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from simdino.augment import block_masks, multi_crop
-from simdino.config import DINO, PROFILES, RECIPES, Config, DINOv2, Optim, SimDINO, SimDINOv2, recipe, stream
-from simdino.data import load
-from simdino.losses import coding_rate, dino_loss, dinov2_loss, simdino_loss, simdinov2_loss
+from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
+from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, stream
+from simdino.data import batches, load
+from simdino.losses import coding_rate, dino_loss, dinov2_loss, gather_rows, simdino_loss, simdinov2_loss
+from simdino.optim import clip_gradients, parameter_groups, schedules, teacher_temperature
+from simdino.recipes import NOTES, PROFILES, recipe
 from simdino.record import probe_images, record, snapshot_steps
-from simdino.runs import (
-    SOURCE,
-    Run,
-    environment,
-    read_metadata,
-    read_rows,
-    read_tensors,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from simdino.runs import SOURCE, Run, environment, write_json, write_tensors, write_text
 from simdino.vit import Network
 
 CHECKOUT = Path(__file__).parents[1]
@@ -48,25 +46,33 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
     Two processes that ask for one run train it once. A cut-short run is resumed only under the source that began
     it, else it starts anew; a complete one of another source is returned with a warning.
     """
-    path = Path(root or RUNS) / config.run_name
+    path, device = Path(root or RUNS) / config.run_name, usable(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel however this process ends
-        if not (path / "DONE").is_file():
+        if ranks()[0] == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel however this process ends
+        if not _of_first_rank((path / "DONE").is_file(), device):
             with torch.random.fork_rng():  # the caller's random numbers are not ours to move
                 _train(config, path, device=device, progress=progress)
+        _of_first_rank(True, device)  # which has written the end of it
     run = Run.load(path)
     if run.environment["source"] != SOURCE:
         warnings.warn(f"{path} was trained by another version of simdino/; delete it to train it anew", stacklevel=2)
     return run
 
 
-def _train(config: Config, path: Path, *, device: str | None, progress: bool) -> None:
+def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     """Train a configuration into its run directory, from a checkpoint if there is a usable one."""
-    device, o = usable(device), config.optim
-    images = load(config.data.name, root=config.data.root, size=config.data.size, device=device)
+    o, (rank, world) = config.optim, ranks()
+    images = load(
+        config.data.name, root=config.data.root, size=config.data.size, device=device, lazy=config.data.workers > 0
+    )
     if o.batch_size > len(images.train):
         raise ValueError(f"batch_size {o.batch_size} is larger than the {len(images.train)} training images")
+    parts = max(o.groups, world)  # of a batch: each is on one rank at a time
+    if parts % world or (world > o.groups > 1) or o.batch_size % parts:
+        raise ValueError(f"{world} ranks cannot share a batch of {o.batch_size} in {o.groups} groups evenly")
+    share, rows = parts // world, o.batch_size // parts
     torch.manual_seed(stream("weights", config.seed))
     shape = {"size": config.crops.global_size, "channels": images.train.shape[1]}
     teacher = student = Network(config.model, **shape).to(device)
@@ -74,112 +80,179 @@ def _train(config: Config, path: Path, *, device: str | None, progress: bool) ->
         teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
         teacher.load_state_dict(student.state_dict())
     branches = {"student": student} | ({"teacher": teacher} if teacher is not student else {})
-    optimizer = torch.optim.AdamW(parameter_groups(student), lr=o.lr, fused=True)
+    for block in (block for network in branches.values() for block in network.backbone.blocks if o.compile):
+        block.compile()
+    optimizer = torch.optim.AdamW(parameter_groups(student, o), lr=o.lr, fused=True)
     names = ["center", "patch_center"][: isinstance(config.objective, DINO) * (1 + config.patches)]
     centers = {name: torch.zeros(config.model.prototypes, device=device) for name in names}
+    if rank == 0:
+        clear(path, branches)
+    _of_first_rank(True, device)
     start, spent, recording = resume(path, branches, optimizer, centers)
-    probe, references = probe_images(images, config), rate_references(config, device)
-    if start == 0:
+    probe, references = probe_images(images, config, device), rate_references(config, device)
+    if rank == 0 and start == 0:
         path.mkdir()
         write_json(path / "config.json", config)
-        write_json(path / "environment.json", environment(device))
+        write_json(path / "environment.json", environment(device) | {"ranks": world})
         write_tensors(path / "probe.safetensors", {k: v for k, v in probe.items() if k != "views"})
-    snapshots = snapshot_steps(o.steps, config.record.snapshots)
-    full_gradient = o.teacher == "student-with-gradient"
+    elif rank == 0:
+        cut_log(path / "metrics.jsonl", start)
+    snapshots = snapshot_steps(o.steps, config.record.snapshots) if rank == 0 else set()
+    network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
+    order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
+    loader = batches(images.train, (b.chunk(world)[rank] for b in order), workers=config.data.workers, device=device)
     began = time.perf_counter() - spent
-    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress)
-    with open(path / "metrics.jsonl", "a") as log:
-        for step in bar:
+    show = progress and rank == 0
+    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not show)
+    with open(path / "metrics.jsonl" if rank == 0 else os.devnull, "a") as log:
+        for step, batch in zip(bar, loader, strict=True):  # (rows of this rank, c, h, w)
             if step in snapshots:
                 recording += record(path, step, config, probe, branches)
             rate, weight_decay, momentum = schedules(o, step)
             for group in optimizer.param_groups:
-                group.update(lr=rate, weight_decay=weight_decay * group["decay"])
-
-            generator = torch.Generator().manual_seed(stream("crops", config.seed, step))
-            torch.manual_seed(stream("depth", config.seed, step))  # stochastic depth draws from the global generator
-            batch = images.train[batch_indices(len(images.train), o.batch_size, config.seed, step)]  # (n, c, h, w)
-            crops = [c.flatten(0, 1) for c in multi_crop(batch, config.crops, generator) if len(c)]  # (g·n or l·n, …)
-            masks = patch_masks(config, len(crops[0]), generator).to(device) if config.patches else None  # (g·n, p)
-            with torch.autocast(device, torch.bfloat16, enabled=o.precision == "bf16"):
-                outs, taps = zip(*map(student, crops, (masks, None)), strict=True)
-                with torch.set_grad_enabled(full_gradient):
-                    seen = teacher is student and masks is None  # then the student has just made the targets
-                    target, target_taps = (outs[0], taps[0]) if seen else teacher(crops[0])
-                    target_patches = masked_patches(teacher, target_taps, masks)
-                patches = masked_patches(student, taps[0], masks), target_patches, patch_weights(masks)
-            target = target if full_gradient else target.detach()
-            s, t = (x.unflatten(0, (-1, len(batch))) for x in (torch.cat(outs), target))  # (g + l, n, d), (g, n, d)
-            match config.objective:
-                case SimDINOv2():
-                    loss, parts = simdinov2_loss(s, t, *patches, **vars(config.objective))
-                case SimDINO():
-                    loss, parts = simdino_loss(s, t, **vars(config.objective))
-                case DINOv2():
-                    features = taps[0]["backbone"].unflatten(0, (-1, len(batch)))  # (g, n, d)
-                    loss, parts = dinov2_loss(s, t, *patches, features, **centers, **vars(config.objective))
-                case DINO():
-                    loss, parts = dino_loss(s, t, **centers, **vars(config.objective))
-            centers = {name: parts.pop(name) for name in centers}
+                group.update(lr=rate * group["factor"], weight_decay=weight_decay * group["decay"])
+            logged = step % config.record.log_every == 0 or step + 1 == o.steps
+            kept = (step + 1) % config.record.checkpoint_every == 0 or step + 1 == o.steps
 
             optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), o.clip or math.inf)
+            masks, rows_logged, next_centers = patch_masks(config, step), [], []  # (g, n, p) of the whole batch
+            for k, some in enumerate(batch.split(rows)):
+                part = rank * share + k
+                generator = torch.Generator().manual_seed(stream("crops", config.seed, step))
+                torch.manual_seed(stream("depth", config.seed, step, part))  # for stochastic depth
+                crops = multi_crop(some, config.crops, generator, part=(part, parts))  # (g, n, …), (l, n, …)
+                mask = None if masks is None else masks[:, part * rows : (part + 1) * rows].to(device)
+                with nullcontext() if world == 1 or k + 1 == share else network.no_sync():
+                    loss, terms, s, z = group_loss(config, network, teacher, crops, mask, centers, step)
+                    next_centers.append({name: terms.pop(name) for name in centers})
+                    if logged:
+                        row = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
+                        row |= feature_monitors(z, references["eps"]) | gradient_monitors(s, terms, config)
+                        rows_logged.append(row)
+                    (loss / share).backward()
+            centers = {name: torch.stack([c[name] for c in next_centers]).mean(0) for name in centers}
+
+            norm = clip_gradients(student, o)
+            if step < round(o.freeze_prototypes * o.steps):
+                for p in (p for name, p in student.named_parameters() if "last_layer" in name):
+                    p.grad = None
             optimizer.step()
             if o.teacher == "ema":
                 torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
-            logged = step % config.record.log_every == 0 or step + 1 == o.steps
-            kept = (step + 1) % config.record.checkpoint_every == 0 or step + 1 == o.steps
-            if (logged or kept) and not math.isfinite(loss.item() + norm.item()):
+            if (logged or kept) and not math.isfinite(_mean_over_ranks({"": loss + norm})[""]):
                 raise FloatingPointError(f"{path.name}: loss or gradient is not finite at step {step}")
             if logged:
-                row = {"step": step, "loss": loss.item(), **{f"loss_{k}": v.item() for k, v in parts.items()}}
-                row |= feature_monitors(taps[0]["head"].detach().unflatten(0, (-1, len(batch))), references)
-                row |= {"lr": rate, "weight_decay": weight_decay, "ema": momentum, "gradient_norm": norm.item()}
-                log.write(json.dumps(row | {"seconds": time.perf_counter() - began}) + "\n")
+                row = {"step": step} | _mean_over_ranks({k: sum(r[k] for r in rows_logged) / share for k in row})
+                row |= references | {"lr": rate, "weight_decay": weight_decay, "ema": momentum}
+                row |= {"gradient_norm": norm.item(), "seconds": time.perf_counter() - began}
+                log.write(json.dumps(row) + "\n")
                 log.flush()
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
-            if kept:
+            if kept and rank == 0:
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
                 save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
-    recording += record(path, o.steps, config, probe, branches)
-    seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
-    write_text(path / "DONE", json.dumps(seconds) + "\n")
+    if rank == 0:
+        recording += record(path, o.steps, config, probe, branches)
+        seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
+        write_text(path / "DONE", json.dumps(seconds) + "\n")
+
+
+def group_loss(
+    config: Config,
+    student: torch.nn.Module,
+    teacher: Network,
+    crops: tuple[Tensor, Tensor],
+    masks: Tensor | None,
+    centers: dict[str, Tensor],
+    step: int,
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """The loss of one group of images, its named parts, the student's outputs that it is of, `(g + l, n, d)`, and the
+    head's features of the global views `(g, n, d)`.
+
+    crops: global `(g, n, c, s, s)` and local views `(l, n, c, t, t)`; masks: the hidden patches `(g, n, p)`, if the
+    objective has patches. The targets are the teacher's, of the global views unmasked.
+    """
+    o, n = config.optim, crops[0].shape[1]
+    full_gradient = o.teacher == "student-with-gradient"
+    views = [c.flatten(0, 1) for c in crops if len(c)]  # (g·n, …), (l·n, …)
+    masks = None if masks is None else masks.flatten(0, 1)  # (g·n, p)
+    with torch.autocast(views[0].device.type, torch.bfloat16, enabled=o.precision == "bf16"):
+        outs, taps = zip(*(student(x, m, m) for x, m in zip(views, (masks, None), strict=False)), strict=True)
+        with torch.set_grad_enabled(full_gradient):
+            alone = o.teacher.startswith("student") and masks is None  # then the student has just made the targets
+            target, target_taps = (outs[0], taps[0]) if alone else teacher(views[0], None, masks)
+    target = target if full_gradient else target.detach()
+    s, t = (x.unflatten(0, (-1, n)) for x in (torch.cat(outs), target))  # (g + l, n, d), (g, n, d)
+    z = taps[0]["head"].unflatten(0, (-1, n)).detach()  # (g, n, d)
+    patches = () if masks is None else (taps[0]["selected"], target_taps["selected"], patch_weights(masks))
+    if ranks()[1] > o.groups:  # the ranks share one group: its rate is that of all its rows
+        z = gather_rows(z)
+        if isinstance(config.objective, SimDINO):  # a mean of cross-entropies needs no more than the mean of gradients
+            s, t, *patches = map(gather_rows, (s, t, *patches))
+    temp = {"teacher_temp": teacher_temperature(o, config.objective.teacher_temp, step)} if centers else {}
+    options = vars(config.objective) | centers | temp
+    match config.objective:
+        case SimDINOv2():
+            loss, terms = simdinov2_loss(s, t, *patches[:2], patches[2] * n / s.shape[1], **options)
+        case SimDINO():
+            loss, terms = simdino_loss(s, t, **options)
+        case DINOv2():
+            features = taps[0]["backbone"].unflatten(0, (-1, n))  # (g, n, d)
+            loss, terms = dinov2_loss(s, t, *patches, features, **options)
+        case DINO():
+            loss, terms = dino_loss(s, t, **options)
+    return loss, terms, s, z
+
+
+def feature_monitors(z: Tensor, eps: float) -> dict[str, Tensor]:
+    """Alignment and rate of the student's global views `(g, n, d)`, measured alike for every objective."""
+    return {"alignment": (z[0] - z[1]).square().sum(-1).mean() / 2, "rate": coding_rate(z, eps=eps).mean()}
+
+
+def gradient_monitors(s: Tensor, terms: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """How hard SimDINO's two terms pull at the features s `(v, n, d)` of the global views.
+
+    gradient_alignment = ‖g·∂alignment/∂s‖_F ≤ 2/√n and gradient_rate = ‖g·γ·∂rate/∂s‖_F ≤ γ·½·√(αr/n), α = d/ε²,
+    r = min(n, d), of a view, root mean square over the g of them.
+    """
+    if not isinstance(config.objective, SimDINO):
+        return {}
+    g, weights = config.crops.global_crops, {"alignment": 1.0, "rate": config.objective.gamma}
+    pulls = {name: torch.autograd.grad(terms[name], s, retain_graph=True)[0][:g] for name in weights}
+    return {f"gradient_{name}": weights[name] * math.sqrt(g) * pull.norm() for name, pull in pulls.items()}
+
+
+def ranks() -> tuple[int, int]:
+    """This process' rank and how many there are; (0, 1) alone."""
+    running = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+
+
+def _of_first_rank(value: bool, device: str) -> bool:
+    """The first rank's value, on all ranks, which wait for it."""
+    flag = torch.tensor(float(value), device=device)
+    if ranks()[1] > 1:
+        dist.broadcast(flag, 0)
+    return bool(flag)
+
+
+def _mean_over_ranks(row: dict[str, Tensor]) -> dict[str, float]:
+    values = torch.stack([v.detach().double() for v in row.values()])
+    if ranks()[1] > 1:
+        dist.all_reduce(values)
+    return dict(zip(row, (values / ranks()[1]).tolist(), strict=True))
 
 
 def usable(device: str | None) -> str:
-    """The device that was asked for, or cuda where there is one; a ValueError if it cannot be used."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that was asked for, or cuda where there is one (each rank its own); ValueError if it is not usable."""
+    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
-
-
-def parameter_groups(model: torch.nn.Module) -> list[dict]:
-    """Weight decay for matrices, none for biases and normalisation, as in DINO."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "decay": 1.0},
-        {"params": [p for p in parameters if p.ndim <= 1], "decay": 0.0},
-    ]
-
-
-def schedules(o: Optim, step: int) -> tuple[float, float, float]:
-    """Learning rate (linear warm-up, then cosine), weight decay and teacher momentum (cosines) at a step."""
-
-    def cosine(first: float, last: float, done: float) -> float:
-        return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
-
-    warmup, done = round(o.warmup * o.steps), step / o.steps
-    if step < warmup:
-        rate = o.lr * (step + 1) / (warmup + 1)
-    else:
-        rate = cosine(o.lr, o.lr_end, (step - warmup) / (o.steps - warmup))
-    return rate, cosine(o.weight_decay, o.weight_decay_end, done), cosine(o.ema, o.ema_end, done)
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -193,84 +266,29 @@ def _permutation(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def patch_masks(config: Config, n: int, generator: torch.Generator) -> Tensor:
-    """Masked patches `(n, p)` of n global crops."""
-    side, c = config.crops.global_size // config.model.patch, config.crops
-    return block_masks(n, (side, side), ratio=c.mask_ratio, p=c.mask_p, generator=generator).flatten(1)
+def patch_masks(config: Config, step: int) -> Tensor | None:
+    """The hidden patches `(g, n, p)` of the global views of a step's batch; None where the objective has no patches."""
+    if not config.patches:
+        return None
+    side, c, n = config.crops.global_size // config.model.patch, config.crops, config.optim.batch_size
+    generator = torch.Generator().manual_seed(stream("masks", config.seed, step))
+    masks = block_masks(c.global_crops * n, (side, side), ratio=c.mask_ratio, p=c.mask_p, generator=generator)
+    return masks.flatten(1).unflatten(0, (c.global_crops, n))
 
 
-def masked_patches(network: Network, taps: dict[str, Tensor], masks: Tensor | None) -> Tensor | None:
-    """The masked patches of all crops, packed `(m, d)`, through their head; None without masks."""
-    return None if masks is None else (network.patch_head or network.head)(taps["patches"][masks])[0]
-
-
-def patch_weights(masks: Tensor | None) -> Tensor | None:
+def patch_weights(masks: Tensor) -> Tensor:
     """1/(masked patches of the crop)/(crops, masked or not) of each packed patch `(m,)`."""
-    return None if masks is None else (masks / masks.sum(1, keepdim=True).clamp(min=1))[masks] / len(masks)
+    return (masks / masks.sum(1, keepdim=True).clamp(min=1))[masks] / len(masks)
 
 
 def rate_references(config: Config, device: str) -> dict[str, float]:
-    """What the logged rate is read against, for this batch size: isotropic random features, and the ceiling."""
+    """What the logged rate is read against, for this group size: isotropic random features, and the ceiling."""
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
-    n, d = config.optim.batch_size, config.model.out
+    n, d = config.optim.batch_size // config.optim.groups, config.model.out
     draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(stream("isotropic"))).to(device)
     isotropic = coding_rate(F.normalize(draw, dim=-1), eps=eps).mean().item()
     r = min(n, d)
     return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
-
-
-def feature_monitors(z: Tensor, references: dict[str, float]) -> dict[str, float]:
-    """Alignment and rate of the student's global views `(g, n, d)`, measured alike for every objective."""
-    alignment = (z[0] - z[1]).square().sum(-1).mean() / 2
-    rate = coding_rate(z, eps=references["eps"]).mean()
-    return {"alignment": alignment.item(), "rate": rate.item(), **references}
-
-
-def save_checkpoint(path: Path, step: int, seconds: dict, branches: dict, optimizer, centers: dict) -> None:
-    """Everything that the next step depends on, in one file."""
-    tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
-    for name, p in branches["student"].named_parameters():
-        tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
-    metadata = {"step": str(step), **{k: str(v) for k, v in seconds.items()}, **_origin(branches)}
-    write_tensors(path / "checkpoint.safetensors", tensors | centers, metadata)
-
-
-def _origin(branches: dict) -> dict[str, str]:
-    """What must be the same for a run to be continued exactly."""
-    device = next(branches["student"].parameters()).device
-    return {"source": SOURCE, "torch": torch.__version__, "device": device.type}
-
-
-def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, float, float]:
-    """Restore a checkpoint in place and cut the log back to it; (step to go on from, seconds spent, recording).
-
-    A run that another source, torch or kind of device began, or that never reached a checkpoint, is removed: it
-    cannot be continued exactly. Anything else in its place is left alone, and a ValueError.
-    """
-    checkpoint = path / "checkpoint.safetensors"
-    metadata = read_metadata(checkpoint) if checkpoint.is_file() else {}
-    if not _origin(branches).items() <= metadata.items():
-        if path.exists():
-            if any(path.iterdir()) and not (path / "config.json").is_file():
-                raise ValueError(f"{path} is in the way: it is not a run")
-            shutil.rmtree(path)
-        return 0, 0.0, 0.0
-    tensors, step = read_tensors(checkpoint), int(metadata["step"])
-    device = next(branches["student"].parameters()).device
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
-
-    for branch, network in branches.items():
-        network.load_state_dict(under(f"{branch}."))
-    for name, p in branches["student"].named_parameters():
-        optimizer.state[p] = under(f"optimizer.{name}/")
-    for name, center in centers.items():
-        center.copy_(tensors[name])
-    rows = read_rows(path / "metrics.jsonl", whole=False)
-    kept = [json.dumps(row) + "\n" for row in rows if row["step"] < step]
-    write_text(path / "metrics.jsonl", "".join(kept))
-    return step, float(metadata["seconds"]), float(metadata["recording_seconds"])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -278,9 +296,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m simdino.train",
         description="Train a recipe. Every field of its configuration is an option: <recipe> --help-all lists them.",
+        epilog="recipes:\n" + "\n".join(f"  {name:28s} {note}" for name, note in NOTES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help=", ".join(RECIPES))
+    parser.add_argument("recipe")
     parser.add_argument("--profile", default="cpu", help=", ".join(PROFILES))
     parser.add_argument("--root", default="runs", help="directory of the runs")
     parser.add_argument("--device", help="cpu or cuda; the default is cuda where there is one")
@@ -292,12 +312,17 @@ def main(arguments: list[str] | None = None) -> None:
         default = recipe(known.recipe, known.profile)
         prog = f"{parser.prog} {known.recipe}"
         config = tyro.cli(tyro.conf.AvoidSubcommands[Config], default=default, args=rest, prog=prog)
+        if "LOCAL_RANK" in os.environ and not dist.is_initialized():  # started by torchrun
+            dist.init_process_group("nccl" if usable(known.device).startswith("cuda") else "gloo")
         run = get_run(config, known.root, device=known.device)
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except ImportError as error:
         parser.exit(1, f"{parser.prog}: {error}: pip install -e '.[train]' has what training needs\n")
-    print(f"{run.path}: {run.steps[-1]} steps; read it with python -m analysis.report {run.path}")
+    if ranks()[0] == 0:
+        print(f"{run.path}: {run.steps[-1]} steps; read it with python -m analysis.report {run.path}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

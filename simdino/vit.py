@@ -95,6 +95,12 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     return x * x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
 
+def drop_path_rates(config: Model, depth: int) -> list[float]:
+    """The rate of each block."""
+    first = 0.0 if config.drop_path_rule == "linear" else config.drop_path
+    return np.linspace(first, config.drop_path, depth).tolist()
+
+
 class Block(nn.Module):
     """Pre-norm transformer block with LayerScale and stochastic depth."""
 
@@ -180,12 +186,12 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size // config.patch) ** 2, dim))
         self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim)) if config.mask_token else None
-        rates = np.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config, config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.apply(_initialise)
-        for token in [self.cls_token, self.pos_embed, *([self.register_tokens] if config.registers else [])]:
-            nn.init.trunc_normal_(token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in [self.cls_token, *([self.register_tokens] if config.registers else [])]:
+            nn.init.trunc_normal_(token, std=config.token_std)
 
     def embed(self, x: Images, masks: Masks = None) -> Tokens:
         """What enters the first block: class token, registers, patches or the mask token in their place."""
@@ -249,8 +255,7 @@ class ConvNet(nn.Module):
         self.stem = nn.Conv2d(channels, width, 3, config.patch // 4, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, width)) if config.mask_token else None
         widths = [width] * (1 + config.depth) + [2 * width] * config.depth + [4 * width] * config.depth
-        rates = np.linspace(0, config.drop_path, 3 * config.depth).tolist()
-        pairs = zip(itertools.pairwise(widths), rates, strict=True)
+        pairs = zip(itertools.pairwise(widths), drop_path_rates(config, 3 * config.depth), strict=True)
         self.blocks = nn.ModuleList(ConvBlock(i, o, rate=rate) for (i, o), rate in pairs)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
 
@@ -303,8 +308,6 @@ class Head(nn.Module):
 class Network(nn.Module):
     """Backbone and head; taps: the tokens of each block, `tokens` of the last, normalised, `backbone` the image
     feature, `head`, `prototypes`; where patches have a head also `patches` `(n, p, d)`, its input.
-
-    Packed patches `(m, d)` go through `patch_head` if it is not None (separate), else through `head` (shared).
     """
 
     def __init__(self, config: Model, *, size: int, channels: int = 3):
@@ -315,8 +318,12 @@ class Network(nn.Module):
         self.head = Head(config) if config.out else None
         self.patch_head = Head(config) if config.out and config.patch_head == "separate" else None
 
-    def forward(self, x: Images, masks: Masks = None) -> Output:
-        """Image feature through the head; `masks` (row-major over the patches) hide patches from the backbone."""
+    def forward(self, x: Images, masks: Masks = None, select: Masks = None) -> Output:
+        """Image feature through the head. `masks` (row-major over the patches) hide patches from the backbone.
+
+        The patches in `select` go, packed `(m, d)`, through `patch_head` if there is one, else through `head`: the
+        tap `selected`.
+        """
         feature, taps = self.backbone(x, masks)
         taps["backbone"] = feature
         if self.config.patch_head != "none":
@@ -324,6 +331,8 @@ class Network(nn.Module):
         if self.head is None:
             return feature, taps
         out, head_taps = self.head(feature)
+        if select is not None:
+            taps["selected"] = (self.patch_head or self.head)(taps["patches"][select])[0]
         return out, {**taps, **head_taps}
 
 

@@ -30,7 +30,7 @@ from simdino.augment import (
 from simdino.config import Crops
 
 ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "oracle.json"
-PLAIN = Crops(flip=False, jitter=0.0, gray_p=0.0, blur_p=0.0, solarize_p=0.0, global_scale=(1.0, 1.0))
+PLAIN = Crops(flip=False, jitter=0.0, gray_p=0.0, blur_p=(0.0,) * 3, solarize_p=(0.0,) * 3, global_scale=(1.0, 1.0))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -234,7 +234,7 @@ def test_a_box_that_never_fits_falls_back_to_the_centre():
 
 def test_parameters_have_their_probabilities_and_ranges():
     crops = Crops()
-    d = random_draw(20_000, (32, 32), crops, crops.global_scale, crops.solarize_p, generator())
+    d = random_draw(20_000, (32, 32), crops, crops.global_scale, (crops.blur_p[0], crops.solarize_p[0]), generator())
     for share, p in (
         (d.flip, 0.5),
         (d.gray, 0.2),
@@ -292,7 +292,7 @@ def test_the_batch_is_each_images_operations_in_the_drawn_order():
     # The naive twin: one image at a time, by plain operations, from the same draw.
     x, crops = pictures(12), Crops(global_crops=1)
     g = generator(5)
-    d = random_draw(12, (32, 32), crops, crops.global_scale, crops.solarize_p, g)
+    d = random_draw(12, (32, 32), crops, crops.global_scale, (crops.blur_p[0], crops.solarize_p[0]), g)
     order = torch.randperm(4, generator=g).tolist()
     mean, std = (torch.tensor(m).view(3, 1, 1) for m in (crops.mean, crops.std))
     views = multi_crop(x, crops, generator(5))[0][0]

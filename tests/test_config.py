@@ -11,20 +11,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from simdino import losses
-from simdino.config import (
-    DINO,
-    PROFILES,
-    RECIPES,
-    Config,
-    Crops,
-    DINOv2,
-    Model,
-    Optim,
-    SimDINO,
-    SimDINOv2,
-    recipe,
-    stream,
-)
+from simdino.config import DINO, Config, Crops, DINOv2, Model, Optim, SimDINO, SimDINOv2, stream
+from simdino.recipes import PROFILES, RECIPES, recipe
 
 
 def leaves(config, prefix=()):
@@ -48,7 +36,7 @@ def other(value, kind):
         return not value
     if isinstance(value, str) or value is None:
         return f"{value}x"
-    return tuple(2 * v for v in value) if isinstance(value, tuple) else (2 * value or type(value)(1))
+    return tuple(2 * v or 1.0 for v in value) if isinstance(value, tuple) else (2 * value or type(value)(1))
 
 
 @pytest.mark.parametrize("name", ["simdino", "dino", "simdinov2", "dinov2"])

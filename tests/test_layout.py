@@ -17,8 +17,8 @@ from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from simdino.config import PROFILES, RECIPES
 from simdino.losses import coding_rate
+from simdino.recipes import PROFILES, RECIPES
 
 ROOT = Path(__file__).parents[1]
 FILES = {f"{p.parent.name}.{p.stem}": p for package in ("simdino", "analysis") for p in (ROOT / package).glob("*.py")}

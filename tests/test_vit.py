@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simdino.config import RECIPES, Model
+from simdino.config import Model
+from simdino.recipes import RECIPES
 from simdino.vit import Attention, Head, Network, SwiGLU, ViT, drop_path, resized_positions
 
 ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "oracle.json"

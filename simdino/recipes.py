@@ -1,0 +1,155 @@
+"""The configurations with a name, what each costs and reaches, and the profiles of the batch reproduction."""
+
+from dataclasses import dataclass, replace
+
+from simdino.config import (
+    DINO,
+    Config,
+    Crops,
+    Data,
+    DINOv2,
+    Model,
+    Optim,
+    Record,
+    SimDINO,
+    SimDINOv2,
+    nearest,
+)
+from simdino.losses import official_scaling
+
+# --- Grey 32-pixel crops of photographs, for one CPU core
+
+_PHOTOS = Crops(global_scale=(0.4, 1.0), jitter=0.2, blur_p=(0.1, 0.1, 0.1), solarize_p=(0.0, 0.0, 0.0))
+_SIMDINO = Config("simdino", crops=_PHOTOS, objective=SimDINO(gamma=0.01), optim=Optim(ema=0.9))
+_DINO = Config(
+    "dino", crops=_PHOTOS, objective=DINO(center_momentum=0.5), model=Model(prototypes=256), optim=Optim(lr=1e-3)
+)
+
+
+def _masked(model: Model) -> Model:
+    """The network of a version 2: a mask token, and patches through the head that the image feature has."""
+    return replace(model, mask_token=True, patch_head="shared")
+
+
+_SMALL: dict[str, Config] = {
+    "simdino": _SIMDINO,
+    "simdino-no-teacher": replace(_SIMDINO, optim=replace(_SIMDINO.optim, teacher="student")),
+    "simdino-no-expansion": replace(_SIMDINO, objective=SimDINO(gamma=0.0)),
+    "dino": _DINO,
+    "dino-no-centering": replace(_DINO, objective=replace(_DINO.objective, center_momentum=1.0)),
+    "dino-no-teacher": replace(_DINO, optim=replace(_DINO.optim, teacher="student")),
+    "simdinov2": replace(_SIMDINO, model=_masked(_SIMDINO.model), objective=SimDINOv2(gamma=0.01)),
+    "dinov2": replace(_DINO, model=_masked(_DINO.model), objective=DINOv2(center_momentum=0.5)),
+}
+
+# --- ImageNet-1k, the published recipes: 8 ranks, 100 epochs
+
+_SIZES = {"s": {"dim": 384, "heads": 6}, "b": {"dim": 768, "heads": 12}, "l": {"dim": 1024, "heads": 16, "depth": 24}}
+_IMAGES = 1_281_167
+_PUBLISHED_CROPS = Crops(
+    global_size=224,
+    global_scale=(0.4, 1.0),
+    local_size=96,
+    local_crops=10,
+    local_scale=(0.05, 0.4),
+    blur_p=(1.0, 0.1, 0.5),
+    solarize_p=(0.0, 0.2, 0.0),
+)
+
+
+def _imagenet(objective: str, size: str) -> Config:
+    """A published recipe, number by number; what differs from the official code is said in docs/recipes.md."""
+    first, simple = not objective.endswith("v2"), objective.startswith("sim")
+    rows = 128 if objective == "simdinov2" else 64  # images a rank
+    eps, gamma = official_scaling(256, rows, 0.05, world_size=8)
+    losses = {
+        "simdino": SimDINO(eps, gamma, rate_of="mean"),
+        "simdinov2": SimDINOv2(eps, gamma, rate_of="mean"),
+        "dino": DINO(),
+        "dinov2": DINOv2(teacher_temp=0.07, centering="ema"),
+    }
+    model = Model(
+        **{"depth": 12} | _SIZES[size],
+        stem="patch",
+        patch=16,
+        pool="cls",
+        hidden=2048,
+        out=256,
+        drop_path=0.1,
+        pos_offset=0.1,
+        prototypes=0 if simple else 65536,
+    )
+    crops = _PUBLISHED_CROPS if simple else replace(_PUBLISHED_CROPS, local_crops=8)
+    optim = Optim(
+        steps=100 * (_IMAGES // (8 * rows)),
+        batch_size=8 * rows,
+        groups=8,
+        lr=5e-4 * 8 * rows / 256,
+        warmup=0.1,
+        warmup_reaches="last",
+        weight_decay_end=0.4,
+        clip_by="tensor",
+        ema=0.996,
+        ema_end=1.0,
+        freeze_prototypes=0.0 if simple else 0.01,
+    )
+    if not first:
+        shared = {"drop_path_rule": "uniform", "token_std": 1e-6}
+        optim = replace(optim, lr=4e-3 * (rows / 128) ** 0.5, layer_decay=0.9, patch_embed_lr=0.2, clip_by="module")
+        if simple:
+            model = replace(model, drop_path=0.2, layer_scale=0.1, registers=4, pos_offset=0.0, pos_antialias=True)
+            optim = replace(optim, lr_start=1e-6, warmup_reaches="next", ema=0.9)
+        else:
+            model = replace(model, drop_path=0.3, layer_scale=1e-5, prototype_norm="learnt")
+            optim = replace(optim, ema=0.992, teacher_temp_start=0.04)
+            crops = replace(crops, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32))
+        model = _masked(replace(model, **shared))
+    return Config(
+        f"{objective}-vit{size}16-imagenet",
+        data=Data("folder", size=384, workers=10),
+        crops=crops,
+        model=model,
+        objective=losses[objective],
+        optim=optim,
+        record=Record(log_every=50, checkpoint_every=2500, snapshots=12, probe=2048, bank=8192, views=512),
+    )
+
+
+RECIPES: dict[str, Config] = {name: replace(config, recipe=name) for name, config in _SMALL.items()}
+RECIPES |= {c.recipe: c for o in ("simdino", "simdinov2", "dino", "dinov2") for s in _SIZES for c in [_imagenet(o, s)]}
+
+
+# What a recipe costs and reaches: k-NN accuracy of the backbone's feature; mean ± sd over seeds where measured here.
+NOTES: dict[str, str] = {
+    "simdino": "",
+    "simdino-no-teacher": "",
+    "simdino-no-expansion": "",
+    "dino": "",
+    "dino-no-centering": "",
+    "dino-no-teacher": "",
+    "simdinov2": "",
+    "dinov2": "",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How far the batch reproduction goes: how many steps (a share of the recipe's), which seeds, what is recorded."""
+
+    steps: float
+    seeds: tuple[int, ...]
+    record: Record | None = None  # None: as the recipe says
+
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(0.04, (0,), Record(log_every=5, snapshots=3, probe=256, bank=256, views=64, patches=16)),
+    "cpu": Profile(1.0, (0, 1, 2)),
+}
+
+
+def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
+    """The configuration of a named recipe under a profile."""
+    config = RECIPES[nearest(name, RECIPES, "recipe")]
+    p = PROFILES[nearest(profile, PROFILES, "profile")]
+    steps = max(1, round(config.optim.steps * p.steps))
+    return replace(config, seed=seed, optim=replace(config.optim, steps=steps), record=p.record or config.record)
