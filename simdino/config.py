@@ -123,9 +123,9 @@ class DINOv2(DINO):
 class Optim:
     """Shares are of the steps, so that a profile with fewer steps is the same run in short."""
 
-    steps: int = 500
+    steps: int = 1000
     batch_size: int = 64  # images a step, over all ranks
-    groups: int = 1  # equal parts of a batch, each with a loss, and a coding rate, of its own
+    groups: int = 1  # equal parts of a batch, each with a loss and a coding rate of its own, on any number of ranks
     lr: float = 4e-3
     lr_start: float = 0.0
     lr_end: float = 1e-6
@@ -153,9 +153,9 @@ class Record:
 
     log_every: int = 10
     checkpoint_every: int = 500
-    snapshots: int = 6  # log-spaced steps at which features are kept, besides the start and the end
-    probe: int = 512  # held-out images whose features are kept
-    bank: int = 512  # training images for k-NN at every snapshot
+    snapshots: int = 5  # log-spaced steps at which features are kept, besides the start and the end
+    probe: int = 256  # held-out images whose features are kept
+    bank: int = 256  # training images for k-NN at every snapshot
     views: int = 64  # probe images of which two augmented views are kept
     patches: int = 32  # probe images whose patch tokens are kept, if the objective has patches
 

@@ -142,8 +142,8 @@ class Profile:
 
 
 PROFILES: dict[str, Profile] = {
-    "smoke": Profile(0.04, (0,), Record(log_every=5, snapshots=3, probe=256, bank=256, views=64, patches=16)),
-    "cpu": Profile(1.0, (0, 1, 2)),
+    "smoke": Profile(0.02, (0,), Record(log_every=5, snapshots=3, patches=16)),
+    "cpu": Profile(1.0, (0, 1, 2), Record(snapshots=7, probe=1024, bank=1024, views=256)),  # more than the defaults
 }
 
 

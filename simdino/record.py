@@ -45,7 +45,8 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
 
     Test images give every tap (blocks pooled to one vector an image), the first few also their patches `(k, p, d)`, as
     the backbone gives them and, if the objective has patches, as the loss sees them; the views `(2, k, d)` the
-    backbone's and the head's, the bank the backbone's of the network that is evaluated, the teacher if there is one.
+    backbone's and the head's, the bank the backbone's. Views and bank are seen by the network that is evaluated: the
+    teacher if there is one.
     """
     start, taps = time.perf_counter(), {}
     for branch, network in branches.items():
@@ -53,9 +54,9 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
             taps[f"{branch}/{tap}/test"] = feature
         if branch == list(branches)[-1]:
             taps[f"{branch}/backbone/bank"] = features(network, probe["bank_images"], config)["backbone"]
-        for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
-            if tap in ("backbone", "head"):
-                taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
+            for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
+                if tap in ("backbone", "head"):
+                    taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
         for tap, feature in patch_features(network, probe["test_images"][: config.record.patches], config).items():
             taps[f"{branch}/{tap}/patches"] = feature
     write_tensors(snapshot_path(path, step), taps)
@@ -63,6 +64,7 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # nothing is compiled for the few shapes here
 def features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
     """Every tap of a network, one vector an image `(n, d)`: of augmented views as they are, of uint8 images resized.
 
@@ -81,6 +83,7 @@ def features(network: Network, images: Tensor, config: Config, *, chunk: int = 2
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def patch_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
     """The patches of a few uint8 images `(k, p, d)`: `backbone`, its tokens; `head`, what the loss makes of them."""
     x, training = center_view(images, config.crops.global_size, config.crops), network.training

@@ -115,7 +115,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
             kept = (step + 1) % config.record.checkpoint_every == 0 or step + 1 == o.steps
 
             optimizer.zero_grad()
-            masks, rows_logged, next_centers = patch_masks(config, step), [], []  # (g, n, p) of the whole batch
+            masks, rows_logged, moved = patch_masks(config, step), [], []  # (g, n, p) of the whole batch
             for k, some in enumerate(batch.split(rows)):
                 part = rank * share + k
                 generator = torch.Generator().manual_seed(stream("crops", config.seed, step))
@@ -124,13 +124,18 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 mask = None if masks is None else masks[:, part * rows : (part + 1) * rows].to(device)
                 with nullcontext() if world == 1 or k + 1 == share else network.no_sync():
                     loss, terms, s, z = group_loss(config, network, teacher, crops, mask, centers, step)
-                    next_centers.append({name: terms.pop(name) for name in centers})
+                    moved.append({name: terms.pop(name) for name in centers})
                     if logged:
                         row = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
                         row |= feature_monitors(z, references["eps"]) | gradient_monitors(s, terms, config)
                         rows_logged.append(row)
                     (loss / share).backward()
-            centers = {name: torch.stack([c[name] for c in next_centers]).mean(0) for name in centers}
+            counts = {"center": torch.ones(share)}  # of what each of the moved centres is a mean of
+            if centers and config.patches:
+                counts["patch_center"] = masks.unflatten(1, (world, share, rows)).sum((0, 1, 3, 4)) + 1e-9
+            for name in centers:
+                weights = (counts[name] / counts[name].sum()).to(device)
+                centers[name] = torch.stack([c[name] for c in moved], -1) @ weights.to(moved[0][name].dtype)
 
             norm = clip_gradients(student, o)
             if step < round(o.freeze_prototypes * o.steps):
