@@ -21,6 +21,13 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from simdino.augment import multi_crop
 from simdino.config import Crops
 
+# torchvision's published wheels are built for CUDA: beside a CPU torch they import only if two operators, which no
+# transform uses, are known by name.
+STAND_IN = torch.library.Library("torchvision", "FRAGMENT")
+if not torch.cuda.is_available():
+    STAND_IN.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    STAND_IN.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 CASES = ((32, 32), (32, 16), (96, 96), (96, 32))  # image side, crop side
 PEERS = ("Pillow", "torchvision")
 
@@ -74,10 +81,10 @@ def _hue(im: Image.Image, strength: float, rng: random.Random) -> Image.Image:
 
 
 def torchvision_view(size: int, crops: Crops) -> Callable[[np.ndarray], torch.Tensor] | None:
-    """The same by torchvision's Pillow transforms; None where it is absent, or was built for another torch."""
+    """The same by torchvision's Pillow transforms; None where it is absent."""
     try:
         from torchvision import transforms as t
-    except (ImportError, RuntimeError):
+    except ImportError:
         return None
     jitter = t.ColorJitter(0.4 * crops.jitter, 0.4 * crops.jitter, 0.2 * crops.jitter, 0.1 * crops.jitter)
     blur = t.Lambda(lambda im: im.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0))))

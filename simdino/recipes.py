@@ -2,19 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from simdino.config import (
-    DINO,
-    Config,
-    Crops,
-    Data,
-    DINOv2,
-    Model,
-    Optim,
-    Record,
-    SimDINO,
-    SimDINOv2,
-    nearest,
-)
+from simdino.config import DINO, Config, Crops, Data, DINOv2, Model, Optim, Record, SimDINO, SimDINOv2, nearest
 from simdino.losses import official_scaling
 
 # --- Grey 32-pixel crops of photographs, for one CPU core
