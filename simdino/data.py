@@ -3,8 +3,6 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
+
+from simdino.files import Files, decoded, require
 
 # The photographs inside scikit-image's wheel. Left out: drawings and synthetic patterns, the phase image `cell`,
 # the near-empty `clock_motion`, and `motorcycle_right` (the other eye's view of motorcycle_left).
@@ -33,22 +32,6 @@ PAGES = {
 }
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-
-
-class Files:
-    """Image files under the contract of the tensor of all of them, uint8 (N, 3, size, size): decoded when indexed."""
-
-    def __init__(self, files: Sequence[Path], size: int):
-        self.files, self.size, self.shape = list(files), size, (len(files), 3, size, size)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: Sequence[int] | Tensor | slice) -> UInt8[Tensor, "b 3 s s"]:
-        files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
-        return torch.as_tensor(_decoded(((str(f), f) for f in files), self.size))
-
-    __getitems__ = __getitem__  # how a DataLoader asks for a batch at once
 
 
 class Dataset(NamedTuple):
@@ -113,7 +96,7 @@ def digits(root: None, size: int | None) -> tuple:
 
     The last 360 are the test part: the set is ordered by writer, so most of them come from writers not trained on.
     """
-    _require("sklearn", "scikit-learn", "digits")
+    require("sklearn", "scikit-learn", "digits")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -130,7 +113,7 @@ def photos(root: None, size: int | None) -> tuple:
     next to no contrast (standard deviation under 4 of 255: empty sky, black frame) are drawn anew in both parts.
     Drawn with a fixed seed. Raw pixels (20-NN, cosine) are right for 18 in 100, centred 27, chance 6.
     """
-    _require("skimage", "scikit-image", "photos")
+    require("skimage", "scikit-image", "photos")
     from PIL import Image
 
     folder = Path(find_spec("skimage").origin).parent / "data"
@@ -187,29 +170,9 @@ def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
     out = []
     for part in files:
         paths = [f for f, _ in part]
-        images = Files(paths, size) if lazy else _decoded(((str(f), f) for f in paths), size)
+        images = Files(paths, size) if lazy else decoded(((str(f), f) for f in paths), size)
         out += [images, np.array([i for _, i in part], np.int64)]
     return *out, classes
-
-
-def batches(
-    images: UInt8[Tensor, "n c h w"] | Files,
-    order: Iterable[Int64[Tensor, " b"]],
-    *,
-    workers: int,
-    device: str | torch.device,
-) -> Iterator[UInt8[Tensor, "b c h w"]]:
-    """The images of one batch of indices after another, on the device; files are decoded ahead by processes."""
-    if isinstance(images, Tensor):
-        yield from (images[index] for index in order)
-        return
-    options = {"num_workers": workers, "collate_fn": _same, "pin_memory": torch.device(device).type == "cuda"}
-    for batch in DataLoader(images, batch_sampler=(index.tolist() for index in order), **options):
-        yield batch.to(device, non_blocking=True)
-
-
-def _same(batch: Tensor) -> Tensor:
-    return batch
 
 
 def _subfolders(path: Path) -> list[str]:
@@ -238,7 +201,7 @@ def npz(root: Path, size: int | None) -> tuple:
     out = []
     for part in (np.flatnonzero(split == 0), np.flatnonzero(split != 0)):
         encoded = ((f"image {i} of {root}", BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())) for i in part)
-        out += [_decoded(encoded, size), labels[part].astype(np.int64)]
+        out += [decoded(encoded, size), labels[part].astype(np.int64)]
     return *out, names
 
 
@@ -317,31 +280,6 @@ def _idx(root: Path, file: str, name: str) -> np.ndarray:
     return body.reshape(shape).copy()  # frombuffer's own array is read-only
 
 
-def _decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarray:
-    """Encoded images (name for messages, path or file object) -> (N, 3, h, w) uint8, on a few threads."""
-    _require("PIL", "pillow", "reading image files")
-    from PIL import Image, ImageOps
-
-    def decode(item: tuple[str, object]) -> np.ndarray:
-        try:
-            with Image.open(item[1]) as im:
-                im = im.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{item[0]} is not a readable image: {error}.") from error
-        if size is not None and im.size != (size, size):
-            im = ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC)
-        return np.asarray(im)
-
-    encoded = list(encoded)
-    with ThreadPoolExecutor() as pool:
-        out = list(pool.map(decode, encoded))
-    for (name, _), image in zip(encoded, out, strict=True):
-        if image.shape != out[0].shape:
-            h, w = image.shape[:2]
-            raise ValueError(f"size is needed, as the images differ: {encoded[0][0]} and {name} ({w}x{h}).")
-    return np.stack(out).transpose(0, 3, 1, 2).copy() if out else np.empty((0, 3, 1, 1), np.uint8)
-
-
 def _resized(x: UInt8[Tensor, "n c h w"], size: int | None) -> UInt8[Tensor, "n c s t"]:
     """Short side to `size`, then the centre square."""
     if size is None or x.shape[2:] == (size, size):
@@ -351,11 +289,6 @@ def _resized(x: UInt8[Tensor, "n c h w"], size: int | None) -> UInt8[Tensor, "n 
     small = [F.interpolate(part.float(), hw, mode="bicubic", antialias=True) for part in x.split(1024)]
     top, left = (hw[0] - size) // 2, (hw[1] - size) // 2
     return torch.cat([s[:, :, top : top + size, left : left + size].round().clamp(0, 255).byte() for s in small])
-
-
-def _require(module: str, package: str, purpose: str) -> None:
-    if find_spec(module) is None:
-        raise ModuleNotFoundError(f"{purpose} needs {package}: pip install -e .[train]")
 
 
 def _page(name: str) -> str:

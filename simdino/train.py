@@ -27,7 +27,8 @@ from tqdm import tqdm
 from simdino.augment import block_masks, multi_crop
 from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
 from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, stream
-from simdino.data import batches, load
+from simdino.data import load
+from simdino.files import batches
 from simdino.losses import coding_rate, dino_loss, dinov2_loss, gather_rows, simdino_loss, simdinov2_loss
 from simdino.optim import clip_gradients, parameter_groups, schedules, teacher_temperature
 from simdino.recipes import NOTES, PROFILES, recipe
@@ -64,27 +65,21 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
 def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     """Train a configuration into its run directory, from a checkpoint if there is a usable one."""
     o, (rank, world) = config.optim, ranks()
-    images = load(
-        config.data.name, root=config.data.root, size=config.data.size, device=device, lazy=config.data.workers > 0
-    )
+    data, lazy = config.data, config.data.workers > 0
+    images = load(data.name, root=data.root, size=data.size, device=device, lazy=lazy)
     if o.batch_size > len(images.train):
         raise ValueError(f"batch_size {o.batch_size} is larger than the {len(images.train)} training images")
     parts = max(o.groups, world)  # of a batch: each is on one rank at a time
     if parts % world or (world > o.groups > 1) or o.batch_size % parts:
         raise ValueError(f"{world} ranks cannot share a batch of {o.batch_size} in {o.groups} groups evenly")
     share, rows = parts // world, o.batch_size // parts
-    torch.manual_seed(stream("weights", config.seed))
-    shape = {"size": config.crops.global_size, "channels": images.train.shape[1]}
-    teacher = student = Network(config.model, **shape).to(device)
-    if not o.teacher.startswith("student"):  # a network of its own, all of whose blocks take part
-        teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
-        teacher.load_state_dict(student.state_dict())
-    branches = {"student": student} | ({"teacher": teacher} if teacher is not student else {})
-    for block in (block for network in branches.values() for block in network.backbone.blocks if o.compile):
-        block.compile()
+    branches = networks(config, images.train.shape[1], device)
+    student, teacher = branches["student"], list(branches.values())[-1]
     optimizer = torch.optim.AdamW(parameter_groups(student, o), lr=o.lr, fused=True)
-    names = ["center", "patch_center"][: isinstance(config.objective, DINO) * (1 + config.patches)]
-    centers = {name: torch.zeros(config.model.prototypes, device=device) for name in names}
+    centers = {}
+    if isinstance(config.objective, DINO):
+        names = ["center"] + ["patch_center"] * config.patches
+        centers = {name: torch.zeros(config.model.prototypes, device=device) for name in names}
     if rank == 0:
         clear(path, branches)
     _of_first_rank(True, device)
@@ -100,7 +95,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     snapshots = snapshot_steps(o.steps, config.record.snapshots) if rank == 0 else set()
     network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
-    loader = batches(images.train, (b.chunk(world)[rank] for b in order), workers=config.data.workers, device=device)
+    loader = batches(images.train, (b.chunk(world)[rank] for b in order), workers=data.workers, device=device)
     began = time.perf_counter() - spent
     show = progress and rank == 0
     bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not show)
@@ -130,13 +125,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                         row |= feature_monitors(z, references["eps"]) | gradient_monitors(s, terms, config)
                         rows_logged.append(row)
                     (loss / share).backward()
-            counts = {"center": torch.ones(share)}  # of what each of the moved centres is a mean of
-            if centers and config.patches:
-                counts["patch_center"] = masks.unflatten(1, (world, share, rows)).sum((0, 1, 3, 4)) + 1e-9
-            for name in centers:
-                weights = (counts[name] / counts[name].sum()).to(device)
-                centers[name] = torch.stack([c[name] for c in moved], -1) @ weights.to(moved[0][name].dtype)
-
+            centers = mean_centers(moved, masks, world)
             norm = clip_gradients(student, o)
             if step < round(o.freeze_prototypes * o.steps):
                 for p in (p for name, p in student.named_parameters() if "last_layer" in name):
@@ -209,6 +198,35 @@ def group_loss(
         case DINO():
             loss, terms = dino_loss(s, t, **options)
     return loss, terms, s, z
+
+
+def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
+    """The student, and the teacher unless it is the student: a network of its own, all of whose blocks take part."""
+    o, shape = config.optim, {"size": config.crops.global_size, "channels": channels}
+    torch.manual_seed(stream("weights", config.seed))
+    branches = {"student": Network(config.model, **shape).to(device)}
+    if not o.teacher.startswith("student"):
+        teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
+        teacher.load_state_dict(branches["student"].state_dict())
+        branches["teacher"] = teacher
+    for block in (block for network in branches.values() for block in network.backbone.blocks if o.compile):
+        block.compile()
+    return branches
+
+
+def mean_centers(moved: list[dict[str, Tensor]], masks: Tensor | None, world: int) -> dict[str, Tensor]:
+    """DINO's centres after a step: the mean of those that its groups led to, each counting as many rows as it saw.
+
+    masks `(g, n, p)` of the whole batch, which `world` ranks have in equal parts, one after another.
+    """
+    counts = {"center": torch.ones(len(moved))}
+    if masks is not None:  # of each of a rank's groups, the patches that are masked on all ranks
+        counts["patch_center"] = masks.unflatten(1, (world, len(moved), -1)).sum((0, 1, 3, 4)) + 1e-9
+    means = {}
+    for name in moved[0]:
+        centers = torch.stack([m[name] for m in moved], -1)  # (k, groups)
+        means[name] = centers @ (counts[name] / counts[name].sum()).to(centers)
+    return means
 
 
 def feature_monitors(z: Tensor, eps: float) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simdino import data
+from simdino import data, files
 from simdino.data import DATASETS, load
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -310,7 +310,7 @@ def test_a_missing_root_is_named_with_the_official_page(tmp_path):
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
     for name, package in (("digits", "scikit-learn"), ("photos", "scikit-image")):
         with pytest.raises(ModuleNotFoundError, match=rf"{name} needs {package}: pip install -e \.\[train\]"):
             load(name)

@@ -91,9 +91,9 @@ def test_plots_import_no_torch_not_even_through_others():
     assert not [m for m in reached if any(in_package(n, "torch") for n in IMPORTS[m])]
 
 
-@pytest.mark.parametrize("module", ["config", "runs", "data", "augment", "vit", "losses"])
+@pytest.mark.parametrize("module", ["config", "runs", "files", "data", "augment", "vit", "losses"])
 def test_the_parts_of_training_know_only_the_configuration(module):
-    allowed = set() if module in ("config", "runs") else {"simdino.config"}
+    allowed = {"config": set(), "runs": set(), "data": {"simdino.files"}}.get(module, {"simdino.config"})
     assert FIRST_PARTY[f"simdino.{module}"] <= allowed
 
 

@@ -44,7 +44,11 @@ def test_every_method_takes_20_real_steps(name, tmp_path):
     first, last = run.snapshot(0), run.snapshot(20)
     assert ("teacher/head/test" in last) == (not name.endswith("no-teacher"))
     assert not torch.equal(first["student/backbone/test"], last["student/backbone/test"])
-    assert last["student/backbone/views"].shape == (2, 64, 96)
+    branch = "student" if name.endswith("no-teacher") else "teacher"
+    assert last[f"{branch}/backbone/views"].shape == (2, 64, 96)
+    assert last[f"{branch}/backbone/patches"].shape == (16, 16, 96)
+    assert (f"{branch}/head/patches" in last) == name.endswith("v2")
+    assert ("gradient_rate" in metrics) == name.startswith("sim")
 
 
 def test_a_second_request_trains_nothing(tmp_path, monkeypatch):
