@@ -336,7 +336,9 @@ def main(arguments: list[str] | None = None) -> None:
         prog = f"{parser.prog} {known.recipe}"
         config = tyro.cli(tyro.conf.AvoidSubcommands[Config], default=default, args=rest, prog=prog)
         if "LOCAL_RANK" in os.environ and not dist.is_initialized():  # started by torchrun
-            dist.init_process_group("nccl" if usable(known.device).startswith("cuda") else "gloo")
+            if on_gpu := usable(known.device).startswith("cuda"):
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if on_gpu else "gloo")
         run = get_run(config, known.root, device=known.device)
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
