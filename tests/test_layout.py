@@ -21,12 +21,23 @@ from simdino.losses import coding_rate
 from simdino.recipes import PROFILES, RECIPES
 
 ROOT = Path(__file__).parents[1]
-FILES = {f"{p.parent.name}.{p.stem}": p for package in ("simdino", "analysis") for p in (ROOT / package).glob("*.py")}
-MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
+PATHS = [p for package in ("simdino", "analysis") for p in sorted((ROOT / package).rglob("*.py"))]
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = sorted((ROOT / "figures").glob("*.json"))
-SCRIPTS = [p for folder in ("simdino", "analysis", "benchmarks") for p in sorted((ROOT / folder).glob("*.py"))]
-EXTRAS = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "tyro", "papermill", "torchmetrics", "lightning"]
+SCRIPTS = [*PATHS, *sorted((ROOT / "benchmarks").glob("*.py"))]
+EXTRAS = [
+    "matplotlib",
+    "seaborn",
+    "sklearn",
+    "skimage",
+    "PIL",
+    "tyro",
+    "papermill",
+    "torchmetrics",
+    "lightning",
+    "timm",
+]
 NEEDS_EXTRAS = {"analysis.plots", "analysis.plots_theory", "analysis.integrations"}
 
 
@@ -74,9 +85,11 @@ def test_simdino_imports_nothing_of_analysis():
     } == set()
 
 
-def test_analysis_imports_only_losses_and_runs_of_simdino():
-    used = {n for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] if in_package(n, "simdino")}
-    assert used <= {"simdino.losses", "simdino.runs"}
+def test_analysis_imports_only_losses_and_runs_of_simdino_and_its_probes_what_runs_a_network():
+    used = {(m, n) for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] if in_package(n, "simdino")}
+    probing = {f"simdino.{name}" for name in ("augment", "config", "data", "vit", "weights")}
+    assert {n for m, n in used if in_package(m, "analysis.probes")} <= {"simdino.losses", "simdino.runs"} | probing
+    assert {n for m, n in used if not in_package(m, "analysis.probes")} <= {"simdino.losses", "simdino.runs"}
 
 
 def test_theory_imports_nothing_first_party():
@@ -114,7 +127,7 @@ def test_everything_but_plots_imports_without_the_extras():
 # --- Sources
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *NOTEBOOKS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SCRIPTS, *NOTEBOOKS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_unpickled_or_evaluated(path):
     for source in sources(path):
         tree = ast.parse(source)

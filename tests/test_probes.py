@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import probes
 from analysis.collapse import mean_collapse
-from analysis.probes import knn_accuracy
+from analysis.probes import classify, knn_accuracy
 
 ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "oracle.json"
 
@@ -63,7 +62,7 @@ def test_equals_a_loop_over_samples(k, temperature, top):
 def test_tiles_of_either_side_change_nothing(monkeypatch):
     data = blobs()
     whole = knn_accuracy(*data, k=(1, 3, 20, 60))
-    monkeypatch.setattr(probes, "TRAIN_TILE", 17)  # smaller than k, and it does not divide m
+    monkeypatch.setattr(classify, "TRAIN_TILE", 17)  # smaller than k, and it does not divide m
     tiled = knn_accuracy(*data, k=(1, 3, 20, 60), chunk=7)
     assert list(tiled) == [1, 3, 20, 60]
     assert {k: v.item() for k, v in tiled.items()} == {k: v.item() for k, v in whole.items()}

@@ -1,0 +1,251 @@
+"""A backbone: images in, one feature an image and one a patch out, whoever trained it."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from simdino.augment import grayscale
+from simdino.config import Crops, Model
+from simdino.runs import Run
+from simdino.vit import ConvNet, Network, ViT
+from simdino.weights import load_weights
+
+# The untrained network that stands for "random" where nothing else is said: DINOv2's ViT-S/14.
+VIT_S = Model(stem="patch", patch=14, dim=384, depth=12, heads=6, pool="cls", out=0, layer_scale=1.0)
+PIXELS = 32  # the most that raw pixels of an image keep of each of its sides
+
+
+class Features(NamedTuple):
+    """What a backbone makes of n images: a vector each, and a vector for each patch of a gh × gw grid."""
+
+    image: Float[Tensor, "n d"]
+    patches: Float[Tensor, "n gh gw e"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A function from normalised images (n, channels, h, w) to `Features`, and what must be known to feed it.
+
+    Any model takes part as `Backbone("mine", patch=16, encode=function)`; h and w will be multiples of `patch`.
+    """
+
+    name: str
+    patch: int  # pixels
+    encode: Callable[[Float[Tensor, "n c h w"]], Features]
+    channels: int = 3  # 1: images are turned grey
+    mean: tuple[float, ...] = Crops.mean  # ImageNet's
+    std: tuple[float, ...] = Crops.std
+    device: str | torch.device = "cpu"
+    network: ViT | ConvNet | None = None  # what encodes, where it is ours, up to the block that is asked
+
+    def __call__(self, images: Float[Tensor, "n c h w"]) -> Features:
+        return self.encode(images)
+
+
+def load_backbone(
+    what: str | Path,
+    *,
+    block: int = -1,
+    branch: Literal["teacher", "student"] = "teacher",
+    config: Model | None = None,
+    device: str | torch.device | None = None,
+) -> Backbone:
+    """The backbone of a run directory, a weights file, a timm model's name, or a baseline: "pixels", "random".
+
+    Weights files are all that `simdino.weights.load_weights` reads. "random" is an untrained network (seed 0), by
+    default ViT-S/14; "pixels" has the normalised pixels of each patch and, shrunk to at most 32 × 32, of each image.
+    Images may have any size whose sides are multiples of the patch: position embeddings are resized.
+
+    block: whose output is read, after the final norm, as DINO's `get_intermediate_layers` does; an index, -1 the last.
+    branch: which network of a training file; a run without self-distillation has one. config: the network's
+    description, for files whose shapes do not tell it, for "random", and for "pixels", which take its patch.
+    device: None is cuda where there is one.
+
+    The image feature is the class token, or the mean of the patch tokens, as the model's `pool` says.
+    ValueError: nothing of that name, a damaged file, a block that is not there, a device that cannot be used.
+    """
+    path, device = Path(what), _usable(device)
+    if what == "pixels":
+        return _pixels((config or VIT_S).patch, device)
+    if what == "random":
+        config = dataclasses.replace(config or VIT_S, out=0, prototypes=0, patch_head="none")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = Network(config, size=16 * config.patch)
+        return _ours("random", network, block, device)
+    if path.is_dir():
+        run = Run.load(path)
+        if str(run.config["optim"]["teacher"]).startswith("student"):
+            branch = "student"
+        try:
+            config = config or Model(**run.config["model"])
+        except TypeError as error:
+            raise ValueError(f"the configuration of {path} is of another version: {error}") from None
+        loaded = load_weights(path / "checkpoint.safetensors", branch=branch, config=config)
+        crops = run.config["crops"]
+        backbone = _ours(run.name, loaded.network, block, device)
+        return dataclasses.replace(backbone, mean=tuple(crops["mean"]), std=tuple(crops["std"]))
+    if path.is_file():
+        return _ours(path.stem, load_weights(path, branch=branch, config=config).network, block, device)
+    return _timm(str(what), block, device)
+
+
+@torch.no_grad()
+def features(
+    backbone: Backbone,
+    images: UInt8[Tensor, "n c h w"],
+    *,
+    size: int | tuple[int, int] | None = None,
+    batch: int = 32,
+    progress: bool = False,
+) -> Features:
+    """Features of uint8 images, in batches, on the backbone's device: image (n, d) and patches (n, gh, gw, e).
+
+    Images are divided by 255 and normalised by the backbone's mean and std (ImageNet's if nothing else is said).
+    size: a side or (height, width) in pixels: images are resized to cover it, then its centre is cut out; None leaves
+    them as they are. ValueError: images of another type, sides that are no multiples of the patch.
+    """
+    image, patches = zip(*_batches(backbone, images, size, batch, progress), strict=True)
+    return Features(torch.cat(image), torch.cat(patches))
+
+
+@torch.no_grad()
+def image_features(
+    backbone: Backbone,
+    images: UInt8[Tensor, "n c h w"],
+    *,
+    size: int | tuple[int, int] | None = None,
+    batch: int = 32,
+    progress: bool = False,
+) -> Float[Tensor, "n d"]:
+    """`features(...).image` alone: patches, which take hundreds of times the memory, are dropped batch by batch."""
+    return torch.cat([out.image for out in _batches(backbone, images, size, batch, progress)])
+
+
+def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode: str = "bicubic") -> Tensor:
+    """Images (n, c, h, w) resized, antialiased, to cover a size, side or (height, width), then its centre.
+
+    Masks of the images go along with mode "nearest-exact". None returns x.
+    """
+    if size is None or x.shape[2:] == (wanted := (size, size) if isinstance(size, int) else tuple(size)):
+        return x
+    h, w = x.shape[2:]
+    scale = max(wanted[0] / h, wanted[1] / w)
+    inner = [max(side, round(old * scale)) for side, old in zip(wanted, (h, w), strict=True)]
+    if mode == "nearest-exact":
+        x = F.interpolate(x, inner, mode=mode)
+    else:
+        x = F.interpolate(x, inner, mode=mode, antialias=True).clamp(0, 1)
+    top, left = ((new - side) // 2 for new, side in zip(inner, wanted, strict=True))
+    return x[:, :, top : top + wanted[0], left : left + wanted[1]]
+
+
+def _batches(backbone: Backbone, images: Tensor, size, batch: int, progress: bool) -> Iterator[Features]:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
+        raise ValueError(
+            f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {images.dtype} {tuple(images.shape)}"
+        )
+    mean, std = (torch.tensor(values, device=backbone.device) for values in (backbone.mean, backbone.std))
+    if backbone.channels == 1:
+        mean, std = mean.mean(), std.mean()
+    bar = tqdm(
+        images.split(batch), desc=f"features of {backbone.name}", unit="batch", leave=False, disable=not progress
+    )
+    for some in bar:
+        x = fit(some.to(backbone.device).float() / 255, size)
+        h, w = x.shape[2:]
+        if h % backbone.patch or w % backbone.patch:
+            of = f"the {backbone.patch}-pixel patches of {backbone.name}"
+            raise ValueError(f"images of {h}x{w} are no whole number of {of}: give a size that is")
+        x = grayscale(x) if backbone.channels == 1 else x.expand(-1, 3, -1, -1)
+        yield backbone((x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
+
+
+def _usable(device: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _block(block: int, count: int, name: str) -> int:
+    if not -count <= block < count:
+        raise ValueError(f"block must be between {-count} and {count - 1} for {name}, not {block}")
+    return block % count
+
+
+def _ours(name: str, network: Network, block: int, device: torch.device) -> Backbone:
+    """A network of ours up to a block: what comes after is neither kept nor computed."""
+    model, config = network.backbone, network.config
+    last = _block(block, len(model.blocks), name)
+    if isinstance(model, ConvNet) and last < 2 * config.depth:
+        raise ValueError(
+            f"block {block} of {name}, a ConvNet, has finer maps than patches: {2 * config.depth} is the first"
+        )
+    model.blocks = model.blocks[: last + 1]
+    model.to(device).eval().requires_grad_(False)
+
+    def encode(images: Tensor) -> Features:
+        grid = tuple(side // config.patch for side in images.shape[2:])
+        image, taps = model(images)
+        return Features(image, model.patch_tokens(taps["tokens"]).unflatten(1, grid))
+
+    stem = model.stem if isinstance(model, ConvNet) else model.patch_embed
+    channels = next(stem.parameters()).shape[1]
+    return Backbone(name, config.patch, encode, channels=channels, device=device, network=model)
+
+
+def _pixels(patch: int, device: torch.device) -> Backbone:
+    def encode(images: Tensor) -> Features:
+        h, w = images.shape[2:]
+        grid = images.unflatten(3, (w // patch, patch)).unflatten(2, (h // patch, patch))  # (n, c, gh, p, gw, p)
+        small = F.adaptive_avg_pool2d(images, (min(h, PIXELS), min(w, PIXELS)))
+        return Features(small.flatten(1), grid.permute(0, 2, 4, 1, 3, 5).flatten(3))
+
+    return Backbone("pixels", patch, encode, device=device)
+
+
+def _timm(name: str, block: int, device: torch.device) -> Backbone:
+    """A pretrained timm model, through its own `forward_intermediates`; maps of a stage stand for patches."""
+    try:
+        import timm
+    except ImportError:
+        reason = "and to look for a timm model of that name, timm is needed: pip install -e '.[timm]'"
+        raise ValueError(f"{name} is no run, no weights file, {reason}") from None
+    try:
+        try:
+            model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # only transformers have positions to resize
+            model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # whatever timm, its hub and the network between them raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{name} is no run, no weights file, and timm cannot give it: {reason}") from None
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"timm's {name} has no forward_intermediates, by which its features would be read")
+    model.to(device).eval().requires_grad_(False)
+    stages = model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info
+    at = _block(block, len(stages), name)
+    options = {"indices": [at], "norm": True, "intermediates_only": True}
+    prefixed = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    options |= {"return_prefix_tokens": True} if prefixed and getattr(model, "num_prefix_tokens", 0) else {}
+
+    def encode(images: Tensor) -> Features:
+        (out,) = model.forward_intermediates(images, **options)
+        maps, prefix = out if isinstance(out, tuple) else (out, None)  # (n, e, gh, gw), (n, class and registers, e)
+        token = prefix is not None and model.global_pool == "token"
+        return Features(prefix[:, 0] if token else maps.mean((2, 3)), maps.permute(0, 2, 3, 1))
+
+    settings = model.pretrained_cfg
+    mean, std = tuple(settings["mean"]), tuple(settings["std"])
+    return Backbone(name, stages[at]["reduction"], encode, mean=mean, std=std, device=device)
