@@ -1,0 +1,177 @@
+"""Linear heads trained on frozen features: by SGD, as papers do, and to the optimum by L-BFGS.
+
+What is swept (learning rates, regularisation) is chosen on a held-out part of the training set, never by the test set.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis._input import Array
+from analysis.probes.classify import checked, hits_of, shuffled_by_class
+
+LRS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)  # of 256 samples
+L2 = tuple(10.0**i for i in range(0, -8, -1))  # strongest first: each starts from the one before
+
+
+class Probe(NamedTuple):
+    """A trained probe's accuracy on the test set, and how it was chosen."""
+
+    accuracy: Float[Tensor, ""]
+    chosen: float  # of the values swept, the best on the held-out part
+    held_out: dict[float, float]  # the accuracy there of each
+
+
+def linear_probe(
+    train: Array,
+    train_labels: Array,
+    test: Array,
+    test_labels: Array,
+    *,
+    lrs: Sequence[float] = LRS,
+    epochs: int = 100,
+    batch: int = 256,
+    held_out: float = 0.2,
+    seed: int = 0,
+    progress: bool = False,
+) -> Probe:
+    """Accuracy of a linear classifier trained by SGD on frozen features: DINO's protocol, on stored features.
+
+    Softmax cross-entropy, momentum 0.9, no weight decay, learning rate lr·batch/256 · ½(1 + cos(π epoch/epochs)), from
+    zero weights. All rates are trained at once on the training set without a share `held_out` of each class, which
+    chooses one (the lower of equals); that one is trained anew on all of it. Range [0, 1], higher is better.
+
+    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`. Features are taken as they are: rates are of their scale.
+    Unlike the official evaluation, features are of one view an image, not of new random crops each epoch.
+    ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, a rate that is not positive.
+
+    Source: Caron et al. 2021 (DINO), official eval_linear; Oquab et al. 2023 (DINOv2) sweeps rates in one pass.
+    """
+    x, y, test, test_labels = checked(train, train_labels, test, test_labels)
+    lrs = sorted(set(map(float, lrs)))
+    if not lrs or not lrs[0] > 0 or not math.isfinite(lrs[-1]) or epochs < 1 or batch < 1:
+        raise ValueError(f"lrs, epochs and batch must be positive, got {lrs}, {epochs}, {batch}")
+    held = _held_out(y, held_out, seed)
+    options = {"epochs": epochs, "batch": batch, "seed": seed, "progress": progress}
+    weight, bias = _sgd(x[~held], y[~held], int(y.max()) + 1, lrs, **options)
+    scores = [hits_of(x[held], y[held], w, b).double().mean().item() for w, b in zip(weight, bias, strict=True)]
+    chosen = lrs[int(np.argmax(scores))]
+    weight, bias = _sgd(x, y, int(y.max()) + 1, [chosen], **options)
+    accuracy = hits_of(test, test_labels, weight[0], bias[0]).double().mean()
+    return Probe(accuracy, chosen, dict(zip(lrs, scores, strict=True)))
+
+
+def logistic_regression(
+    train: Array,
+    train_labels: Array,
+    test: Array,
+    test_labels: Array,
+    *,
+    l2: Sequence[float] = L2,
+    held_out: float = 0.2,
+    seed: int = 0,
+    progress: bool = False,
+) -> Probe:
+    """Accuracy of multinomial logistic regression by L-BFGS: the linear probe without learning rate and schedule.
+
+    Minimises mean cross-entropy + λ/2 ‖W‖² (the bias is free) in float64, λ over `l2`, each from the solution of the
+    next stronger one. A share `held_out` of each class chooses λ (the stronger of equals); that one is fitted anew on
+    the whole training set. Range [0, 1], higher is better.
+
+    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`. Features are taken as they are: λ is of their scale.
+    ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, a λ that is not positive.
+
+    Source: Oquab et al. 2023 (DINOv2), Radford et al. 2021 (CLIP): λ is swept on held-out data. λ = 1/(C·m) of
+    scikit-learn's C.
+    """
+    x, y, test, test_labels = checked(train, train_labels, test, test_labels)
+    l2 = sorted(set(map(float, l2)), reverse=True)
+    if not l2 or not l2[-1] > 0 or not math.isfinite(l2[0]):
+        raise ValueError(f"l2 must be positive, got {l2}")
+    held = _held_out(y, held_out, seed)
+    scores, solutions = [], []
+    for strength in tqdm(l2, desc="logistic regression", unit="λ", leave=False, disable=not progress):
+        solutions.append(_lbfgs(x[~held], y[~held], int(y.max()) + 1, strength, solutions[-1] if solutions else None))
+        scores.append(hits_of(x[held], y[held], *solutions[-1]).double().mean().item())
+    best = int(np.argmax(scores))
+    solution = _lbfgs(x, y, int(y.max()) + 1, l2[best], solutions[best])
+    accuracy = hits_of(test, test_labels, *solution).double().mean()
+    return Probe(accuracy, l2[best], dict(zip(l2, scores, strict=True)))
+
+
+def _held_out(labels: Int[Tensor, " m"], share: float, seed: int) -> Bool[Tensor, " m"]:
+    """A random share of each class, one sample at least of a class that has two."""
+    if not 0 < share < 1:
+        raise ValueError(f"held_out must be a share between 0 and 1, got {share}")
+    counts = labels.bincount()
+    take = torch.where(counts > 1, (share * counts).long().clamp(min=1), 0)
+    if not take.any():
+        raise ValueError("train has no class with two samples, of which one could be held out")
+    order = shuffled_by_class(labels, torch.Generator().manual_seed(seed))
+    rank = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    held = torch.zeros_like(labels, dtype=torch.bool)
+    held[order] = rank < take[labels[order]]
+    return held
+
+
+@torch.no_grad()
+def _sgd(
+    x: Float[Tensor, "m d"],
+    y: Int[Tensor, " m"],
+    classes: int,
+    lrs: Sequence[float],
+    *,
+    epochs: int,
+    batch: int,
+    seed: int,
+    progress: bool,
+) -> tuple[Float[Tensor, "l d k"], Float[Tensor, "l k"]]:
+    """Softmax regressions at all learning rates, as one matrix product a step; the gradient is written out."""
+    x = torch.cat((x, x.new_ones(len(x), 1)), 1)  # the bias is the weight of a one
+    weight = x.new_zeros(x.shape[1], len(lrs), classes)
+    velocity, rate = torch.zeros_like(weight), x.new_tensor(lrs)[:, None] * batch / 256
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in tqdm(range(epochs), desc="linear probe", unit="epoch", leave=False, disable=not progress):
+        cosine = (1 + math.cos(math.pi * epoch / epochs)) / 2
+        for some in torch.randperm(len(x), generator=generator).to(x.device).split(batch):
+            gradient = (x[some] @ weight.flatten(1)).unflatten(1, weight.shape[1:]).softmax(2)  # (b, l, k)
+            gradient[torch.arange(len(some), device=x.device), :, y[some]] -= 1
+            velocity.mul_(0.9).add_((x[some].T @ gradient.flatten(1)).view_as(weight), alpha=1 / len(some))
+            weight -= cosine * rate * velocity
+    return weight[:-1].movedim(1, 0), weight[-1]
+
+
+def _lbfgs(
+    x: Float[Tensor, "m d"],
+    y: Int[Tensor, " m"],
+    classes: int,
+    l2: float,
+    start: tuple[Tensor, Tensor] | None,
+) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
+    """The minimum of mean cross-entropy + l2/2 ‖W‖²; centring conditions it and moves the bias alone."""
+    x = x.double()
+    mean = x.mean(0)
+    x = x - mean
+    target = torch.nn.functional.one_hot(y, classes).double()
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w, b = torch.as_tensor(flat, device=x.device).view(-1, classes).split((x.shape[1], 1))
+        log_p = (x @ w + b).log_softmax(1)
+        residual = (log_p.exp() - target) / len(x)
+        value = -(log_p * target).sum() / len(x) + l2 / 2 * w.square().sum()
+        gradient = torch.cat((x.T @ residual + l2 * w, residual.sum(0, keepdim=True)))
+        return value.item(), gradient.flatten().cpu().numpy()
+
+    w, b = start or (x.new_zeros(x.shape[1], classes), x.new_zeros(classes))
+    first = torch.cat((w, (b + mean @ w)[None])).flatten().cpu().numpy()
+    options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 1e-12}
+    found = torch.as_tensor(minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x, device=x.device)
+    w, b = found.view(-1, classes).split((x.shape[1], 1))
+    return w, b[0] - mean @ w
