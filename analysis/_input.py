@@ -79,6 +79,37 @@ def as_labels(
     return labels
 
 
+def as_patches(patches: Array, name: str = "patches", *, rank: str = "n gh gw d") -> Float[Tensor, "..."]:
+    """Patch features (n, gh, gw, d) of n images, checked as in `as_features`."""
+    return _as_floating(patches, name, rank)
+
+
+def as_masks(
+    masks: Array,
+    n: int,
+    name: str = "masks",
+    *,
+    classes: int | None = None,
+    ignore: int | None = None,
+    device: torch.device | None = None,
+) -> Int[Tensor, "n h w"]:
+    """Masks (n, h, w) of class indices, non-negative and, if `classes` is given, below it; or `ignore`."""
+    masks = torch.as_tensor(masks, device=device)
+    if masks.is_floating_point() or masks.is_complex():
+        raise ValueError(f"{name} must be integers, got {masks.dtype}")
+    if masks.ndim != 3 or len(masks) != n or not masks.numel():
+        raise ValueError(f"{name} must have shape ({n}, h, w), got {tuple(masks.shape)}")
+    # Not uint8, of which -1 would be 255 in a comparison; not int64, which is eight times the memory.
+    masks = masks.to(torch.int16) if masks.dtype in (torch.bool, torch.uint8) else masks
+    labelled = masks if ignore is None else masks[masks != ignore]
+    if labelled.numel() and labelled.min() < 0:
+        raise ValueError(f"{name} must not be negative, got {labelled.min().item()}")
+    if labelled.numel() and classes is not None and labelled.max() >= classes:
+        but = "" if ignore is None else f", but for ignore={ignore}"
+        raise ValueError(f"{name} must be below classes={classes}{but}, got {labelled.max().item()}")
+    return masks
+
+
 def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, " r"]:
     """A given spectrum (r,) as float64, descending, with negative rounding errors set to zero."""
     x = _as_floating(x, name, "r")

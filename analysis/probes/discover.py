@@ -1,0 +1,204 @@
+"""Objects without labels: normalised cuts of the graph of an image's patches, scored by CorLoc and mask AP.
+
+One image at a time, so that no matrix is larger than (patches of an image)².
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
+from scipy.linalg import eigh
+from torch import Tensor
+
+from analysis._input import Array, as_masks, as_patches, unit_rows
+
+WEAK = 1e-5  # weight of the edges between patches that are not alike
+THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # COCO's IoUs
+MOST = 100  # objects an image that COCO counts
+
+
+class Objects(NamedTuple):
+    """Objects found in one image, in the order in which they were."""
+
+    masks: Bool[Tensor, "m gh gw"]
+    scores: Float[Tensor, " m"]  # 1 − λ, λ being the eigenvalue of the cut
+
+
+def normalized_cut(weights: Array) -> tuple[Float[Tensor, " p"], float]:
+    """Second smallest y of (D − W) y = λ D y, and its λ, for the symmetric, positive weights W (p, p) of a graph.
+
+    y is the real relaxation of the indicator of the partition with the least Ncut = cut/vol(A) + cut/vol(B), on which
+    λ is a lower bound; λ ∈ [0, p/(p − 1)]. The sign of y is arbitrary, and so is y where λ is no simple eigenvalue.
+
+    Source: Shi & Malik 2000, eq. 6 and 11.
+    """
+    w = np.asarray(torch.as_tensor(weights).cpu(), dtype=np.float64)
+    if w.ndim != 2 or len(w) < 2 or w.shape[0] != w.shape[1] or not (w > 0).all() or not np.allclose(w, w.T):
+        raise ValueError(f"weights must be symmetric, positive and (p, p) with p at least 2, got shape {w.shape}")
+    root = 1 / np.sqrt(w.sum(1))
+    values, vectors = eigh(np.eye(len(w)) - root[:, None] * w * root, subset_by_index=[1, 1])
+    return torch.from_numpy(vectors[:, 0] * root), float(values[0])
+
+
+@torch.no_grad()
+def tokencut(patches: Array, *, tau: int | float = 0.2) -> Bool[Tensor, "gh gw"]:
+    """The one object of an image, given its patch features (gh, gw, d).
+
+    Patches are joined by 1 where their cosine exceeds tau, else by 10⁻⁵. The graph is cut in two where the second
+    eigenvector exceeds its mean; foreground is the side with the patch of the largest |entry|, and the object is that
+    patch's connected component of it (4-neighbours). No object where all edges are alike, as in collapsed features.
+
+    Source: Wang et al. 2022 (TokenCut, arXiv 2202.11539), without its edge refinement.
+    """
+    z = unit_rows(as_patches(patches, rank="gh gw d"), "patches")
+    found = _cut(z, torch.ones(z.shape[:2], dtype=torch.bool), tau, corners=False)
+    return found[0] if found else torch.zeros(z.shape[:2], dtype=torch.bool)
+
+
+@torch.no_grad()
+def maskcut(patches: Array, *, objects: int = 3, tau: int | float = 0.15) -> Objects:
+    """Up to so many objects of an image, given its patch features (gh, gw, d).
+
+    As `tokencut`, again and again: the patches of what was found leave the graph before the next cut. A side that
+    holds three or four corners of the image is never foreground. Ends where all edges are alike, or with an object of
+    at most 1% of the patches.
+
+    Source: Wang et al. 2023 (CutLER, arXiv 2301.11320) section 3.2, without its conditional random field. There the
+    patches of what was found keep edges of 10⁻⁵, and the choice of the foreground depends on the eigenvector's sign.
+    """
+    z = unit_rows(as_patches(patches, rank="gh gw d"), "patches")
+    free = torch.ones(z.shape[:2], dtype=torch.bool)
+    masks, scores = [], []
+    for _ in range(objects):
+        found = _cut(z, free, tau, corners=True)
+        if found is None or found[0].sum() <= 0.01 * free.numel():
+            break
+        masks.append(found[0])
+        scores.append(1 - found[1])
+        free = free & ~found[0]
+    return Objects(torch.stack(masks) if masks else free.new_zeros(0, *free.shape), torch.tensor(scores))
+
+
+def upsample(masks: Bool[Tensor, "m gh gw"], size: tuple[int, int]) -> Bool[Tensor, "m h w"]:
+    """Masks of patches as masks of pixels: each pixel has the value of the patch that holds its centre."""
+    return (
+        F.interpolate(masks[None].float(), size, mode="nearest-exact")[0] > 0.5
+        if len(masks)
+        else masks.new_zeros(0, *size)
+    )
+
+
+def regions(mask: Array, *, classes: Sequence[int], min_area: int = 1) -> Bool[Tensor, "g h w"]:
+    """Connected components (8-neighbours) of each of some classes of a mask (h, w), from `min_area` pixels on.
+
+    Stands for objects where a mask knows classes and no instances: touching objects of a class are one region, an
+    occluded object may be several.
+    """
+    mask = as_masks(torch.as_tensor(mask)[None], 1, "mask")[0].cpu().numpy()
+    found = []
+    for c in np.intersect1d(mask, classes):
+        labels, count = ndimage.label(mask == c, np.ones((3, 3)))
+        found += [region for i in range(1, count + 1) if (region := labels == i).sum() >= min_area]
+    return torch.from_numpy(np.stack(found) if found else np.zeros((0, *mask.shape), dtype=bool))
+
+
+def boxes(masks: Bool[Tensor, "m h w"]) -> Int[Tensor, "m 4"]:
+    """Smallest box (left, top, right, bottom) around each mask, right and bottom exclusive; zeros around nothing."""
+    found = torch.zeros(len(masks), 4, dtype=torch.int64)
+    for row, mask in zip(found, masks, strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        if len(y):
+            row[:] = torch.stack((x.min(), y.min(), x.max() + 1, y.max() + 1))
+    return found
+
+
+def box_iou(x: Int[Tensor, "m 4"], y: Int[Tensor, "g 4"]) -> Float[Tensor, "m g"]:
+    """Intersection over union of all pairs of boxes; 0 where both are empty."""
+    low, high = torch.maximum(x[:, None, :2], y[None, :, :2]), torch.minimum(x[:, None, 2:], y[None, :, 2:])
+    both = (high - low).clamp(min=0).prod(-1)  # (m, g)
+    area = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (x, y)]
+    return both / (area[0][:, None] + area[1] - both).clamp(min=1).double()
+
+
+def mask_iou(x: Bool[Tensor, "m h w"], y: Bool[Tensor, "g h w"]) -> Float[Tensor, "m g"]:
+    """Intersection over union of all pairs of masks; 0 where both are empty."""
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    both = x @ y.T
+    return both / (x.sum(1)[:, None] + y.sum(1) - both).clamp(min=1)
+
+
+def localized(box: Int[Tensor, " 4"], truth: Int[Tensor, "g 4"]) -> bool:
+    """Whether a box has an IoU of at least ½ with one of the true ones; CorLoc is the share of images where it has.
+
+    Source: Deselaers et al. 2012; images without an object are left out, as in Siméoni et al. 2021 (arXiv 2109.14279).
+    """
+    return bool((box_iou(box[None], truth) >= 0.5).any())
+
+
+def average_precision(
+    ious: Sequence[Float[Tensor, "m g"]],
+    scores: Sequence[Float[Tensor, " m"]],
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> Float[Tensor, " t"]:
+    """COCO's average precision, classes aside, at each IoU threshold; their mean is AP, the first is AP50.
+
+    ious: for each image the IoU of the m found objects with the g true ones; scores: of the found ones. In an image the
+    best object first takes the true one of the largest IoU that is free, if that reaches the threshold. AP is the mean
+    over recalls 0, 0.01, ..., 1 of the largest precision at that recall or more. In [0, 1], higher is better; at most
+    100 objects an image count, equal scores count in the order of the images.
+    ValueError: no true object.
+
+    Source: Lin et al. 2014 (COCO), as in pycocotools, with all areas and no crowds.
+    """
+    total = sum(iou.shape[1] for iou in ious)
+    if not total:
+        raise ValueError("there is no true object")
+    order = [s.argsort(descending=True, stable=True)[:MOST] for s in scores]
+    rank = torch.cat([s[o] for s, o in zip(scores, order, strict=True)]).argsort(descending=True, stable=True)
+    precisions = []
+    for threshold in thresholds:
+        hits = torch.cat([_matched(iou[o], threshold) for iou, o in zip(ious, order, strict=True)])[rank].double()
+        recall = hits.cumsum(0) / total
+        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+        envelope = precision.flip(0).cummax(0).values.flip(0) if len(hits) else precision
+        at = torch.searchsorted(recall, torch.linspace(0, 1, 101, dtype=torch.float64))
+        precisions.append(F.pad(envelope, (0, 1))[at].mean())
+    return torch.stack(precisions)
+
+
+def _cut(z: Float[Tensor, "gh gw d"], free: Bool[Tensor, "gh gw"], tau: float, *, corners: bool):
+    """(object, λ) of the least normalised cut of the free patches; None where all edges are alike."""
+    rows = z[free.to(z.device)]  # (p, d)
+    alike = (rows @ rows.T > tau).cpu()
+    alike.fill_diagonal_(True)
+    if alike.all() or not alike.triu(1).any():
+        return None
+    y, value = normalized_cut(torch.where(alike, 1.0, WEAK))
+    grid = torch.zeros(free.shape, dtype=y.dtype)
+    grid[free] = y
+    side = torch.zeros_like(free)
+    side[free] = y > y.mean()
+    seed = grid.abs().argmax()
+    if not side.flatten()[seed]:
+        side, grid = free & ~side, -grid
+    if corners and side[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3:
+        side, grid = free & ~side, -grid
+        seed = grid.argmax()
+    labels, _ = ndimage.label(side.numpy())
+    return torch.from_numpy(labels == labels.flat[int(seed)]) & side, value
+
+
+def _matched(ious: Float[Tensor, "m g"], threshold: float) -> Bool[Tensor, " m"]:
+    """Whether each found object, the best first, takes a true one that is still free."""
+    ious, hits = ious.clone(), torch.zeros(len(ious), dtype=torch.bool)
+    for i in range(len(ious) if ious.shape[1] else 0):
+        best, at = ious[i].max(0)
+        if best >= threshold:
+            hits[i] = True
+            ious[:, at] = -1
+    return hits
