@@ -17,6 +17,7 @@ from analysis.probes.backbone import fit
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 UNLABELLED = ("unlabelled", "unlabeled", "void")  # names of the class that is none
 Size = int | tuple[int, int] | None
+Item = tuple[str, Path | BytesIO, Path | BytesIO]  # name for messages, image, mask
 
 
 class MaskSet(NamedTuple):
@@ -55,7 +56,7 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     if root.is_file():
         arrays = _read_npz(root, "split", "names")
         split, classes = arrays["split"], tuple(map(str, arrays["names"]))
-        parts = [list(_encoded(arrays, np.flatnonzero(split == s), root)) for s in (0, max(1, split.max(initial=1)))]
+        parts = [_encoded(arrays, np.flatnonzero(split == s), root) for s in (0, max(1, split.max(initial=1)))]
     elif (root / "train").is_dir():
         held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), root / "test")
         parts = [_pairs(d / "images", d / "masks") for d in (root / "train", held_out)]
@@ -68,10 +69,8 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
         ignore = next((i for i, name in enumerate(classes) if name.lower() in UNLABELLED), None)
     train, test = (_stacked(part, size) for part in parts)
     if not classes:
-        labels = torch.cat(
-            [masks[masks != ignore] if ignore is not None else masks.flatten() for _, masks in (train, test)]
-        )
-        classes = tuple(map(str, range(int(labels.max()) + 1))) if len(labels) else ()
+        labelled = [m if ignore is None else m.masked_fill(m == ignore, -1) for _, m in (train, test)]
+        classes = tuple(map(str, range(1 + max(int(m.max()) for m in labelled))))
     return MaskSet(*train, *test, classes, ignore)
 
 
@@ -87,7 +86,7 @@ def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, V
         arrays = _read_npz(root, "sequence", "frame", "names")
         order = np.lexsort((arrays["frame"], arrays["sequence"]))
         sequences = {
-            str(name): lambda i=i: list(_encoded(arrays, order[arrays["sequence"][order] == i], root))
+            str(name): lambda i=i: _encoded(arrays, order[arrays["sequence"][order] == i], root)
             for i, name in enumerate(arrays["names"])
         }
     elif (root / "JPEGImages").is_dir():
@@ -98,10 +97,13 @@ def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, V
     if not sequences:
         raise ValueError(f"{root} has no sequences")
     for name, pairs in sequences.items():
-        yield name, Video(*_stacked(pairs(), size))
+        found = pairs()
+        if not found:
+            raise ValueError(f"the sequence {name} of {root} has no frames")
+        yield name, Video(*_stacked(found, size))
 
 
-def _pairs(images: Path, masks: Path) -> list[tuple[str, Path, Path]]:
+def _pairs(images: Path, masks: Path) -> list[Item]:
     """(name, image, mask) of two folders, by name; ValueError unless each file of one has its partner in the other."""
     for folder in (images, masks):
         if not folder.is_dir():
@@ -132,13 +134,15 @@ def _read_npz(path: Path, *more: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _encoded(arrays: dict[str, np.ndarray], rows: Int[np.ndarray, " n"], path: Path) -> Iterator[tuple[str, BytesIO, BytesIO]]:
-    for i in rows:
-        cut = ((arrays[f"{key}data"], arrays[f"{key}offsets"]) for key in ("", "mask_"))
-        yield f"image {i} of {path}", *(BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()) for data, offsets in cut)
+def _encoded(arrays: dict[str, np.ndarray], rows: Int[np.ndarray, " n"], path: Path) -> list[Item]:
+    def file(key: str, i: int) -> BytesIO:
+        first, last = arrays[f"{key}offsets"][i : i + 2]
+        return BytesIO(arrays[f"{key}data"][first:last].tobytes())
+
+    return [(f"image {i} of {path}", file("", i), file("mask_", i)) for i in rows.tolist()]
 
 
-def _stacked(pairs: list[tuple[str, Path | BytesIO, Path | BytesIO]], size: Size) -> tuple[Tensor, Tensor]:
+def _stacked(pairs: list[Item], size: Size) -> tuple[Tensor, Tensor]:
     images, masks = [], []
     for name, *files in pairs:
         image, mask = _decoded(name, *files)
