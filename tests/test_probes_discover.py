@@ -8,6 +8,7 @@ from scipy.linalg import eigh
 
 from analysis.probes.discover import (
     average_precision,
+    average_precision_interval,
     box_iou,
     boxes,
     localized,
@@ -236,6 +237,19 @@ def test_scores_count_by_their_order_alone():
     ap = average_precision(ious, scores)
     assert torch.equal(average_precision(ious, [s.exp() for s in scores]), ap)
     assert (ap.diff() <= 1e-12).all()  # a stricter threshold is met less often
+
+
+def test_the_interval_narrows_with_the_root_of_the_images():
+    g = torch.Generator().manual_seed(0)
+    ious, scores = [torch.rand(3, 2, generator=g) for _ in range(20)], [torch.rand(3, generator=g) for _ in range(20)]
+    value = average_precision(ious, scores).mean().item()
+    low, high = average_precision_interval(ious, scores)
+    assert low < value < high
+    copies = average_precision_interval(ious * 4, scores * 4)  # their scores tie, so that AP is about the same
+    assert (copies[1] - copies[0]) / (high - low) == pytest.approx(0.5, abs=0.05)
+    assert average_precision_interval([torch.eye(2)] * 3, [torch.ones(2)] * 3) == (1, 1)
+    with pytest.raises(ValueError, match="an interval needs two images with true objects"):
+        average_precision_interval([torch.eye(2), torch.zeros(2, 0)], [torch.ones(2)] * 2)
 
 
 # --- Errors
