@@ -39,7 +39,7 @@ def knn_accuracy(
     k: Integral | Sequence[Integral] = 20,
     temperature: int | float = 0.07,
     top: int = 1,
-    chunk: int = 256,
+    chunk: int = 128,
 ) -> Float[Tensor, ""] | dict[int, Float[Tensor, ""]]:
     """Accuracy of the weighted k-nearest-neighbour classifier, DINO's protocol.
 

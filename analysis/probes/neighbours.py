@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TILE = 32768  # training rows that are compared with the queries at a time
+TILE = 65536  # training rows that are compared with the queries at a time
 
 
 def nearest(queries: Float[Tensor, "c d"], bank: Float[Tensor, "m d"], k: int) -> tuple[Tensor, Tensor]:
@@ -26,14 +26,14 @@ def nearest(queries: Float[Tensor, "c d"], bank: Float[Tensor, "m d"], k: int) -
 def _largest(x: Float[Tensor, "c t"], k: int) -> tuple[Float[Tensor, "c k"], Int[Tensor, "c k"]]:
     """`x.topk(k)` in about one pass: the k largest lie in the k groups of columns with the largest maxima."""
     t = x.shape[1]
-    g = math.isqrt(t // k)  # columns a group; t/g maxima and k·g members are then sorted
-    if g < 4:
+    g = math.isqrt(t // (4 * k))  # columns a group: t/g maxima and g·k members are left to search
+    if g < 2:
         return x.topk(k)
     groups = t // g
-    maxima = x[:, : g * groups].unflatten(1, (g, groups)).amax(1)  # (c, groups): of columns `groups` apart
-    chosen = maxima.topk(k, sorted=False).indices  # (c, k)
-    members = chosen[:, None] + groups * torch.arange(g, device=x.device)[:, None]  # (c, g, k)
-    left = torch.arange(g * groups, t, device=x.device).expand(len(x), -1)
-    columns = torch.cat((members.flatten(1), left), 1)
-    values, order = x.gather(1, columns).topk(k)
-    return values, columns.gather(1, order)
+    grouped = x[:, : g * groups].unflatten(1, (g, groups))  # column j is in group j % groups
+    chosen = grouped.amax(1).topk(k, sorted=False).indices  # (c, k)
+    members = grouped.gather(2, chosen[:, None].expand(-1, g, -1)).flatten(1)  # (c, g·k)
+    values, order = torch.cat((members, x[:, g * groups :]), 1).topk(k)  # and the columns that are in no group
+    inside = order < g * k
+    column = chosen.gather(1, order % k) + groups * (order // k)
+    return values, torch.where(inside, column, order - g * k + g * groups)
