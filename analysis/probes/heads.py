@@ -18,7 +18,7 @@ from analysis._input import Array
 from analysis.probes.classify import checked, hits_of, shuffled_by_class
 
 LRS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)  # of 256 samples
-L2 = tuple(10.0**i for i in range(0, -8, -1))  # strongest first: each starts from the one before
+L2 = tuple(10 ** (-i / 2) for i in range(2, 11))  # of features at the r.m.s. distance 1 from their mean
 
 
 class Probe(NamedTuple):
@@ -81,15 +81,16 @@ def logistic_regression(
 ) -> Probe:
     """Accuracy of multinomial logistic regression by L-BFGS: the linear probe without learning rate and schedule.
 
-    Minimises mean cross-entropy + λ/2 ‖W‖² (the bias is free) in float64, λ over `l2`, each from the solution of the
-    next stronger one. A share `held_out` of each class chooses λ (the stronger of equals); that one is fitted anew on
-    the whole training set. Range [0, 1], higher is better.
+    Minimises mean cross-entropy + λ/2 E‖x − x̄‖² ‖W‖² (the bias is free) in float64, λ over `l2`, each from the
+    solution of the next stronger one. A share `held_out` of each class chooses λ (the stronger of equals); that one is
+    fitted anew on the whole training set. Range [0, 1], higher is better; shifted, rotated and scaled features have
+    the same.
 
-    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`. Features are taken as they are: λ is of their scale.
+    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`.
     ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, a λ that is not positive.
 
-    Source: Oquab et al. 2023 (DINOv2), Radford et al. 2021 (CLIP): λ is swept on held-out data. λ = 1/(C·m) of
-    scikit-learn's C.
+    Source: Oquab et al. 2023 (DINOv2), Radford et al. 2021 (CLIP): λ is swept on held-out data.
+    scikit-learn's C is 1/(λm) for features with E‖x − x̄‖² = 1.
     """
     x, y, test, test_labels = checked(train, train_labels, test, test_labels)
     l2 = sorted(set(map(float, l2)), reverse=True)
@@ -97,7 +98,7 @@ def logistic_regression(
         raise ValueError(f"l2 must be positive, got {l2}")
     held = _held_out(y, held_out, seed)
     scores, solutions = [], []
-    for strength in tqdm(l2, desc="logistic regression", unit="λ", leave=False, disable=not progress):
+    for strength in tqdm(l2, desc="logistic regression", unit="λ", leave=False, disable=None if progress else True):
         solutions.append(_lbfgs(x[~held], y[~held], int(y.max()) + 1, strength, solutions[-1] if solutions else None))
         scores.append(hits_of(x[held], y[held], *solutions[-1]).double().mean().item())
     best = int(np.argmax(scores))
@@ -138,7 +139,9 @@ def _sgd(
     weight = x.new_zeros(x.shape[1], len(lrs), classes)
     velocity, rate = torch.zeros_like(weight), x.new_tensor(lrs)[:, None] * batch / 256
     generator = torch.Generator().manual_seed(seed)
-    for epoch in tqdm(range(epochs), desc="linear probe", unit="epoch", leave=False, disable=not progress):
+    for epoch in tqdm(
+        range(epochs), desc="linear probe", unit="epoch", leave=False, disable=None if progress else True
+    ):
         cosine = (1 + math.cos(math.pi * epoch / epochs)) / 2
         for some in torch.randperm(len(x), generator=generator).to(x.device).split(batch):
             gradient = (x[some] @ weight.flatten(1)).unflatten(1, weight.shape[1:]).softmax(2)  # (b, l, k)
@@ -153,25 +156,39 @@ def _lbfgs(
     y: Int[Tensor, " m"],
     classes: int,
     l2: float,
-    start: tuple[Tensor, Tensor] | None,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
-    """The minimum of mean cross-entropy + l2/2 ‖W‖²; centring conditions it and moves the bias alone."""
+    """The weights and bias of `logistic_regression` at one λ, for features as they are given.
+
+    Solved in the principal axes of the features, each scaled by 1/√(λ + variance/4), where the Hessian is near the
+    identity: a change of variables, not of the problem.
+    """
+    m, d = x.shape
     x = x.double()
     mean = x.mean(0)
     x = x - mean
+    size = x.square().sum(1).mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+    x = x / size
+    variance, axes = torch.linalg.eigh((x.T @ x if m >= d else x @ x.T) / m)  # ascending
+    keep = variance > max(m, d) * torch.finfo(x.dtype).eps * variance[-1]
+    variance, axes = variance[keep], axes[:, keep]
+    axes = axes if m >= d else x.T @ axes / (m * variance).sqrt()  # (d, r)
+    scale = (l2 + variance / 4).rsqrt()[:, None]  # (r, 1)
+    z, penalty = x @ axes * scale[:, 0], l2 * scale.square()
     target = torch.nn.functional.one_hot(y, classes).double()
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w, b = torch.as_tensor(flat, device=x.device).view(-1, classes).split((x.shape[1], 1))
-        log_p = (x @ w + b).log_softmax(1)
-        residual = (log_p.exp() - target) / len(x)
-        value = -(log_p * target).sum() / len(x) + l2 / 2 * w.square().sum()
-        gradient = torch.cat((x.T @ residual + l2 * w, residual.sum(0, keepdim=True)))
+        u, b = torch.as_tensor(flat, device=x.device).view(-1, classes).split((len(scale), 1))
+        log_p = (z @ u + b).log_softmax(1)
+        residual = (log_p.exp() - target) / m
+        value = -(log_p * target).sum() / m + (penalty * u.square()).sum() / 2
+        gradient = torch.cat((z.T @ residual + penalty * u, residual.sum(0, keepdim=True)))
         return value.item(), gradient.flatten().cpu().numpy()
 
-    w, b = start or (x.new_zeros(x.shape[1], classes), x.new_zeros(classes))
-    first = torch.cat((w, (b + mean @ w)[None])).flatten().cpu().numpy()
-    options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 1e-12}
+    w, b = start or (x.new_zeros(d, classes), x.new_zeros(classes))
+    first = torch.cat((axes.T @ w * size / scale, (b + mean @ w)[None])).flatten().cpu().numpy()
+    options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 0}
     found = torch.as_tensor(minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x, device=x.device)
-    w, b = found.view(-1, classes).split((x.shape[1], 1))
+    u, b = found.view(-1, classes).split((len(scale), 1))
+    w = axes @ (u * scale) / size
     return w, b[0] - mean @ w

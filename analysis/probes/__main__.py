@@ -1,0 +1,90 @@
+"""What backbones are worth on data, as a table and a JSON.
+
+python -m analysis.probes <run | weights file | timm name | pixels | random> ... --data <set> ... [--tasks knn,...]
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from analysis.probes.backbone import VIT_S, Backbone, load_backbone
+from analysis.probes.tasks import TASKS, Size, evaluate, table
+from simdino.runs import environment, write_json
+
+BASELINES = ("pixels", "random")
+
+
+def load_all(what: list[str], *, block: int, branch: str, device: str | None) -> list[Backbone]:
+    """The named backbones, each under a name of its own; "pixels" and "random" have the first other one's shape."""
+    loaded = {w: load_backbone(w, block=block, branch=branch, device=device) for w in what if w not in BASELINES}
+    first = next(iter(loaded.values()), None)
+    if first is None:
+        config = None
+    elif first.network is not None:
+        config = first.network.config
+    else:
+        config = dataclasses.replace(VIT_S, patch=first.patch)
+    baselines = {w: load_backbone(w, block=block, config=config, device=device) for w in what if w in BASELINES}
+    loaded |= baselines
+    names = [loaded[w].name for w in what]
+    return [
+        b if names.count(b.name) == 1 else dataclasses.replace(b, name=w) for w, b in ((w, loaded[w]) for w in what)
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: print what backbones are worth on data."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.probes", description=main.__doc__.splitlines()[0])
+    parser.add_argument(
+        "what", nargs="+", help="run directory, weights file, timm model, or the baselines pixels, random"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="SET",
+        help="photos, digits, NAME=PATH (cifar10=...), an .npz or a folder; may be repeated",
+    )
+    parser.add_argument("--tasks", help=f"of {', '.join(TASKS)}; by default all that the data allow")
+    parser.add_argument("--block", type=int, default=-1, help="whose output is read (default: the last)")
+    parser.add_argument(
+        "--branch", choices=("teacher", "student"), default="teacher", help="network of a training file"
+    )
+    parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
+    parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
+    parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--json", type=Path, help="write the results there, too")
+    given = parser.parse_args(arguments)
+    try:
+        if given.json and not given.json.absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {given.json.absolute().parent}")
+        backbones = load_all(given.what, block=given.block, branch=given.branch, device=given.device)
+        tasks = given.tasks.split(",") if given.tasks else None
+        options = {"size": given.size, "train": given.train, "test": given.test, "seed": given.seed}
+        results = evaluate(backbones, given.data, tasks=tasks, **options, progress=True)
+        if given.json:
+            asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+            made = environment(str(backbones[0].device)) | {"asked": asked}
+            write_json(
+                given.json, made | {"results": json.loads(results.to_json(orient="records", double_precision=15))}
+            )
+    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
+        sys.exit(f"probes: {' '.join(str(error).split())}")
+    print(table(results))
+
+
+def _size(text: str) -> Size:
+    sides = tuple(int(side) for side in text.split("x"))
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError(text)
+    return sides if len(sides) == 2 else sides[0]
+
+
+if __name__ == "__main__":
+    main()
