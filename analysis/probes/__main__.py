@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
     parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
     parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
+    parser.add_argument("--things", type=_range, help="classes of masks that are objects, FIRST-LAST (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--json", type=Path, help="write the results there, too")
@@ -66,10 +67,18 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"there is no folder {given.json.absolute().parent}")
         backbones = load_all(given.what, block=given.block, branch=given.branch, device=given.device)
         tasks = given.tasks.split(",") if given.tasks else None
-        options = {"size": given.size, "train": given.train, "test": given.test, "seed": given.seed}
+        options = {
+            "size": given.size,
+            "train": given.train,
+            "test": given.test,
+            "things": given.things,
+            "seed": given.seed,
+        }
         results = evaluate(backbones, given.data, tasks=tasks, **options, progress=True)
         if given.json:
-            asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+            asked = {
+                key: str(value) if isinstance(value, Path | range) else value for key, value in vars(given).items()
+            }
             made = environment(str(backbones[0].device)) | {"asked": asked}
             write_json(
                 given.json, made | {"results": json.loads(results.to_json(orient="records", double_precision=15))}
@@ -84,6 +93,11 @@ def _size(text: str) -> Size:
     if len(sides) > 2 or min(sides) < 1:
         raise ValueError(text)
     return sides if len(sides) == 2 else sides[0]
+
+
+def _range(text: str) -> range:
+    first, last = map(int, text.split("-"))
+    return range(first, last + 1)
 
 
 if __name__ == "__main__":

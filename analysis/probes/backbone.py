@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from analysis._input import Array
 from simdino.augment import grayscale
 from simdino.config import Crops, Model
 from simdino.runs import Run
@@ -102,13 +103,13 @@ def load_backbone(
 @torch.no_grad()
 def features(
     backbone: Backbone,
-    images: UInt8[Tensor, "n c h w"],
+    images: Array,
     *,
     size: int | tuple[int, int] | None = None,
     batch: int = 32,
     progress: bool = False,
 ) -> Features:
-    """Features of uint8 images, in batches, on the backbone's device: image (n, d) and patches (n, gh, gw, e).
+    """Features of uint8 images (n, 1 or 3, h, w) on the backbone's device: image (n, d) and patches (n, gh, gw, e).
 
     Images are divided by 255 and normalised by the backbone's mean and std (ImageNet's if nothing else is said).
     size: a side or (height, width) in pixels: images are resized to cover it, then its centre is cut out; None leaves
@@ -121,7 +122,7 @@ def features(
 @torch.no_grad()
 def image_features(
     backbone: Backbone,
-    images: UInt8[Tensor, "n c h w"],
+    images: Array,
     *,
     size: int | tuple[int, int] | None = None,
     batch: int = 32,
@@ -149,7 +150,8 @@ def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode
     return x[:, :, top : top + wanted[0], left : left + wanted[1]]
 
 
-def _batches(backbone: Backbone, images: Tensor, size, batch: int, progress: bool) -> Iterator[Features]:
+def _batches(backbone: Backbone, images: Array, size, batch: int, progress: bool) -> Iterator[Features]:
+    images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
         raise ValueError(
             f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {images.dtype} {tuple(images.shape)}"
@@ -158,7 +160,11 @@ def _batches(backbone: Backbone, images: Tensor, size, batch: int, progress: boo
     if backbone.channels == 1:
         mean, std = mean.mean(), std.mean()
     bar = tqdm(
-        images.split(batch), desc=f"features of {backbone.name}", unit="batch", leave=False, disable=not progress
+        images.split(batch),
+        desc=f"features of {backbone.name}",
+        unit="batch",
+        leave=False,
+        disable=None if progress else True,
     )
     for some in bar:
         x = fit(some.to(backbone.device).float() / 255, size)

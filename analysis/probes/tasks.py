@@ -6,6 +6,7 @@ Data are a name ("photos", "digits"), `name=path` for the other sets of `simdino
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,30 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.probes.backbone import Backbone, image_features
+from analysis.probes.backbone import Backbone, features, fit, image_features
 from analysis.probes.classify import accuracy_interval, few_shot_accuracy, knn_accuracy
+from analysis.probes.discover import (
+    average_precision,
+    average_precision_interval,
+    boxes,
+    localized,
+    mask_iou,
+    maskcut,
+    regions,
+    tokencut,
+    upsample,
+)
 from analysis.probes.heads import linear_probe, logistic_regression
+from analysis.probes.masks import MaskSet, load_masks, load_videos
+from analysis.probes.segment import evaluate as confusion_of
+from analysis.probes.segment import knn_segmenter, linear_segmenter, prototype_segmenter
+from analysis.probes.video import davis_scores, propagate
+from analysis.uncertainty import leave_one_out_interval
 from simdino.config import nearest
 from simdino.data import DATASETS, load
 
-TASKS = {"knn": "labels", "few-shot": "labels", "linear": "labels", "logistic": "labels"}  # task -> kind of data
+TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")  # task -> kind of data
+TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
 KS, SHOTS = (10, 20, 100, 200), (1, 5, 10)  # of them those that the training set allows
 Size = int | tuple[int, int] | None
 
@@ -37,6 +55,7 @@ class Result(NamedTuple):
     sd: float | None = None  # over random draws
     n: int | None = None  # images, or sequences, of the test set
     note: str = ""
+    detail: bool = False  # in the JSON, and not in the table for people
 
 
 def evaluate(
@@ -47,23 +66,28 @@ def evaluate(
     size: Size = None,
     train: int | None = None,
     test: int | None = None,
+    things: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
     """A row a measure, set and backbone: the columns of `Result`.
 
-    tasks: names out of `TASKS`; None is all that the data allow. size: side or (height, width) of the images in
-    pixels; None is their own, up to the next multiples of each backbone's patch. train, test: how many images of each
-    part to take, at random; None is all. ValueError: an unknown task, data of no known kind, a task without data.
+    tasks: names out of `TASKS`; None is all that the data allow, "discover" only where `things` are named. size: side
+    or (height, width) of the images in pixels; None is their own, up to the next multiples of each backbone's patch.
+    train, test: how many images of each part to take, at random; None is all; of videos, the first `test` sequences.
+    things: the classes of masks that are objects for "discover"; None is all. ValueError: an unknown task, data of no
+    known kind, a task without data.
     """
     kinds = {str(name): data_kind(name) for name in data}
-    asked = (
-        [nearest(task, TASKS, "task") for task in tasks] if tasks else [t for t in TASKS if TASKS[t] in kinds.values()]
-    )
+    possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
+    asked = [nearest(task, TASKS, "task") for task in tasks or possible if tasks or task != "discover" or things]
     for task in asked:
         if TASKS[task] not in kinds.values():
             raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {', '.join(kinds)}")
-    options = {"size": size, "train": train, "test": test, "seed": seed, "progress": progress}
+    for count in (train, test):
+        if count is not None and count < 1:
+            raise ValueError(f"train and test must be at least 1, got {count}")
+    options = {"size": size, "train": train, "test": test, "things": things, "seed": seed, "progress": progress}
     rows = []
     for name, kind in kinds.items():
         rows += KINDS[kind](name, backbones, [task for task in asked if TASKS[task] == kind], **options)
@@ -77,9 +101,10 @@ def table(results: pd.DataFrame) -> str:
         + (f" ± {r.sd:.3f}" if pd.notna(r.sd) else f" [{r.low:.3f}, {r.high:.3f}]" if pd.notna(r.low) else "")
         for r in results.itertuples()
     ]
+    results = results.assign(cell=cells)[~results["detail"]]
     columns = list(dict.fromkeys(results["backbone"]))
     rows = list(dict.fromkeys(zip(results["data"], results["measure"], strict=True)))
-    wide = results.assign(cell=cells).pivot(index=["data", "measure"], columns="backbone", values="cell")
+    wide = results.pivot(index=["data", "measure"], columns="backbone", values="cell")
     return wide.loc[rows, columns].fillna("-").rename_axis(columns=None).to_string()
 
 
@@ -109,11 +134,12 @@ def classification(
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
-    size: Size = None,
-    train: int | None = None,
-    test: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    size: Size,
+    train: int | None,
+    test: int | None,
+    seed: int,
+    progress: bool,
+    **_,
 ) -> Iterator[Result]:
     """Results of the tasks of images with labels."""
     kind, _, root = name.rpartition("=") if name.partition("=")[0] in DATASETS else ("", "", name)
@@ -165,10 +191,107 @@ def _accuracy(measure: str, accuracy: Tensor, n: int, note: str = "") -> dict:
     return {"measure": measure, "value": accuracy.item(), "low": low, "high": high, "note": note}
 
 
+def dense(
+    name: str,
+    backbones: Sequence[Backbone],
+    tasks: Sequence[str],
+    *,
+    size: Size,
+    train: int | None,
+    test: int | None,
+    things: Sequence[int] | None,
+    seed: int,
+    progress: bool,
+) -> Iterator[Result]:
+    """Results of the tasks of images with masks."""
+    images = load_masks(name, size=size)
+    chosen = [_some(len(part), count, seed) for part, count in ((images.train, train), (images.test, test))]
+    parts = [(images.train, images.train_masks), (images.test, images.test_masks)]
+    parts = [(x[rows], masks[rows]) for (x, masks), rows in zip(parts, chosen, strict=True)]
+    for backbone in backbones:
+        wanted = _multiples(images.train.shape[2:], backbone.patch)
+        patches = [features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
+        masks = [_fitted(y, wanted) for _, y in parts]
+        for task in tasks:
+            for row in DENSE[task](patches, masks, images, things, seed):
+                yield Result(Path(name).stem, backbone.name, **row)
+
+
+def _segment(patches: list[Tensor], masks: list[Tensor], images: MaskSet, _, seed: int) -> Iterator[dict]:
+    options = {"classes": len(images.classes), "ignore": images.ignore}
+    segmenters = {
+        "linear": linear_segmenter(patches[0], masks[0], **options, seed=seed),
+        "k-NN": knn_segmenter(patches[0], masks[0], **options),
+        "prototypes": prototype_segmenter(patches[0], masks[0], **options),
+    }
+    for kind, segmenter in segmenters.items():
+        confusion = confusion_of(segmenter, patches[1], masks[1], **options)
+        low, high = confusion.miou_interval()
+        n = int(confusion.images[:, 2].any(1).sum())  # with a label
+        yield {"measure": f"mIoU, {kind}", "value": confusion.miou.item(), "low": low, "high": high, "n": n}
+        for label, iou in zip(images.classes, confusion.iou.tolist(), strict=True):
+            if iou == iou:  # the class is in the test set
+                yield {"measure": f"IoU of {label}, {kind}", "value": iou, "n": n, "detail": True}
+
+
+def _discover(patches: list[Tensor], masks: list[Tensor], images: MaskSet, things, _) -> Iterator[dict]:
+    patches, masks = torch.cat(patches), torch.cat(masks)  # nothing is trained, so both parts count
+    size = masks.shape[1:]
+    things = range(len(images.classes)) if things is None else things
+    things = [c for c in things if c != images.ignore]
+    area = size[0] * size[1] // (patches.shape[1] * patches.shape[2])  # of a patch: less cannot be found
+    truth = [regions(mask, classes=things, min_area=area) for mask in masks]
+    some = [i for i, objects in enumerate(truth) if len(objects)]
+    if len(some) < 2:
+        raise ValueError("discover needs two images with objects at least as large as a patch")
+    hits = sum(localized(boxes(upsample(tokencut(patches[i])[None], size))[0], boxes(truth[i])) for i in some)
+    yield _accuracy("CorLoc, TokenCut", torch.tensor(hits / len(some), dtype=torch.float64), len(some)) | {
+        "n": len(some)
+    }
+    found = [maskcut(patches[i]) for i in some]
+    ious = [mask_iou(upsample(objects.masks, size), truth[i]) for objects, i in zip(found, some, strict=True)]
+    scores = [objects.scores for objects in found]
+    precision, (low, high) = average_precision(ious, scores), average_precision_interval(ious, scores)
+    yield {"measure": "mask AP, MaskCut", "value": precision.mean().item(), "low": low, "high": high, "n": len(some)}
+    yield {"measure": "mask AP50, MaskCut", "value": precision[0].item(), "n": len(some)}
+
+
+def video(
+    name: str,
+    backbones: Sequence[Backbone],
+    tasks: Sequence[str],
+    *,
+    size: Size,
+    test: int | None,
+    progress: bool,
+    **_,
+) -> Iterator[Result]:
+    """Results on videos with masks: J and F of DAVIS, means over objects, intervals over sequences."""
+    scores = {backbone.name: [] for backbone in backbones}
+    for _, (frames, masks) in islice(load_videos(name, size=size), test):
+        for backbone in backbones:
+            wanted = _multiples(frames.shape[2:], backbone.patch)
+            truth = _fitted(masks, wanted)
+            patches = features(backbone, frames, size=wanted, progress=progress).patches
+            found = davis_scores(propagate(patches, truth[0]), truth)
+            scores[backbone.name].append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
+    for backbone, sequences in scores.items():
+        values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in sequences])  # (objects, J F J&F)
+        sequence = torch.repeat_interleave(torch.tensor([len(s) for s in sequences]))
+        left_out = [values[sequence != i].mean(0) for i in range(len(sequences))]
+        for column, measure in ((2, "J&F mean"), (0, "J mean"), (1, "F mean")):
+            mean, n = values[:, column].mean().item(), len(sequences)
+            low, high = leave_one_out_interval(mean, torch.stack(left_out)[:, column]) if n > 1 else (None, None)
+            yield Result(Path(name).stem, backbone, measure, mean, low, high, n=n)
+
+
+def _fitted(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks cut and resized as their images are."""
+    return fit(masks[:, None].float(), size, mode="nearest-exact")[:, 0].to(masks.dtype)
+
+
 def _some(n: int, count: int | None, seed: int) -> Tensor:
     """`count` of n indices at random, in order; all if there are no more."""
-    if count is not None and count < 1:
-        raise ValueError(f"train and test must be at least 1, got {count}")
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
     return chosen.sort().values
 
@@ -179,4 +302,5 @@ def _multiples(size: Sequence[int], patch: int) -> tuple[int, int]:
 
 
 CLASSIFIERS = {"knn": _knn, "few-shot": _few_shot, "linear": _linear, "logistic": _logistic}
-KINDS: dict[str, Callable[..., Iterator[Result]]] = {"labels": classification}
+DENSE = {"segment": _segment, "discover": _discover}
+KINDS: dict[str, Callable[..., Iterator[Result]]] = {"labels": classification, "masks": dense, "video": video}
