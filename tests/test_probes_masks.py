@@ -54,6 +54,9 @@ def test_every_fifth_of_a_folder_is_held_out(tmp_path):
     assert found.test_masks[:, 0, -1].tolist() == [1, 0]
     assert found.classes == ("0", "1", "2")
     assert found.ignore is None
+    assert found.things == (1, 2)
+    ignoring = load_masks(tmp_path, ignore=1)
+    assert (ignoring.ignore, ignoring.things) == (1, (2,))
     assert load_masks(tmp_path, ignore=2).classes == ("0", "1")
 
 
@@ -74,6 +77,7 @@ def test_an_npz_has_splits_and_names(tmp_path):
     assert found.test[:, 0, 0, 0].tolist() == [1, 4]
     assert found.classes == ("void", "b", "c")
     assert found.ignore == 0
+    assert found.things is None
     assert load_masks(path, ignore=2).ignore == 2
 
 
@@ -106,6 +110,9 @@ def test_real_sets():
     assert camvid.train_masks.unique().tolist() == list(range(12))
     coco = load_masks(SHARED / "coco200_seg/coco200_seg_224.npz")
     assert (len(coco.train), len(coco.test), coco.ignore, len(coco.classes)) == (100, 100, 0, 201)
+    things = {coco.classes[i] for i in coco.things}
+    assert {"person", "toothbrush"} <= things
+    assert not things & {"unlabeled", "banner", "tree-merged"}
     videos = dict(load_videos(SHARED / "davis12_video/davis12_392x224.npz"))
     assert len(videos) == 12
     assert videos["dog"].frames.shape == (32, 3, 224, 392)

@@ -93,7 +93,7 @@ def upsample(masks: Bool[Tensor, "m gh gw"], size: tuple[int, int]) -> Bool[Tens
     )
 
 
-def regions(mask: Array, *, classes: Sequence[int], min_area: int = 1) -> Bool[Tensor, "g h w"]:
+def regions(mask: Array, *, classes: Sequence[int], min_area: int | float = 1) -> Bool[Tensor, "g h w"]:
     """Connected components (8-neighbours) of each of some classes of a mask (h, w), from `min_area` pixels on.
 
     Stands for objects where a mask knows classes and no instances: touching objects of a class are one region, an

@@ -16,6 +16,7 @@ from analysis.probes.backbone import fit
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 UNLABELLED = ("unlabelled", "unlabeled", "void")  # names of the class that is none
+COCO_CLASSES, COCO_THINGS = 201, range(1, 91)  # panoptic category ids: the others are stuff
 Size = int | tuple[int, int] | None
 Item = tuple[str, Path | BytesIO, Path | BytesIO]  # name for messages, image, mask
 
@@ -29,6 +30,7 @@ class MaskSet(NamedTuple):
     test_masks: Int[Tensor, "m h w"]
     classes: tuple[str, ...]  # classes[i] names class i, by its number where nobody did
     ignore: int | None  # what masks call pixels without a label
+    things: tuple[int, ...] | None  # the classes that are objects; None: nobody knows
 
 
 class Video(NamedTuple):
@@ -47,7 +49,8 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     `mask_offsets`, `split` (0 trains, the largest tests) and `names` of the classes.
     size: side or (height, width) in pixels that images and masks are resized to cover, then cut to; None: they have one
     size. A mask of another size than its image, but of its shape, is resized to it; masks are resized by the nearest
-    pixel. ignore: None is the class that `names` calls unlabelled, if there is one.
+    pixel. ignore: None is the class that `names` calls unlabelled, if there is one. Objects are COCO's things, by its
+    panoptic ids 1 to 90, and of a folder all classes but 0 and `ignore`.
 
     ValueError, naming the file: nothing there, an image without its mask, a mask with colours or of another shape than
     its image, unequal sizes without `size`, damage.
@@ -68,10 +71,12 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     if ignore is None:
         ignore = next((i for i, name in enumerate(classes) if name.lower() in UNLABELLED), None)
     train, test = (_stacked(part, size) for part in parts)
+    things = tuple(COCO_THINGS) if len(classes) == COCO_CLASSES and classes[1] == "person" else None
     if not classes:
         labelled = [m if ignore is None else m.masked_fill(m == ignore, -1) for _, m in (train, test)]
         classes = tuple(map(str, range(1 + max(int(m.max()) for m in labelled))))
-    return MaskSet(*train, *test, classes, ignore)
+        things = tuple(i for i in range(1, len(classes)) if i != ignore)
+    return MaskSet(*train, *test, classes, ignore, things)
 
 
 def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, Video]]:
