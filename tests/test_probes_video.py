@@ -200,6 +200,18 @@ def test_first_and_last_frame_are_not_scored_and_objects_count_alike():
     assert scores.summary["J recall"] == 0.5
 
 
+def test_objects_may_have_any_numbers():
+    """Binary masks are often stored as 0 and 255: that is one object, and not 254 that nobody sees."""
+    patches, masks = moving()
+    numbers = torch.tensor([0, 255, 7])
+    predicted = propagate(patches, numbers[masks[0]].to(torch.uint8))
+    assert torch.equal(predicted.long(), numbers[masks])
+    assert torch.equal(davis_scores(predicted, numbers[masks]).j, torch.ones(2, 10, dtype=torch.float64))
+    lost = davis_scores(0 * predicted, numbers[masks])
+    assert not lost.j.any()
+    assert not lost.f.any()
+
+
 # --- Errors
 
 

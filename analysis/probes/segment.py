@@ -146,7 +146,8 @@ def prototype_segmenter(patches: Array, masks: Array, *, classes: int, ignore: i
 @torch.no_grad()
 def segment(segmenter: Segmenter, patches: Float[Tensor, "n gh gw d"], size: tuple[int, int]) -> Int[Tensor, "n h w"]:
     """Masks (n, h, w) of a size: the class of the largest bilinearly interpolated score; ties go to the lower class."""
-    scores = segmenter(patches)
+    with torch.autocast(patches.device.type, enabled=False):
+        scores = segmenter(patches)
     step = max(1, ELEMENTS // (scores.shape[1] * size[0] * size[1]))
     upsampled = (F.interpolate(part, size, mode="bilinear", align_corners=False) for part in scores.split(step))
     return torch.cat([part.argmax(1) for part in upsampled])

@@ -1,6 +1,6 @@
 """Video object segmentation without training: the first frame's masks, carried on by nearest neighbours of patches.
 
-Masks (t, h, w) are 0 for the background and 1, 2, ... for objects.
+Masks (t, h, w) are 0 for the background; every other number that occurs is an object.
 """
 
 import math
@@ -48,8 +48,9 @@ def propagate(
         raise ValueError(f"radius must not be negative, got {radius}")
     t, gh, gw, _ = z.shape
     z = z.flatten(1, 2)  # (t, p, d)
-    small = F.interpolate(mask[None].float(), (gh, gw), mode="nearest-exact").long()[0, 0]
-    labels = [F.one_hot(small.flatten(), int(mask.max()) + 1).to(z.dtype)]  # (p, k) each
+    small = F.interpolate(mask[None].float(), (gh, gw), mode="nearest-exact")[0, 0].to(mask.dtype)
+    kinds = mask.unique()  # (k,)
+    labels = [(small.flatten()[:, None] == kinds).to(z.dtype)]  # (p, k) each
     row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(gh), torch.arange(gw), indexing="ij"))
     near = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs()).to(z.device) <= radius  # (p, p)
     masks = [mask[0]]
@@ -57,7 +58,7 @@ def propagate(
         seen = [0, *range(max(1, frame - context), frame)]
         known = torch.cat([labels[i] for i in seen])  # (c·p, k)
         labels.append(_votes(z[frame], z[seen].flatten(0, 1), known, near, neighbours, temperature))
-        masks.append(_sharp(labels[-1].T.unflatten(1, (gh, gw)), mask.shape[1:]).to(mask.dtype))
+        masks.append(kinds[_sharp(labels[-1].T.unflatten(1, (gh, gw)), mask.shape[1:])])
     return torch.stack(masks)
 
 
@@ -143,11 +144,12 @@ def davis_scores(predicted: Array, truth: Array) -> Scores:
     predicted = as_masks(predicted, len(truth), "predicted", device=truth.device)
     if predicted.shape != truth.shape:
         raise ValueError(f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} differ in size")
-    if len(truth) < 3 or not truth.any():
-        got = f"{len(truth)} frames and {int(truth.max())} objects"
+    objects = truth[truth > 0].unique()
+    if len(truth) < 3 or not len(objects):
+        got = f"{len(truth)} frames and {len(objects)} objects"
         raise ValueError(f"a sequence needs three frames and an object, got {got}")
     scores = []
-    for label in range(1, int(truth.max()) + 1):
+    for label in objects:
         ours, theirs = predicted[1:-1] == label, truth[1:-1] == label
         scores.append((region_similarity(ours, theirs), boundary_f(ours, theirs)))
     return Scores(*map(torch.stack, zip(*scores, strict=True)))
