@@ -86,11 +86,9 @@ def maskcut(patches: Array, *, objects: int = 3, tau: int | float = 0.15) -> Obj
 
 def upsample(masks: Bool[Tensor, "m gh gw"], size: tuple[int, int]) -> Bool[Tensor, "m h w"]:
     """Masks of patches as masks of pixels: each pixel has the value of the patch that holds its centre."""
-    return (
-        F.interpolate(masks[None].float(), size, mode="nearest-exact")[0] > 0.5
-        if len(masks)
-        else masks.new_zeros(0, *size)
-    )
+    if not len(masks):
+        return masks.new_zeros(0, *size)
+    return F.interpolate(masks[None].float(), size, mode="nearest-exact")[0] > 0.5
 
 
 def regions(mask: Array, *, classes: Sequence[int], min_area: int | float = 1) -> Bool[Tensor, "g h w"]:
