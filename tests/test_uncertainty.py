@@ -12,7 +12,7 @@ from analysis import theory
 from analysis.moments import Moments
 from analysis.rates import coding_rate_of_spectrum
 from analysis.spectra import effective_rank, eigenvalues, participation_ratio
-from analysis.uncertainty import isotropic_reference, jackknife, permutation_reference
+from analysis.uncertainty import isotropic_reference, jackknife, leave_one_out_interval, permutation_reference
 
 
 def features(n, d, seed=0):
@@ -146,6 +146,33 @@ def test_blocks_are_needed():
     for m in (Moments.of(features(40, 4)), Moments.of(features(3, 4), blocks=4)):
         with pytest.raises(ValueError, match="two or more non-empty blocks"):
             jackknife(energy, m)
+
+
+def test_leaving_one_out_of_a_mean_gives_students_interval():
+    x = features(7, 1).flatten()
+    left_out = (x.sum() - x) / 6
+    expected = stats.t.interval(0.9, 6, loc=x.mean().item(), scale=stats.sem(x.numpy()))
+    assert leave_one_out_interval(x.mean().item(), left_out, level=0.9) == pytest.approx(expected)
+    assert leave_one_out_interval(x.mean().item(), left_out.numpy(), level=0.9) == pytest.approx(expected)
+
+
+def test_leaving_one_out_covers_a_ratio_of_sums():
+    """Like IoU: Σa/Σb over 200 images with a ≤ b, b exponential and a/b uniform, whose truth is ½; 40 give 93%."""
+    rng = np.random.default_rng(0)
+    b = rng.exponential(size=(1000, 200))
+    a = b * rng.uniform(size=b.shape)
+    ratio = a.sum(1) / b.sum(1)
+    left_out = (a.sum(1, keepdims=True) - a) / (b.sum(1, keepdims=True) - b)
+    bounds = np.array([leave_one_out_interval(float(r), out) for r, out in zip(ratio, left_out, strict=True)])
+    assert ((bounds[:, 0] <= 0.5) & (bounds[:, 1] >= 0.5)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_leaving_one_out_needs_two_finite_values():
+    with pytest.raises(ValueError, match="left_out needs at least 2 rows, got 1"):
+        leave_one_out_interval(1.0, torch.ones(1))
+    with pytest.raises(ValueError, match="left_out contains NaN"):
+        leave_one_out_interval(1.0, torch.tensor([1.0, torch.nan]))
+    assert leave_one_out_interval(1.0, torch.ones(3)) == (1, 1)
 
 
 def test_isotropic_reference_is_the_closed_form():
