@@ -87,7 +87,7 @@ def test_simdino_imports_nothing_of_analysis():
 
 def test_analysis_imports_only_losses_and_runs_of_simdino_and_its_probes_what_runs_a_network():
     used = {(m, n) for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] if in_package(n, "simdino")}
-    probing = {f"simdino.{name}" for name in ("augment", "config", "data", "vit", "weights")}
+    probing = {f"simdino.{name}" for name in ("augment", "config", "data", "files", "vit", "weights")}
     assert {n for m, n in used if in_package(m, "analysis.probes")} <= {"simdino.losses", "simdino.runs"} | probing
     assert {n for m, n in used if not in_package(m, "analysis.probes")} <= {"simdino.losses", "simdino.runs"}
 

@@ -4,36 +4,15 @@ python -m analysis.probes <run | weights file | timm name | pixels | random> ...
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import torch
 
-from analysis.probes.backbone import VIT_S, Backbone, load_backbone
+from analysis.probes.backbone import load_backbones
 from analysis.probes.tasks import TASKS, Size, evaluate, table
 from simdino.runs import environment, write_json
-
-BASELINES = ("pixels", "random")
-
-
-def load_all(what: list[str], *, block: int, branch: str, device: str | None) -> list[Backbone]:
-    """The named backbones, each under a name of its own; "pixels" and "random" have the first other one's shape."""
-    loaded = {w: load_backbone(w, block=block, branch=branch, device=device) for w in what if w not in BASELINES}
-    first = next(iter(loaded.values()), None)
-    if first is None:
-        config = None
-    elif first.network is not None:
-        config = first.network.config
-    else:
-        config = dataclasses.replace(VIT_S, patch=first.patch)
-    baselines = {w: load_backbone(w, block=block, config=config, device=device) for w in what if w in BASELINES}
-    loaded |= baselines
-    names = [loaded[w].name for w in what]
-    return [
-        b if names.count(b.name) == 1 else dataclasses.replace(b, name=w) for w, b in ((w, loaded[w]) for w in what)
-    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,7 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
     parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
     parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
-    parser.add_argument("--things", type=_range, help="classes of masks that are objects, FIRST-LAST (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--json", type=Path, help="write the results there, too")
@@ -65,20 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.json and not given.json.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {given.json.absolute().parent}")
-        backbones = load_all(given.what, block=given.block, branch=given.branch, device=given.device)
+        backbones = load_backbones(given.what, block=given.block, branch=given.branch, device=given.device)
         tasks = given.tasks.split(",") if given.tasks else None
-        options = {
-            "size": given.size,
-            "train": given.train,
-            "test": given.test,
-            "things": given.things,
-            "seed": given.seed,
-        }
+        options = {"size": given.size, "train": given.train, "test": given.test, "seed": given.seed}
         results = evaluate(backbones, given.data, tasks=tasks, **options, progress=True)
         if given.json:
-            asked = {
-                key: str(value) if isinstance(value, Path | range) else value for key, value in vars(given).items()
-            }
+            asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
             made = environment(str(backbones[0].device)) | {"asked": asked}
             write_json(
                 given.json, made | {"results": json.loads(results.to_json(orient="records", double_precision=15))}
@@ -93,11 +63,6 @@ def _size(text: str) -> Size:
     if len(sides) > 2 or min(sides) < 1:
         raise ValueError(text)
     return sides if len(sides) == 2 else sides[0]
-
-
-def _range(text: str) -> range:
-    first, last = map(int, text.split("-"))
-    return range(first, last + 1)
 
 
 if __name__ == "__main__":

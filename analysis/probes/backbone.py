@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,12 +16,14 @@ from tqdm import tqdm
 from analysis._input import Array
 from simdino.augment import grayscale
 from simdino.config import Crops, Model
+from simdino.files import Files
 from simdino.runs import Run
 from simdino.vit import ConvNet, Network, ViT
 from simdino.weights import load_weights
 
 # The untrained network that stands for "random" where nothing else is said: DINOv2's ViT-S/14.
 VIT_S = Model(stem="patch", patch=14, dim=384, depth=12, heads=6, pool="cls", out=0, layer_scale=1.0)
+BASELINES = ("pixels", "random")
 PIXELS = 32  # the most that raw pixels of an image keep of each of its sides
 
 
@@ -100,10 +102,32 @@ def load_backbone(
     return _timm(str(what), block, device)
 
 
+def load_backbones(
+    what: Sequence[str | Path],
+    *,
+    block: int = -1,
+    branch: Literal["teacher", "student"] = "teacher",
+    device: str | torch.device | None = None,
+) -> list[Backbone]:
+    """Several `load_backbone`, to be compared: "pixels" and "random" have the first other one's patch and shape.
+
+    Each has a name of its own: what it was asked by, where two would have the same.
+    """
+    options = {"block": block, "branch": branch, "device": device}
+    loaded = {w: load_backbone(w, **options) for w in what if w not in BASELINES}
+    first = next(iter(loaded.values()), None)
+    config = None if first is None else dataclasses.replace(VIT_S, patch=first.patch)
+    config = first.network.config if first and first.network else config
+    loaded |= {w: load_backbone(w, config=config, **options) for w in what if w in BASELINES}
+    names = [loaded[w].name for w in what]
+    found = ((w, loaded[w]) for w in what)
+    return [b if names.count(b.name) == 1 else dataclasses.replace(b, name=str(w)) for w, b in found]
+
+
 @torch.no_grad()
 def features(
     backbone: Backbone,
-    images: Array,
+    images: Array | Files,
     *,
     size: int | tuple[int, int] | None = None,
     batch: int = 32,
@@ -111,9 +135,9 @@ def features(
 ) -> Features:
     """Features of uint8 images (n, 1 or 3, h, w) on the backbone's device: image (n, d) and patches (n, gh, gw, e).
 
-    Images are divided by 255 and normalised by the backbone's mean and std (ImageNet's if nothing else is said).
-    size: a side or (height, width) in pixels: images are resized to cover it, then its centre is cut out; None leaves
-    them as they are. ValueError: images of another type, sides that are no multiples of the patch.
+    Files are decoded batch by batch. Images are divided by 255 and normalised by the backbone's mean and std, which are
+    ImageNet's if nothing else is said. size: a side or (height, width) in pixels; images are resized to cover it, then
+    its centre is cut out. None leaves them as they are. ValueError: images of another type, sides that are no multiples of the patch.
     """
     image, patches = zip(*_batches(backbone, images, size, batch, progress), strict=True)
     return Features(torch.cat(image), torch.cat(patches))
@@ -122,7 +146,7 @@ def features(
 @torch.no_grad()
 def image_features(
     backbone: Backbone,
-    images: Array,
+    images: Array | Files,
     *,
     size: int | tuple[int, int] | None = None,
     batch: int = 32,
@@ -150,24 +174,17 @@ def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode
     return x[:, :, top : top + wanted[0], left : left + wanted[1]]
 
 
-def _batches(backbone: Backbone, images: Array, size, batch: int, progress: bool) -> Iterator[Features]:
-    images = torch.as_tensor(images)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
-        raise ValueError(
-            f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {images.dtype} {tuple(images.shape)}"
-        )
+def _batches(backbone: Backbone, images: Array | Files, size, batch: int, progress: bool) -> Iterator[Features]:
+    images = images if isinstance(images, Files) else torch.as_tensor(images)
+    dtype = torch.uint8 if isinstance(images, Files) else images.dtype
+    if len(images.shape) != 4 or images.shape[1] not in (1, 3) or dtype != torch.uint8 or not len(images):
+        raise ValueError(f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {dtype} {tuple(images.shape)}")
     mean, std = (torch.tensor(values, device=backbone.device) for values in (backbone.mean, backbone.std))
     if backbone.channels == 1:
         mean, std = mean.mean(), std.mean()
-    bar = tqdm(
-        images.split(batch),
-        desc=f"features of {backbone.name}",
-        unit="batch",
-        leave=False,
-        disable=None if progress else True,
-    )
-    for some in bar:
-        x = fit(some.to(backbone.device).float() / 255, size)
+    shown = {"desc": f"features of {backbone.name}", "unit": "batch", "leave": False}
+    for start in tqdm(range(0, len(images), batch), **shown, disable=None if progress else True):
+        x = fit(images[start : start + batch].to(backbone.device).float() / 255, size)
         h, w = x.shape[2:]
         if h % backbone.patch or w % backbone.patch:
             of = f"the {backbone.patch}-pixel patches of {backbone.name}"

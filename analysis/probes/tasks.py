@@ -36,6 +36,7 @@ from analysis.probes.video import davis_scores, propagate
 from analysis.uncertainty import leave_one_out_interval
 from simdino.config import nearest
 from simdino.data import DATASETS, load
+from simdino.files import Files
 
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")  # task -> kind of data
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
@@ -48,6 +49,7 @@ class Result(NamedTuple):
 
     data: str
     backbone: str
+    task: str
     measure: str
     value: float
     low: float | None = None
@@ -66,31 +68,32 @@ def evaluate(
     size: Size = None,
     train: int | None = None,
     test: int | None = None,
-    things: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
     """A row a measure, set and backbone: the columns of `Result`.
 
-    tasks: names out of `TASKS`; None is all that the data allow, "discover" only where `things` are named. size: side
-    or (height, width) of the images in pixels; None is their own, up to the next multiples of each backbone's patch.
-    train, test: how many images of each part to take, at random; None is all; of videos, the first `test` sequences.
-    things: the classes of masks that are objects for "discover"; None is all. ValueError: an unknown task, data of no
-    known kind, a task without data.
+    tasks: names out of `TASKS`; None is all that the data allow. size: side or (height, width) of the images in pixels;
+    None is their own, up to the next multiples of each backbone's patch. train, test: how many images of each part to
+    take, at random; None is all; of videos, the first `test` sequences. "discover" takes both parts, of the sets that
+    say which classes are objects. ValueError: an unknown task, data of no known kind, a task without data.
     """
     kinds = {str(name): data_kind(name) for name in data}
     possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
-    asked = [nearest(task, TASKS, "task") for task in tasks or possible if tasks or task != "discover" or things]
+    asked = [nearest(task, TASKS, "task") for task in tasks or possible]
     for task in asked:
         if TASKS[task] not in kinds.values():
             raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {', '.join(kinds)}")
     for count in (train, test):
         if count is not None and count < 1:
             raise ValueError(f"train and test must be at least 1, got {count}")
-    options = {"size": size, "train": train, "test": test, "things": things, "seed": seed, "progress": progress}
+    options = {"size": size, "train": train, "test": test, "seed": seed, "progress": progress}
     rows = []
     for name, kind in kinds.items():
         rows += KINDS[kind](name, backbones, [task for task in asked if TASKS[task] == kind], **options)
+    missing = set(tasks or ()) - {row.task for row in rows}
+    if missing:
+        raise ValueError(f"{missing.pop()} has nothing to work on in {', '.join(kinds)}")
     return pd.DataFrame(rows, columns=Result._fields)
 
 
@@ -106,6 +109,12 @@ def table(results: pd.DataFrame) -> str:
     rows = list(dict.fromkeys(zip(results["data"], results["measure"], strict=True)))
     wide = results.pivot(index=["data", "measure"], columns="backbone", values="cell")
     return wide.loc[rows, columns].fillna("-").rename_axis(columns=None).to_string()
+
+
+def existing(paths: Sequence[str | Path]) -> list[Path]:
+    """Those of some paths that are there; relative ones start at the project, whatever folder a notebook runs in."""
+    found = [Path(__file__).parents[2] / Path(path).expanduser() for path in paths]
+    return [path.resolve() for path in found if path.exists()]
 
 
 def data_kind(data: str | Path) -> str:
@@ -147,19 +156,18 @@ def classification(
         images = load(name)
     else:
         kind = kind or ("npz" if Path(root).is_file() else "folder")
-        images = load(kind, root=root, size=size if kind == "folder" and isinstance(size, int) else None)
+        lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
+        images = load(kind, root=root, size=size if lazy else None, lazy=lazy)
     parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
     chosen = [_some(len(labels), count, seed) for _, labels, count in parts]
-    (x, y), (x_test, y_test) = (
-        (images[rows], labels[rows]) for (images, labels, _), rows in zip(parts, chosen, strict=True)
-    )
+    (x, y), (x_test, y_test) = ((_rows(x, rows), y[rows]) for (x, y, _), rows in zip(parts, chosen, strict=True))
     for backbone in backbones:
         options = {"size": size or _multiples(x.shape[2:], backbone.patch), "progress": progress}
         bank, queries = (image_features(backbone, part, **options) for part in (x, x_test))
         data = bank, y, queries, y_test
         for task in tasks:
             for row in CLASSIFIERS[task](*data, seed=seed, progress=progress):
-                yield Result(Path(name).stem, backbone.name, n=len(y_test), **row)
+                yield Result(Path(name).stem, backbone.name, task, n=len(y_test), **row)
 
 
 def _knn(*data: Tensor, **_) -> Iterator[dict]:
@@ -199,7 +207,6 @@ def dense(
     size: Size,
     train: int | None,
     test: int | None,
-    things: Sequence[int] | None,
     seed: int,
     progress: bool,
 ) -> Iterator[Result]:
@@ -213,11 +220,11 @@ def dense(
         patches = [features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_fitted(y, wanted) for _, y in parts]
         for task in tasks:
-            for row in DENSE[task](patches, masks, images, things, seed):
-                yield Result(Path(name).stem, backbone.name, **row)
+            for row in DENSE[task](patches, masks, images, seed):
+                yield Result(Path(name).stem, backbone.name, task, **row)
 
 
-def _segment(patches: list[Tensor], masks: list[Tensor], images: MaskSet, _, seed: int) -> Iterator[dict]:
+def _segment(patches: list[Tensor], masks: list[Tensor], images: MaskSet, seed: int) -> Iterator[dict]:
     options = {"classes": len(images.classes), "ignore": images.ignore}
     segmenters = {
         "linear": linear_segmenter(patches[0], masks[0], **options, seed=seed),
@@ -234,13 +241,13 @@ def _segment(patches: list[Tensor], masks: list[Tensor], images: MaskSet, _, see
                 yield {"measure": f"IoU of {label}, {kind}", "value": iou, "n": n, "detail": True}
 
 
-def _discover(patches: list[Tensor], masks: list[Tensor], images: MaskSet, things, _) -> Iterator[dict]:
+def _discover(patches: list[Tensor], masks: list[Tensor], images: MaskSet, _) -> Iterator[dict]:
     patches, masks = torch.cat(patches), torch.cat(masks)  # nothing is trained, so both parts count
+    if images.things is None:
+        return
     size = masks.shape[1:]
-    things = range(len(images.classes)) if things is None else things
-    things = [c for c in things if c != images.ignore]
     area = size[0] * size[1] // (patches.shape[1] * patches.shape[2])  # of a patch: less cannot be found
-    truth = [regions(mask, classes=things, min_area=area) for mask in masks]
+    truth = [regions(mask, classes=images.things, min_area=area) for mask in masks]
     some = [i for i, objects in enumerate(truth) if len(objects)]
     if len(some) < 2:
         raise ValueError("discover needs two images with objects at least as large as a patch")
@@ -282,7 +289,7 @@ def video(
         for column, measure in ((2, "J&F mean"), (0, "J mean"), (1, "F mean")):
             mean, n = values[:, column].mean().item(), len(sequences)
             low, high = leave_one_out_interval(mean, torch.stack(left_out)[:, column]) if n > 1 else (None, None)
-            yield Result(Path(name).stem, backbone, measure, mean, low, high, n=n)
+            yield Result(Path(name).stem, backbone, *tasks, measure, mean, low, high, n=n)
 
 
 def _fitted(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -294,6 +301,10 @@ def _some(n: int, count: int | None, seed: int) -> Tensor:
     """`count` of n indices at random, in order; all if there are no more."""
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
     return chosen.sort().values
+
+
+def _rows(images: Tensor | Files, rows: Tensor) -> Tensor | Files:
+    return Files([images.files[i] for i in rows], images.size) if isinstance(images, Files) else images[rows]
 
 
 def _multiples(size: Sequence[int], patch: int) -> tuple[int, int]:
