@@ -17,6 +17,7 @@ COLORS = {
     "dino-no-centering": "#E69F00",
     "dino-no-teacher": "#CC79A7",
 }
+BASELINES = {"random": "0.65", "pixels": "0.25"}
 THEORY = {"linestyle": "--", "color": "0.25"}
 
 
@@ -50,6 +51,28 @@ def plot_runs(x, y, ax=None):
     for i, recipe in enumerate(x["recipe"].values):
         color = COLORS.get(str(recipe), f"C{i}")
         ax.plot(x.sel(recipe=recipe), y.sel(recipe=recipe), "o", color=color, label=str(recipe))
+    return ax
+
+
+def plot_scores(results, ax=None):
+    """Measures of backbones, a row a measure: a dot a backbone, or a seed of it, with its 95% interval or ± sd.
+
+    results: rows of `analysis.probes.tasks.evaluate`. Without any it says that the data are not there.
+    """
+    ax = ax or plt.gca()
+    results = results[~results["detail"].astype(bool)]
+    measures, names = (list(dict.fromkeys(results[column])) for column in ("measure", "backbone"))
+    for i, name in enumerate(names):
+        part = results[results["backbone"] == name]
+        value, low, high, sd = (part[c].to_numpy(float) for c in ("value", "low", "high", "sd"))
+        reach = [np.where(np.isnan(sd), half, sd) for half in (value - low, high - value)]
+        y = part["measure"].map(measures.index) + 0.7 * ((i + 0.5) / len(names) - 0.5)
+        color = COLORS.get(name) or BASELINES.get(name, f"C{i}")
+        ax.errorbar(value, y, xerr=reach, fmt="o", color=color, label=name, linewidth=1)
+    if not names:
+        ax.text(0.5, 0.5, "left out: the data are not here", transform=ax.transAxes, ha="center", color="0.4")
+    ax.set_yticks(range(len(measures)), measures)
+    ax.set_ylim(max(len(measures), 1) - 0.5, -0.5)
     return ax
 
 

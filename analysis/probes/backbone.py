@@ -137,7 +137,8 @@ def features(
 
     Files are decoded batch by batch. Images are divided by 255 and normalised by the backbone's mean and std, which are
     ImageNet's if nothing else is said. size: a side or (height, width) in pixels; images are resized to cover it, then
-    its centre is cut out. None leaves them as they are. ValueError: images of another type, sides that are no multiples of the patch.
+    its centre is cut out. None leaves them as they are. ValueError: images of another type, sides that are no multiples
+    of the patch.
     """
     image, patches = zip(*_batches(backbone, images, size, batch, progress), strict=True)
     return Features(torch.cat(image), torch.cat(patches))
@@ -174,23 +175,31 @@ def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode
     return x[:, :, top : top + wanted[0], left : left + wanted[1]]
 
 
+def prepared(
+    backbone: Backbone, images: Array, *, size: int | tuple[int, int] | None = None
+) -> Float[Tensor, "n c h w"]:
+    """What `features` shows the backbone of uint8 images (n, 1 or 3, h, w): fitted to a size, normalised."""
+    images = torch.as_tensor(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
+        what = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {what}")
+    x = fit(images.to(backbone.device).float() / 255, size)
+    h, w = x.shape[2:]
+    if h % backbone.patch or w % backbone.patch:
+        of = f"the {backbone.patch}-pixel patches of {backbone.name}"
+        raise ValueError(f"images of {h}x{w} are no whole number of {of}: give a size that is")
+    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (backbone.mean, backbone.std))
+    if backbone.channels == 1:
+        return (grayscale(x) - mean.mean()) / std.mean()
+    return (x - mean) / std  # a grey image becomes three equal channels, before it is normalised
+
+
 def _batches(backbone: Backbone, images: Array | Files, size, batch: int, progress: bool) -> Iterator[Features]:
     images = images if isinstance(images, Files) else torch.as_tensor(images)
-    dtype = torch.uint8 if isinstance(images, Files) else images.dtype
-    if len(images.shape) != 4 or images.shape[1] not in (1, 3) or dtype != torch.uint8 or not len(images):
-        raise ValueError(f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {dtype} {tuple(images.shape)}")
-    mean, std = (torch.tensor(values, device=backbone.device) for values in (backbone.mean, backbone.std))
-    if backbone.channels == 1:
-        mean, std = mean.mean(), std.mean()
     shown = {"desc": f"features of {backbone.name}", "unit": "batch", "leave": False}
-    for start in tqdm(range(0, len(images), batch), **shown, disable=None if progress else True):
-        x = fit(images[start : start + batch].to(backbone.device).float() / 255, size)
-        h, w = x.shape[2:]
-        if h % backbone.patch or w % backbone.patch:
-            of = f"the {backbone.patch}-pixel patches of {backbone.name}"
-            raise ValueError(f"images of {h}x{w} are no whole number of {of}: give a size that is")
-        x = grayscale(x) if backbone.channels == 1 else x.expand(-1, 3, -1, -1)
-        yield backbone((x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
+    starts = range(0, len(images), batch) if len(images) else [0]
+    for start in tqdm(starts, **shown, disable=None if progress else True):
+        yield backbone(prepared(backbone, images[start : start + batch], size=size))
 
 
 def _usable(device: str | torch.device | None) -> torch.device:
