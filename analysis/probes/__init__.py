@@ -6,7 +6,15 @@
 what they know of the image.
 """
 
-from analysis.probes.backbone import Backbone, Features, features, image_features, load_backbone, load_backbones, prepared
+from analysis.probes.backbone import (
+    Backbone,
+    Features,
+    features,
+    image_features,
+    load_backbone,
+    load_backbones,
+    prepared,
+)
 from analysis.probes.classify import accuracy_interval, few_shot_accuracy, knn_accuracy
 from analysis.probes.heads import linear_probe, logistic_regression
 
