@@ -99,8 +99,18 @@ FEATURES = {
         "nc3": lambda w: neural_collapse.nc3(gaussian(N, D), LABELS, weight=w[:K]),
         "nc4": lambda w: neural_collapse.nc4(gaussian(N, D), LABELS, weight=w[:K]),
     },
-    "train": {"knn_accuracy": lambda z: probes.knn_accuracy(z, classes_of(z), sphere(4, D), LABELS[:1].repeat(4), k=1)},
-    "test": {"knn_accuracy": lambda z: probes.knn_accuracy(sphere(N, D), LABELS, z, classes_of(z), k=2)},
+    "train": {
+        "knn_accuracy": lambda z: probes.knn_accuracy(z, classes_of(z), sphere(4, D), LABELS[:1].repeat(4), k=1),
+        "few_shot_accuracy": lambda z: probes.few_shot_accuracy(z, classes_of(z), OTHER[::3], LABELS[::3], shots=1),
+        "linear_probe": lambda z: probes.linear_probe(z, classes_of(z), OTHER[::3], LABELS[::3], epochs=2).accuracy,
+        "logistic_regression": lambda z: probes.logistic_regression(z, classes_of(z), OTHER[::3], LABELS[::3]).accuracy,
+    },
+    "test": {
+        "knn_accuracy": lambda z: probes.knn_accuracy(sphere(N, D), LABELS, z, classes_of(z), k=2),
+        "few_shot_accuracy": lambda z: probes.few_shot_accuracy(OTHER, LABELS, z, classes_of(z), shots=2),
+        "linear_probe": lambda z: probes.linear_probe(OTHER, LABELS, z, classes_of(z), epochs=2).accuracy,
+        "logistic_regression": lambda z: probes.logistic_regression(OTHER, LABELS, z, classes_of(z)).accuracy,
+    },
     "views": {
         "alignment": lambda z: collapse.alignment(stacked(z, 2)),
         "lidar": lambda z: collapse.lidar(stacked(z, 2)),
@@ -212,7 +222,8 @@ INFINITE = {
 }
 REASON = (
     r"needs (at least )?\d|needs d|unit-norm|zero row|at least two classes|fit must|must have|must be views|spans"
-    r"|k must|same samples|same dimension|one shape|has \d+ rows|is zero|has more rows|no sample"
+    r"|k must|same samples|same dimension|one shape|has \d+ rows|is zero|has more rows|no sample|shots are more"
+    r"|no class with two"
 )
 
 
@@ -242,6 +253,9 @@ LABELLED = {
     "Moments.of": moments.Moments.of,
     "Moments.update": lambda z, labels: moments.Moments(D, classes=K).update(z, labels),
     "report": lambda z, labels: report.report(z, labels=labels, blocks=2),
+    "few_shot_accuracy": lambda z, labels: probes.few_shot_accuracy(z, labels, z, LABELS, shots=1),
+    "linear_probe": lambda z, labels: probes.linear_probe(z, labels, z, LABELS, epochs=1),
+    "logistic_regression": lambda z, labels: probes.logistic_regression(z, LABELS, z, labels),
     "knn_accuracy, train": lambda z, labels: probes.knn_accuracy(z, labels, z, LABELS, k=1),
     "knn_accuracy, test": lambda z, labels: probes.knn_accuracy(z, LABELS, z, labels, k=1),
 }

@@ -132,6 +132,7 @@ def checked(
     train_labels = as_labels(train_labels, len(train), device=train.device)
     test_labels = as_labels(test_labels, len(test), device=train.device)
     classes, train_labels = train_labels.unique(return_inverse=True)
+    test_labels = test_labels.contiguous()
     missing = test_labels[~torch.isin(test_labels, classes)]
     if len(missing):
         raise ValueError(f"test_labels has class {missing[0].item()}, of which train_labels has no sample")
