@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from analysis.probes.backbone import fit
+from simdino.files import decoded
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 UNLABELLED = ("unlabelled", "unlabeled", "void")  # names of the class that is none
@@ -164,23 +165,20 @@ def _stacked(pairs: list[Item], size: Size) -> tuple[Tensor, Tensor]:
 
 def _decoded(name: str, image: Path | BytesIO, mask: Path | BytesIO) -> tuple[Tensor, Tensor]:
     """Image (1, 3, h, w) uint8 and mask (1, 1, h, w) float32, which is exact for class indices."""
+    pixels = torch.from_numpy(decoded([(name, image)], None))
+    from PIL import Image  # which `decoded` has asked for
+
     try:
-        from PIL import Image
-    except ImportError:
-        raise ValueError("reading image files needs pillow: pip install -e .[train]") from None
-    try:
-        with Image.open(image) as im:
-            pixels = np.array(im.convert("RGB"))
         with Image.open(mask) as im:
             mode, labels = im.mode, np.array(im)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} or its mask is not a readable image: {error}") from None
+        raise ValueError(f"the mask of {name} is not a readable image: {error}") from None
     if labels.ndim != 2:
         raise ValueError(f"the mask of {name} has colours ({mode}), not class indices")
-    (h, w), (mask_h, mask_w) = pixels.shape[:2], labels.shape
+    (h, w), (mask_h, mask_w) = pixels.shape[2:], labels.shape
     if abs(mask_h * w - mask_w * h) > (h + w) / 2:
         raise ValueError(f"the mask of {name} is {mask_h}x{mask_w}, which is not the shape of its {h}x{w}")
     labels = torch.from_numpy(labels.astype(np.float32))[None, None]
     if labels.shape[2:] != (h, w):
         labels = torch.nn.functional.interpolate(labels, (h, w), mode="nearest-exact")
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None], labels
+    return pixels, labels

@@ -144,7 +144,7 @@ def prototype_segmenter(patches: Array, masks: Array, *, classes: int, ignore: i
 
 
 @torch.no_grad()
-def segment(segmenter: Segmenter, patches: Float[Tensor, "n gh gw d"], size: tuple[int, int]) -> Int[Tensor, "n h w"]:
+def predict(segmenter: Segmenter, patches: Float[Tensor, "n gh gw d"], size: tuple[int, int]) -> Int[Tensor, "n h w"]:
     """Masks (n, h, w) of a size: the class of the largest bilinearly interpolated score; ties go to the lower class."""
     with torch.autocast(patches.device.type, enabled=False):
         scores = segmenter(patches)
@@ -215,7 +215,7 @@ def evaluate(
     confusion, masks = Confusion(classes, ignore=ignore), as_masks(masks, len(patches), classes=classes, ignore=ignore)
     step = max(1, ELEMENTS // (classes * masks[0].numel()))
     for some, true in zip(patches.split(step), masks.split(step), strict=True):
-        confusion.update(segment(segmenter, some, true.shape[1:]), true)
+        confusion.update(predict(segmenter, some, true.shape[1:]), true)
     return confusion
 
 
