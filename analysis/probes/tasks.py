@@ -41,6 +41,7 @@ from simdino.files import Files
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")  # task -> kind of data
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
 KS, SHOTS = (10, 20, 100, 200), (1, 5, 10)  # of them those that the training set allows
+SMALLEST = 1 / 256  # of an image's area: smaller regions are no true objects; COCO's small ones are under 1/225
 Size = int | tuple[int, int] | None
 
 
@@ -68,6 +69,7 @@ def evaluate(
     size: Size = None,
     train: int | None = None,
     test: int | None = None,
+    ignore: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -76,7 +78,8 @@ def evaluate(
     tasks: names out of `TASKS`; None is all that the data allow. size: side or (height, width) of the images in pixels;
     None is their own, up to the next multiples of each backbone's patch. train, test: how many images of each part to
     take, at random; None is all; of videos, the first `test` sequences. "discover" takes both parts, of the sets that
-    say which classes are objects. ValueError: an unknown task, data of no known kind, a task without data.
+    say which classes are objects. ignore: what masks call pixels without a label; None as in `load_masks`.
+    ValueError: an unknown task, data of no known kind, a task without data.
     """
     kinds = {str(name): data_kind(name) for name in data}
     possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
@@ -87,7 +90,7 @@ def evaluate(
     for count in (train, test):
         if count is not None and count < 1:
             raise ValueError(f"train and test must be at least 1, got {count}")
-    options = {"size": size, "train": train, "test": test, "seed": seed, "progress": progress}
+    options = {"size": size, "train": train, "test": test, "ignore": ignore, "seed": seed, "progress": progress}
     rows = []
     for name, kind in kinds.items():
         rows += KINDS[kind](name, backbones, [task for task in asked if TASKS[task] == kind], **options)
@@ -207,11 +210,12 @@ def dense(
     size: Size,
     train: int | None,
     test: int | None,
+    ignore: int | None,
     seed: int,
     progress: bool,
 ) -> Iterator[Result]:
     """Results of the tasks of images with masks."""
-    images = load_masks(name, size=size)
+    images = load_masks(name, size=size, ignore=ignore)
     chosen = [_some(len(part), count, seed) for part, count in ((images.train, train), (images.test, test))]
     parts = [(images.train, images.train_masks), (images.test, images.test_masks)]
     parts = [(x[rows], masks[rows]) for (x, masks), rows in zip(parts, chosen, strict=True)]
@@ -242,25 +246,25 @@ def _segment(patches: list[Tensor], masks: list[Tensor], images: MaskSet, seed: 
 
 
 def _discover(patches: list[Tensor], masks: list[Tensor], images: MaskSet, _) -> Iterator[dict]:
-    patches, masks = torch.cat(patches), torch.cat(masks)  # nothing is trained, so both parts count
     if images.things is None:
         return
-    size = masks.shape[1:]
-    area = size[0] * size[1] // (patches.shape[1] * patches.shape[2])  # of a patch: less cannot be found
+    patches, masks = torch.cat(patches), torch.cat(masks)  # nothing is trained, so both parts count
+    size, area = masks.shape[1:], SMALLEST * masks[0].numel()
     truth = [regions(mask, classes=images.things, min_area=area) for mask in masks]
     some = [i for i, objects in enumerate(truth) if len(objects)]
     if len(some) < 2:
-        raise ValueError("discover needs two images with objects at least as large as a patch")
+        raise ValueError(f"discover needs two images with objects of at least {area:g} pixels")
+    whole = sum(localized(torch.tensor([0, 0, size[1], size[0]]), boxes(truth[i])) for i in some) / len(some)
     hits = sum(localized(boxes(upsample(tokencut(patches[i])[None], size))[0], boxes(truth[i])) for i in some)
-    yield _accuracy("CorLoc, TokenCut", torch.tensor(hits / len(some), dtype=torch.float64), len(some)) | {
-        "n": len(some)
-    }
-    found = [maskcut(patches[i]) for i in some]
-    ious = [mask_iou(upsample(objects.masks, size), truth[i]) for objects, i in zip(found, some, strict=True)]
-    scores = [objects.scores for objects in found]
+    corloc, note = torch.tensor(hits / len(some), dtype=torch.float64), f"the box around the whole image: {whole:.3f}"
+    yield _accuracy("CorLoc, TokenCut", corloc, len(some), note) | {"n": len(some)}
+    found = [maskcut(z) for z in patches]  # also where nothing is to be found: that costs precision
+    ious = [mask_iou(upsample(objects.masks, size), true) for objects, true in zip(found, truth, strict=True)]
+    scores, n = [objects.scores for objects in found], len(found)
     precision, (low, high) = average_precision(ious, scores), average_precision_interval(ious, scores)
-    yield {"measure": "mask AP, MaskCut", "value": precision.mean().item(), "low": low, "high": high, "n": len(some)}
-    yield {"measure": "mask AP50, MaskCut", "value": precision[0].item(), "n": len(some)}
+    ap = {"measure": "mask AP, MaskCut", "value": precision.mean().item(), "low": low, "high": high, "n": n}
+    yield ap | {"note": f"{sum(map(len, truth))} regions are true objects"}
+    yield {"measure": "mask AP50, MaskCut", "value": precision[0].item(), "n": n}
 
 
 def video(
