@@ -167,7 +167,10 @@ def test_squares_are_followed(videos):
     assert min(found.values()) > 0.85  # but for the corners, which bilinear interpolation rounds off
     assert found["J&F mean"] == pytest.approx((found["J mean"] + found["F mean"]) / 2)
     assert set(results["n"]) == {2}
-    assert set(evaluate([colour()], [videos], test=1)["n"]) == {1}
+    assert set(evaluate([colour()], [videos], sequences=1)["n"]) == {1}
+    two = evaluate([colour(), colour()], [videos])  # seeds of one name
+    assert len(two) == 6
+    assert two.groupby("measure")["value"].nunique().tolist() == [1, 1, 1]
 
 
 def test_sides_are_rounded_up_to_whole_patches_and_masks_go_along(masked):
@@ -232,7 +235,8 @@ def test_mistakes_are_named(labelled, tmp_path):
         ({"tasks": ["kn"]}, "unknown task 'kn'; did you mean 'knn'"),
         ({"tasks": ["video"]}, "video needs video, which none of the data have: .*colours"),
         ({"data": [], "tasks": ["knn"]}, "knn needs labels, which none of the data have"),
-        ({"train": 0}, "train and test must be at least 1, got 0"),
+        ({"train": 0}, "train must be at least 1, got 0"),
+        ({"sequences": -1}, "sequences must be at least 1, got -1"),
         ({"size": 20}, "images of 20x20 are no whole number of the 8-pixel patches of colour"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from analysis.probes.backbone import (
     Backbone,
     Features,
     features,
+    fit,
     image_features,
     load_backbone,
     load_backbones,
@@ -23,6 +24,7 @@ from analysis.probes.heads import linear_probe, logistic_regression
 from analysis.probes.maps import class_attention, foreground, patch_similarity, pca_rgb
 from analysis.probes.masks import load_masks, load_videos
 from analysis.probes.segment import Confusion, knn_segmenter, linear_segmenter, prototype_segmenter
+from analysis.probes.tasks import evaluate, existing
 from analysis.probes.video import boundary_f, davis_scores, propagate, region_similarity, transfer_iou
 
 __all__ = [
@@ -34,8 +36,11 @@ __all__ = [
     "boundary_f",
     "class_attention",
     "davis_scores",
+    "evaluate",
+    "existing",
     "features",
     "few_shot_accuracy",
+    "fit",
     "foreground",
     "image_features",
     "knn_accuracy",

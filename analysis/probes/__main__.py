@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
     parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
     parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
+    parser.add_argument("--sequences", type=int, help="of each video set, the first ones (default: all)")
     parser.add_argument("--ignore", type=int, help="what masks call pixels without a label, say 255")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -46,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"there is no folder {given.json.absolute().parent}")
         backbones = load_backbones(given.what, block=given.block, branch=given.branch, device=given.device)
         tasks = given.tasks.split(",") if given.tasks else None
-        options = {"size": given.size, "train": given.train, "test": given.test, "seed": given.seed}
-        options |= {"ignore": given.ignore}
+        passed = ("size", "train", "test", "sequences", "ignore", "seed")
+        options = {name: getattr(given, name) for name in passed}
         results = evaluate(backbones, given.data, tasks=tasks, **options, progress=True)
         if given.json:
             asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}

@@ -69,6 +69,7 @@ def evaluate(
     size: Size = None,
     train: int | None = None,
     test: int | None = None,
+    sequences: int | None = None,
     ignore: int | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -77,9 +78,9 @@ def evaluate(
 
     tasks: names out of `TASKS`; None is all that the data allow. size: side or (height, width) of the images in pixels;
     None is their own, up to the next multiples of each backbone's patch. train, test: how many images of each part to
-    take, at random; None is all; of videos, the first `test` sequences. "discover" takes both parts, of the sets that
-    say which classes are objects. ignore: what masks call pixels without a label; None as in `load_masks`.
-    ValueError: an unknown task, data of no known kind, a task without data.
+    take, at random; sequences: how many of a video set, the first ones; None is all. "discover" takes both parts, of the
+    sets that say which classes are objects. ignore: what masks call pixels without a label; None as in `load_masks`.
+    Backbones of one name are allowed: seeds. ValueError: an unknown task, data of no known kind, a task without data.
     """
     kinds = {str(name): data_kind(name) for name in data}
     possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
@@ -87,10 +88,11 @@ def evaluate(
     for task in asked:
         if TASKS[task] not in kinds.values():
             raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {', '.join(kinds)}")
-    for count in (train, test):
+    counts = {"train": train, "test": test, "sequences": sequences}
+    for part, count in counts.items():
         if count is not None and count < 1:
-            raise ValueError(f"train and test must be at least 1, got {count}")
-    options = {"size": size, "train": train, "test": test, "ignore": ignore, "seed": seed, "progress": progress}
+            raise ValueError(f"{part} must be at least 1, got {count}")
+    options = counts | {"size": size, "ignore": ignore, "seed": seed, "progress": progress}
     rows = []
     for name, kind in kinds.items():
         rows += KINDS[kind](name, backbones, [task for task in asked if TASKS[task] == kind], **options)
@@ -213,6 +215,7 @@ def dense(
     ignore: int | None,
     seed: int,
     progress: bool,
+    **_,
 ) -> Iterator[Result]:
     """Results of the tasks of images with masks."""
     images = load_masks(name, size=size, ignore=ignore)
@@ -273,27 +276,27 @@ def video(
     tasks: Sequence[str],
     *,
     size: Size,
-    test: int | None,
+    sequences: int | None,
     progress: bool,
     **_,
 ) -> Iterator[Result]:
     """Results on videos with masks: J and F of DAVIS, means over objects, intervals over sequences."""
-    scores = {backbone.name: [] for backbone in backbones}
-    for _, (frames, masks) in islice(load_videos(name, size=size), test):
-        for backbone in backbones:
+    scores = [[] for _ in backbones]  # of each backbone, whose names need not differ, each sequence
+    for _, (frames, masks) in islice(load_videos(name, size=size), sequences):
+        for backbone, known in zip(backbones, scores, strict=True):
             wanted = _multiples(frames.shape[2:], backbone.patch)
             truth = _fitted(masks, wanted)
             patches = features(backbone, frames, size=wanted, progress=progress).patches
             found = davis_scores(propagate(patches, truth[0]), truth)
-            scores[backbone.name].append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
-    for backbone, sequences in scores.items():
-        values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in sequences])  # (objects, J F J&F)
-        sequence = torch.repeat_interleave(torch.tensor([len(s) for s in sequences]))
-        left_out = [values[sequence != i].mean(0) for i in range(len(sequences))]
+            known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
+    for backbone, each in zip(backbones, scores, strict=True):
+        values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in each])  # (objects, J F J&F)
+        sequence = torch.repeat_interleave(torch.tensor([len(s) for s in each]))
+        left_out = [values[sequence != i].mean(0) for i in range(len(each))]
         for column, measure in ((2, "J&F mean"), (0, "J mean"), (1, "F mean")):
-            mean, n = values[:, column].mean().item(), len(sequences)
+            mean, n = values[:, column].mean().item(), len(each)
             low, high = leave_one_out_interval(mean, torch.stack(left_out)[:, column]) if n > 1 else (None, None)
-            yield Result(Path(name).stem, backbone, *tasks, measure, mean, low, high, n=n)
+            yield Result(Path(name).stem, backbone.name, *tasks, measure, mean, low, high, n=n)
 
 
 def _fitted(masks: Tensor, size: tuple[int, int]) -> Tensor:
