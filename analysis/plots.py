@@ -11,9 +11,11 @@ import numpy as np
 # Okabe and Ito's palette, told apart under every common colour blindness: blues and green for SimDINO, warm for DINO.
 COLORS = {
     "simdino": "#0072B2",
+    "simdinov2": "#003B5C",
     "simdino-no-teacher": "#56B4E9",
     "simdino-no-expansion": "#009E73",
     "dino": "#D55E00",
+    "dinov2": "#7A3600",
     "dino-no-centering": "#E69F00",
     "dino-no-teacher": "#CC79A7",
 }

@@ -3,6 +3,7 @@
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -21,4 +22,24 @@ def test_a_recipe_without_a_colour_of_its_own_gets_one_of_the_cycle(plot):
     colors = {line.get_label(): line.get_color() for line in ax.lines}
     assert colors["simdino"] == plots.COLORS["simdino"]
     assert len(set(colors.values())) == 3
+    plt.close(fig)
+
+
+def test_scores_are_a_dot_a_backbone_and_say_when_there_are_none():
+    columns = ["backbone", "measure", "value", "low", "high", "sd", "detail"]
+    rows = [
+        ("simdino", "k-NN", 0.5, 0.4, 0.7, None, False),
+        ("pixels", "k-NN", 0.2, 0.1, 0.3, None, False),
+        ("pixels", "1-shot", 0.1, None, None, 0.05, False),
+        ("pixels", "IoU of sky", 0.9, None, None, None, True),
+    ]
+    fig, (full, empty) = plt.subplots(1, 2)
+    plots.plot_scores(pd.DataFrame(rows, columns=columns), full)
+    assert [label.get_text() for label in full.get_yticklabels()] == ["k-NN", "1-shot"]
+    assert [c.get_label() for c in full.containers] == ["simdino", "pixels"]
+    (first,), second = (c.lines[2][0].get_segments() for c in full.containers)
+    np.testing.assert_allclose(first[:, 0], [0.4, 0.7])
+    np.testing.assert_allclose([s[:, 0] for s in second], [[0.1, 0.3], [0.05, 0.15]])
+    plots.plot_scores(pd.DataFrame([], columns=columns), empty)
+    assert [text.get_text() for text in empty.texts] == ["left out: the data are not here"]
     plt.close(fig)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -190,6 +191,22 @@ def test_several_sets_and_backbones_in_one_table(labelled, videos):
     assert lines[0].split() == ["a", "b"]
     assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == ["colours", "squares"]
     assert len(lines) == 2 + 2 + 3
+
+
+def test_table_says_what_is_uncertain_and_what_is_not_there():
+    rows = [
+        Result("set", "a", "knn", "k-NN", 0.5, 0.4, 0.6, n=10),
+        Result("set", "b", "knn", "k-NN", 0.2, 0.1, 0.3, n=10),
+        Result("set", "b", "knn", "k-NN", 0.4, 0.3, 0.5, n=10),  # another seed
+        Result("set", "a", "few-shot", "1-shot", 0.3, sd=0.05, n=10),
+        Result("other", "a", "segment", "IoU of x", 0.3, detail=True),
+    ]
+    lines = table(pd.DataFrame(rows, columns=Result._fields)).splitlines()
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert "set k-NN 0.500 [0.400, 0.600] 0.300 ± 0.141 (n = 2)" in text
+    assert "1-shot 0.300 ± 0.050 -" in text
+    assert len(lines) == 4
+    assert table(evaluate([], [])) == "nothing was measured: none of the data are here"
 
 
 # --- What data are

@@ -78,7 +78,7 @@ def evaluate(
 
     tasks: names out of `TASKS`; None is all that the data allow. size: side or (height, width) of the images in pixels;
     None is their own, up to the next multiples of each backbone's patch. train, test: how many images of each part to
-    take, at random; sequences: how many of a video set, the first ones; None is all. "discover" takes both parts, of the
+    take, at random; sequences: how many of a video set, the first ones; None is all. "discover" takes both parts, of
     sets that say which classes are objects. ignore: what masks call pixels without a label; None as in `load_masks`.
     Backbones of one name are allowed: seeds. ValueError: an unknown task, data of no known kind, a task without data.
     """
@@ -103,17 +103,25 @@ def evaluate(
 
 
 def table(results: pd.DataFrame) -> str:
-    """The results as a text for people: a row a measure, a column a backbone; mean ± sd, or value [interval]."""
-    cells = [
-        f"{r.value:.3f}"
-        + (f" ± {r.sd:.3f}" if pd.notna(r.sd) else f" [{r.low:.3f}, {r.high:.3f}]" if pd.notna(r.low) else "")
-        for r in results.itertuples()
-    ]
-    results = results.assign(cell=cells)[~results["detail"]]
-    columns = list(dict.fromkeys(results["backbone"]))
-    rows = list(dict.fromkeys(zip(results["data"], results["measure"], strict=True)))
-    wide = results.pivot(index=["data", "measure"], columns="backbone", values="cell")
-    return wide.loc[rows, columns].fillna("-").rename_axis(columns=None).to_string()
+    """The results as a text for people: a row a measure, a column a backbone.
+
+    value [interval over images], value ± sd over draws, or of several rows of one name (seeds) mean ± sd (n = rows).
+    """
+    shown = results[~results["detail"].astype(bool)]
+    if shown.empty:
+        return "nothing was measured: none of the data are here"
+    cells = {key: _cell(rows) for key, rows in shown.groupby(["data", "measure", "backbone"], sort=False)}
+    wide = pd.Series(cells).unstack(fill_value="-", sort=False)
+    return wide.rename_axis(index=["data", "measure"], columns=None).to_string()
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    if len(rows) > 1:
+        return f"{rows['value'].mean():.3f} ± {rows['value'].std():.3f} (n = {len(rows)})"
+    if pd.notna(first["sd"]):
+        return f"{first['value']:.3f} ± {first['sd']:.3f}"
+    return f"{first['value']:.3f}" + (f" [{first['low']:.3f}, {first['high']:.3f}]" if pd.notna(first["low"]) else "")
 
 
 def existing(paths: Sequence[str | Path]) -> list[Path]:
