@@ -73,9 +73,9 @@ def test_gradient_vanishes_at_the_solution_wherever_it_started(l2, m):
     x, y, _, _ = blobs(m=m)
     x = x + 5  # a mean that the bias has to make up for
     energy = (x - x.mean(0)).square().sum(1).mean()
-    w, b = heads._lbfgs(x, y, 4, l2)
+    ((w, b),) = heads._lbfgs(x, y, 4, [l2])
     start = torch.randn(6, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    other, bias = heads._lbfgs(x, y, 4, l2, start)
+    ((other, bias),) = heads._lbfgs(x, y, 4, [l2], start=start)
     near = {"atol": 1e-3 * w.abs().max().item(), "rtol": 0}
     torch.testing.assert_close(other, w, **near)
     torch.testing.assert_close(bias - bias.mean(), b - b.mean(), **near)  # one constant for all classes is nobody's
@@ -85,6 +85,12 @@ def test_gradient_vanishes_at_the_solution_wherever_it_started(l2, m):
     assert b.grad.abs().max() < 1e-5
 
 
+def test_a_path_of_strengths_has_the_solutions_of_each():
+    x, y, _, _ = blobs()
+    for strength, (w, _) in zip((1.0, 1e-2), heads._lbfgs(x, y, 4, [1.0, 1e-2]), strict=True):
+        torch.testing.assert_close(w, heads._lbfgs(x, y, 4, [strength])[0][0], atol=1e-4, rtol=0)
+
+
 def test_agrees_with_scikit_learn():
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y, test, _ = blobs()
@@ -92,7 +98,7 @@ def test_agrees_with_scikit_learn():
     for l2 in (1.0, 1e-2):
         peer = linear_model.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=1000)
         peer = peer.fit((x / size).numpy(), y.numpy())
-        w, b = heads._lbfgs(x, y, 4, l2)
+        ((w, b),) = heads._lbfgs(x, y, 4, [l2])
         p = (test @ w + b).softmax(1).numpy()
         np.testing.assert_allclose(p, peer.predict_proba((test / size).numpy()), atol=1e-5)
 
@@ -108,7 +114,7 @@ def test_shift_rotation_and_scale_change_nothing():
 def test_strong_regularisation_leaves_the_class_shares():
     """W → 0: the bias alone is left, the logarithm of the classes' shares; so the largest class wins everywhere."""
     x, y = sphere(60, 5).double(), torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
-    w, b = heads._lbfgs(x, y, 3, 1e6)
+    ((w, b),) = heads._lbfgs(x, y, 3, [1e6])
     assert w.abs().max() < 1e-5
     torch.testing.assert_close(
         b.softmax(0), torch.tensor([1 / 2, 1 / 3, 1 / 6], dtype=torch.float64), atol=1e-4, rtol=0

@@ -15,7 +15,8 @@ import torch
 
 from analysis.probes import Backbone, Features, load_backbones, tasks
 from analysis.probes.__main__ import main
-from analysis.probes.tasks import Result, data_kind, evaluate, existing, table
+from analysis.probes.results import Result, table
+from analysis.probes.tasks import data_kind, evaluate, existing
 from simdino.config import Model
 from simdino.vit import Network
 from simdino.weights import save_weights

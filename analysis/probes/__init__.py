@@ -23,8 +23,9 @@ from analysis.probes.discover import average_precision, maskcut, normalized_cut,
 from analysis.probes.heads import linear_probe, logistic_regression
 from analysis.probes.maps import class_attention, foreground, patch_similarity, pca_rgb
 from analysis.probes.masks import load_masks, load_videos
+from analysis.probes.results import table
 from analysis.probes.segment import Confusion, knn_segmenter, linear_segmenter, prototype_segmenter
-from analysis.probes.tasks import evaluate, existing, table
+from analysis.probes.tasks import evaluate, existing
 from analysis.probes.video import boundary_f, davis_scores, propagate, region_similarity, transfer_iou
 
 __all__ = [

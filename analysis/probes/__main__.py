@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from analysis.probes.backbone import load_backbones
-from analysis.probes.tasks import TASKS, Size, evaluate, table
+from analysis.probes.results import table
+from analysis.probes.tasks import TASKS, Size, evaluate
 from simdino.runs import environment, write_json
 
 

@@ -148,7 +148,7 @@ def shuffled_by_class(labels: Int[Tensor, " m"], generator: torch.Generator) -> 
 def hits_of(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], weight: Tensor, bias: Tensor) -> Bool[Tensor, " n"]:
     """Whether the largest logit is the label's, in chunks; not where one is not finite, as of a diverged head."""
     hits = []
-    for some, label in zip(x.to(weight).split(4096), y.split(4096), strict=True):
-        logits = some @ weight + bias  # (c, classes)
+    for some, label in zip(x.split(4096), y.split(4096), strict=True):
+        logits = some.to(weight) @ weight + bias  # (c, classes)
         hits.append((logits.argmax(1) == label) & logits.isfinite().all(1))
     return torch.cat(hits)

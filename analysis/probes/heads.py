@@ -49,7 +49,7 @@ def linear_probe(
     chooses one (the lower of equals); that one is trained anew on all of it. Range [0, 1], higher is better.
 
     train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`. Features are taken as they are: rates are of their scale.
-    Unlike the official evaluation, features are of one view an image, not of new random crops each epoch.
+    The official evaluation differs: new random crops each epoch, and the class tokens of a ViT-S's last four blocks.
     ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, a rate that is not positive.
 
     Source: Caron et al. 2021 (DINO), official eval_linear; Oquab et al. 2023 (DINOv2) sweeps rates in one pass.
@@ -97,12 +97,11 @@ def logistic_regression(
     if not l2 or not l2[-1] > 0 or not math.isfinite(l2[0]):
         raise ValueError(f"l2 must be positive, got {l2}")
     held = _held_out(y, held_out, seed)
-    scores, solutions = [], []
-    for strength in tqdm(l2, desc="logistic regression", unit="λ", leave=False, disable=None if progress else True):
-        solutions.append(_lbfgs(x[~held], y[~held], int(y.max()) + 1, strength, solutions[-1] if solutions else None))
-        scores.append(hits_of(x[held], y[held], *solutions[-1]).double().mean().item())
+    classes = int(y.max()) + 1
+    solutions = _lbfgs(x[~held], y[~held], classes, l2, progress=progress)
+    scores = [hits_of(x[held], y[held], *solution).double().mean().item() for solution in solutions]
     best = int(np.argmax(scores))
-    solution = _lbfgs(x, y, int(y.max()) + 1, l2[best], solutions[best])
+    (solution,) = _lbfgs(x, y, classes, [l2[best]], start=solutions[best])
     accuracy = hits_of(test, test_labels, *solution).double().mean()
     return Probe(accuracy, l2[best], dict(zip(l2, scores, strict=True)))
 
@@ -155,10 +154,12 @@ def _lbfgs(
     x: Float[Tensor, "m d"],
     y: Int[Tensor, " m"],
     classes: int,
-    l2: float,
+    l2: Sequence[float],
+    *,
     start: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
-    """The weights and bias of `logistic_regression` at one λ, for features as they are given.
+    progress: bool = False,
+) -> list[tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]]:
+    """Weights and bias of `logistic_regression` for each λ, found from those of the one before, the first from `start`.
 
     Solved in the principal axes of the features, each scaled by 1/√(λ + variance/4), where the Hessian is near the
     identity: a change of variables, not of the problem.
@@ -173,22 +174,28 @@ def _lbfgs(
     keep = variance > max(m, d) * torch.finfo(x.dtype).eps * variance[-1]
     variance, axes = variance[keep], axes[:, keep]
     axes = axes if m >= d else x.T @ axes / (m * variance).sqrt()  # (d, r)
-    scale = (l2 + variance / 4).rsqrt()[:, None]  # (r, 1)
-    z, penalty = x @ axes * scale[:, 0], l2 * scale.square()
+    x = x @ axes  # (m, r)
     target = torch.nn.functional.one_hot(y, classes).double()
-
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        u, b = torch.as_tensor(flat, device=x.device).view(-1, classes).split((len(scale), 1))
-        log_p = (z @ u + b).log_softmax(1)
-        residual = (log_p.exp() - target) / m
-        value = -(log_p * target).sum() / m + (penalty * u.square()).sum() / 2
-        gradient = torch.cat((z.T @ residual + penalty * u, residual.sum(0, keepdim=True)))
-        return value.item(), gradient.flatten().cpu().numpy()
-
     w, b = start or (x.new_zeros(d, classes), x.new_zeros(classes))
-    first = torch.cat((axes.T @ w * size / scale, (b + mean @ w)[None])).flatten().cpu().numpy()
-    options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 0}
-    found = torch.as_tensor(minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x, device=x.device)
-    u, b = found.view(-1, classes).split((len(scale), 1))
-    w = axes @ (u * scale) / size
-    return w, b[0] - mean @ w
+    v, b = axes.T @ w * size, b + mean @ w
+    solutions = []
+    for strength in tqdm(l2, desc="logistic regression", unit="λ", leave=False, disable=None if progress else True):
+        scale = (strength + variance / 4).rsqrt()[:, None]  # (r, 1)
+        z, penalty = x * scale[:, 0], strength * scale.square()
+
+        def loss(flat: np.ndarray, z: Tensor = z, penalty: Tensor = penalty) -> tuple[float, np.ndarray]:
+            u, b = torch.as_tensor(flat, device=z.device).view(-1, classes).split((z.shape[1], 1))
+            log_p = (z @ u + b).log_softmax(1)
+            residual = (log_p.exp() - target) / m
+            value = -(log_p * target).sum() / m + (penalty * u.square()).sum() / 2
+            gradient = torch.cat((z.T @ residual + penalty * u, residual.sum(0, keepdim=True)))
+            return value.item(), gradient.flatten().cpu().numpy()
+
+        first = torch.cat((v / scale, b[None])).flatten().cpu().numpy()
+        options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 0}
+        found = minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x
+        found = torch.as_tensor(found, device=x.device).view(-1, classes)
+        v, b = found[:-1] * scale, found[-1]
+        w = axes @ v / size
+        solutions.append((w, b - mean @ w))
+    return solutions

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,6 +29,7 @@ from analysis.probes.discover import (
 )
 from analysis.probes.heads import linear_probe, logistic_regression
 from analysis.probes.masks import MaskSet, load_masks, load_videos
+from analysis.probes.results import Result
 from analysis.probes.segment import evaluate as confusion_of
 from analysis.probes.segment import knn_segmenter, linear_segmenter, prototype_segmenter
 from analysis.probes.video import davis_scores, propagate
@@ -40,25 +40,10 @@ from simdino.files import Files
 
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")  # task -> kind of data
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
+BUILT_IN = ("photos", "digits")
 KS, SHOTS = (10, 20, 100, 200), (1, 5, 10)  # of them those that the training set allows
 SMALLEST = 1 / 256  # of an image's area: smaller regions are no true objects; COCO's small ones are under 1/225
 Size = int | tuple[int, int] | None
-
-
-class Result(NamedTuple):
-    """One measure of one backbone on one set; low and high bound its 95% confidence interval over n images."""
-
-    data: str
-    backbone: str
-    task: str
-    measure: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    sd: float | None = None  # over random draws
-    n: int | None = None  # images, or sequences, of the test set
-    note: str = ""
-    detail: bool = False  # in the JSON, and not in the table for people
 
 
 def evaluate(
@@ -102,28 +87,6 @@ def evaluate(
     return pd.DataFrame(rows, columns=Result._fields)
 
 
-def table(results: pd.DataFrame) -> str:
-    """The results as a text for people: a row a measure, a column a backbone.
-
-    value [interval over images], value ± sd over draws, or of several rows of one name (seeds) mean ± sd (n = rows).
-    """
-    shown = results[~results["detail"].astype(bool)]
-    if shown.empty:
-        return "nothing was measured: none of the data are here"
-    cells = {key: _cell(rows) for key, rows in shown.groupby(["data", "measure", "backbone"], sort=False)}
-    wide = pd.Series(cells).unstack(fill_value="-", sort=False)
-    return wide.rename_axis(index=["data", "measure"], columns=None).to_string()
-
-
-def _cell(rows: pd.DataFrame) -> str:
-    first = rows.iloc[0]
-    if len(rows) > 1:
-        return f"{rows['value'].mean():.3f} ± {rows['value'].std():.3f} (n = {len(rows)})"
-    if pd.notna(first["sd"]):
-        return f"{first['value']:.3f} ± {first['sd']:.3f}"
-    return f"{first['value']:.3f}" + (f" [{first['low']:.3f}, {first['high']:.3f}]" if pd.notna(first["low"]) else "")
-
-
 def existing(paths: Sequence[str | Path]) -> list[Path]:
     """Those of some paths that are there; relative ones start at the project, whatever folder a notebook runs in."""
     found = [Path(__file__).parents[2] / Path(path).expanduser() for path in paths]
@@ -133,7 +96,7 @@ def existing(paths: Sequence[str | Path]) -> list[Path]:
 def data_kind(data: str | Path) -> str:
     """What a set holds: "labels" (images with classes), "masks" (images with masks) or "video"."""
     path = Path(data).expanduser()
-    if data in ("photos", "digits") or str(data).partition("=")[0] in DATASETS:
+    if data in BUILT_IN or _named(str(data)):
         return "labels"
     if path.is_file():
         try:
@@ -151,6 +114,12 @@ def data_kind(data: str | Path) -> str:
     return "masks" if masked else "labels"
 
 
+def _named(data: str) -> tuple[str, str] | None:
+    """The two sides of `name=path`."""
+    name, equals, path = data.partition("=")
+    return (name, path) if equals and name in DATASETS else None
+
+
 def classification(
     name: str,
     backbones: Sequence[Backbone],
@@ -164,11 +133,10 @@ def classification(
     **_,
 ) -> Iterator[Result]:
     """Results of the tasks of images with labels."""
-    kind, _, root = name.rpartition("=") if name.partition("=")[0] in DATASETS else ("", "", name)
-    if name in ("photos", "digits"):
+    if name in BUILT_IN:
         images = load(name)
     else:
-        kind = kind or ("npz" if Path(root).is_file() else "folder")
+        kind, root = _named(name) or ("npz" if Path(name).expanduser().is_file() else "folder", name)
         lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
         images = load(kind, root=root, size=size if lazy else None, lazy=lazy)
     parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
