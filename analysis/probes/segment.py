@@ -16,7 +16,7 @@ from analysis._input import Array, as_masks, as_patches, unit_rows
 from analysis.probes.neighbours import nearest
 from analysis.uncertainty import leave_one_out_interval
 
-Segmenter = Callable[[Float[Tensor, "n gh gw d"]], Float[Tensor, "n k gh gw"]]
+Segmenter = Callable[[Array], Float[Tensor, "n k gh gw"]]
 ELEMENTS = 2**24  # of the largest temporary
 UNLABELLED = -100  # what `ignore` is turned into for the cross-entropy
 
@@ -60,7 +60,7 @@ def linear_segmenter(
     bias = torch.zeros_like(weight[0])
 
     def logits(z: Float[Tensor, "n gh gw d"]) -> Float[Tensor, "n l gh gw"]:
-        return (((z.to(mean) - mean) * scale) @ weight + bias).movedim(-1, 1)
+        return (((z - mean) * scale) @ weight + bias).movedim(-1, 1)
 
     generator = torch.Generator(patches.device).manual_seed(seed)
 
@@ -74,8 +74,8 @@ def linear_segmenter(
     _minimise(loss, [weight, bias], steps=steps, lr=lr, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def scores(patches: Float[Tensor, "n gh gw d"]) -> Float[Tensor, "n k gh gw"]:
-        known = logits(patches)
+    def scores(patches: Array) -> Float[Tensor, "n k gh gw"]:
+        known = logits(_queries(patches, mean))
         everything = known.new_full((len(known), classes, *known.shape[2:]), known.min().item() - 1)
         everything[:, labels.long()] = known
         return everything
@@ -110,9 +110,9 @@ def knn_segmenter(
             raise ValueError(f"{name} must be positive, got {value}")
 
     @torch.no_grad()
-    def scores(patches: Float[Tensor, "n gh gw d"]) -> Float[Tensor, "n k gh gw"]:
-        found = []
-        for rows in unit_rows(patches.to(z).flatten(0, 2), "patches").split(chunk):
+    def scores(patches: Array) -> Float[Tensor, "n k gh gw"]:
+        found, patches = [], _queries(patches, z)
+        for rows in unit_rows(patches.flatten(0, 2), "patches").split(chunk):
             similarity, neighbour = nearest(rows, z, k)  # (c, k) both
             weight = (similarity / temperature).softmax(1)
             # One neighbour after the other: (c, classes) each, where (c, k, classes) would not fit.
@@ -136,16 +136,17 @@ def prototype_segmenter(patches: Array, masks: Array, *, classes: int, ignore: i
     present = norm[:, 0] > 0
     prototypes = sums / norm.where(norm > 0, 1)
 
-    def scores(patches: Float[Tensor, "n gh gw d"]) -> Float[Tensor, "n k gh gw"]:
-        cosines = unit_rows(patches.to(z), "patches") @ prototypes.T
+    def scores(patches: Array) -> Float[Tensor, "n k gh gw"]:
+        cosines = unit_rows(_queries(patches, z), "patches") @ prototypes.T
         return cosines.masked_fill(~present, -2.0).movedim(-1, 1)  # not −∞, which interpolates to NaN
 
     return scores
 
 
 @torch.no_grad()
-def predict(segmenter: Segmenter, patches: Float[Tensor, "n gh gw d"], size: tuple[int, int]) -> Int[Tensor, "n h w"]:
+def predict(segmenter: Segmenter, patches: Array, size: tuple[int, int]) -> Int[Tensor, "n h w"]:
     """Masks (n, h, w) of a size: the class of the largest bilinearly interpolated score; ties go to the lower class."""
+    patches = as_patches(patches)
     with torch.autocast(patches.device.type, enabled=False):
         scores = segmenter(patches)
     step = max(1, ELEMENTS // (scores.shape[1] * size[0] * size[1]))
@@ -254,6 +255,14 @@ def _training_set(patches: Array, masks: Array, classes: int, ignore: int | None
     if ignore is not None and not (masks != ignore).any():
         raise ValueError("masks have no labelled pixel")
     return patches, masks
+
+
+def _queries(patches: Array, like: Float[Tensor, "*m d"]) -> Float[Tensor, "n gh gw d"]:
+    """Patches to segment, in the type, the device and the dimension of those that the segmenter was trained on."""
+    patches = as_patches(patches).to(like)
+    if patches.shape[-1] != like.shape[-1]:
+        raise ValueError(f"patches must have d = {like.shape[-1]}, as in training, got {patches.shape[-1]}")
+    return patches
 
 
 def _labelled_patches(patches: Array, masks: Array, classes: int, ignore: int | None) -> tuple[Tensor, Tensor]:
