@@ -260,7 +260,7 @@ def _moments(z: Array, blocks: int) -> tuple[Moments, int]:
     """Moments of the unit rows of z, read chunk by chunk, and how many rows are zero."""
     n, d = z.shape
     moments, zeros = None, 0
-    step = max(CHUNK // d, 64)
+    step = max(blocks * CHUNK // d, 64)  # a full chunk a block
     for start in tqdm(range(0, n, step), unit="chunk", desc="reading", delay=2, leave=False, disable=None):
         rows = z[start : start + step]
         unit = _unit_or_zero(as_features(np.array(rows) if isinstance(rows, np.ndarray) else rows).detach())
@@ -273,7 +273,7 @@ def _moments(z: Array, blocks: int) -> tuple[Moments, int]:
 def _unit_or_zero(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Rows on the unit sphere, but for zero rows, which have no direction and stay zero."""
     rows = z.any(1)
-    return torch.zeros_like(z).index_put((rows,), unit_rows(z[rows]))
+    return unit_rows(z) if rows.all() else torch.zeros_like(z).index_put((rows,), unit_rows(z[rows]))
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:

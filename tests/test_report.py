@@ -176,8 +176,9 @@ def test_labels_views_and_tokens_add_their_rows():
     assert {"patches of an image", "images at a patch"} <= set(frame.index)
 
 
-def test_a_memory_map_is_read_like_an_array(tmp_path):
-    z = sphere(70_000, 32).float().numpy()  # three chunks
+def test_a_memory_map_is_read_like_an_array(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.report.CHUNK", 2**16)  # three chunks
+    z = sphere(70_000, 32).float().numpy()
     np.save(tmp_path / "z.npy", z)
     mapped, array = report(np.load(tmp_path / "z.npy", mmap_mode="r")), report(torch.from_numpy(z))
     assert mapped.to_json() == array.to_json()
