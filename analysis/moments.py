@@ -152,14 +152,17 @@ class Moments:
             part.all_reduce(group)
         return self
 
-    def without(self, block: int) -> "Moments":
-        """Moments of all rows but those of one block."""
-        part = self.by_block[block]
+    def without(self, *blocks: int) -> "Moments":
+        """Moments of all rows but those of some blocks."""
+        parts = [self.by_block[b] for b in blocks]
         out = Moments(self.d, precision=self.precision, device=self.mean.device)
-        out.n = self.n - part.n
-        out.mean = self.mean + (self.mean - part.mean) * (part.n / max(out.n, 1))
-        own, its = self._about(out.mean), part._about(out.mean)
-        out.scatter, out.cubic, out.quartic = (a - b for a, b in zip(own, its, strict=True))
+        out.n = self.n - sum(part.n for part in parts)
+        out.mean = self.mean + sum((self.mean - part.mean) * (part.n / max(out.n, 1)) for part in parts)
+        about = [part._about(out.mean) for part in parts]
+        own = self._about(out.mean)
+        out.scatter, out.cubic, out.quartic = (
+            a - sum(its) for a, its in zip(own, zip(*about, strict=True), strict=True)
+        )
         return out
 
     def quartic_about_zero(self) -> Float[Tensor, ""]:
