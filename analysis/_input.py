@@ -62,6 +62,16 @@ def as_views(
     return unit_rows(views, name) if normalize else views
 
 
+def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor, "v n d"]:
+    """Views from two sets of features (n, d) whose rows correspond, or from views (v, n, d) alone."""
+    if y is None:
+        return as_views(x, normalize=normalize)
+    x, y = as_features(x, "x"), as_features(y, "y")
+    if x.shape != y.shape:
+        raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
+    return as_views(torch.stack((x, y.to(x))), "x or y", normalize=normalize)
+
+
 def as_labels(
     labels: Array, n: int, *, classes: int | None = None, device: torch.device | None = None
 ) -> Int[Tensor, " n"]:

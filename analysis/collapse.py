@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.special import gammaln, logsumexp
 from torch import Tensor
 
-from analysis._input import Array, _as_floating, as_features, as_views, require_unit_rows, unit_rows
+from analysis._input import Array, _as_floating, as_features, as_views, paired_views, require_unit_rows, unit_rows
 from analysis.frames import frame_potential, pair_mean, squared_distances, unit_features
 from analysis.moments import Moments
 from analysis.spectra import effective_rank, effective_ranks
@@ -33,15 +33,9 @@ def alignment(
 
     Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.1.
     """
-    if y is not None:
-        x, y = as_features(x, "x"), as_features(y, "y")
-        if x.shape != y.shape:
-            raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
-        x = torch.stack((x, y.to(x)))
-    name = "views" if y is None else "x or y"
-    views = as_views(x, name, normalize=normalize)
+    views = paired_views(x, y, normalize=normalize)
     if not normalize:
-        require_unit_rows(views, name)
+        require_unit_rows(views, "views" if y is None else "x or y")
     i, j = torch.combinations(torch.arange(len(views), device=views.device)).T  # (v(v−1)/2,) each
     distances = torch.stack([torch.linalg.vector_norm(views[a] - views[b], dim=-1) for a, b in zip(i, j, strict=True)])
     return distances.pow(power).mean(dtype=torch.float64)
