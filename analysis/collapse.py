@@ -161,11 +161,12 @@ def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
     """LiDAR: effective rank of the spread between samples, after whitening by the spread between their views.
 
     Effective rank of Σ_w^(−½) Σ_b Σ_w^(−½),  Σ_b = cov of the samples' mean views,
-    Σ_w = E (z − mean view)(z − mean view)ᵀ + δI.
+    Σ_w = Σ (z − mean view)(z − mean view)ᵀ/(n(v − 1)) + δI.
 
     views: `(v, n, d)`, v ≥ 2 augmentations of the same n samples; the view axis comes first, since grouping views by
     position in a queue changes the value. Range 1 to min(n − 1, d), 0 if all mean views are equal. Higher is healthier.
-    δ is absolute, as in the paper: not invariant to scale unless δ is small beside Σ_w. ValueError: δ ≤ 0, NaN.
+    δ is absolute, as in the paper: not invariant to scale unless δ is small beside Σ_w. Σ_w is unbiased, as there; with
+    1/(nv), as also found, the value differs by what δ weighs. ValueError: δ ≤ 0, NaN.
 
     Source: Thilak et al. 2024 (arXiv 2312.04000).
     """
@@ -175,7 +176,7 @@ def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
     views = views - views[:1, :1].detach()  # measured from one row, equal rows are exactly zero
     centers = views.mean(0)  # (n, d)
     within = (views - centers).flatten(0, 1)  # (v·n, d)
-    sigma = within.mT @ within / len(within)  # (d, d)
+    sigma = within.mT @ within / (len(within) - len(centers))  # (d, d)
     factor = torch.linalg.cholesky(sigma + delta * torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device))
     between = centers - centers.mean(0)
     return effective_rank(torch.linalg.solve_triangular(factor, between.mT, upper=False).mT)

@@ -116,9 +116,10 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
     """Rate reduction ΔR = R(z) − Σₖ (n_k/n)·R_k: what knowing the class saves, in nats per feature.
 
     x: features (n, d) with labels (n,), or `Moments` with classes. Range 0 (classes have the same second moment) to
-    the value of orthogonal class subspaces; higher is better separated. Differentiable for features.
+    the value of orthogonal class subspaces; higher is better separated. Differentiable for features. TransRate is this
+    of z − z̄, for classes of one size, with √(d·ε) for its ε.
 
-    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 5.
+    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 5; TransRate, Huang et al. 2022 (arXiv 2106.09362).
     """
     rates = class_rates(x, labels, eps=eps)
     if isinstance(x, Moments):

@@ -18,7 +18,7 @@ def views_with(between: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
     d = len(between)
     axes = torch.eye(d, dtype=D) * math.sqrt(d)
     points = torch.cat((axes, -axes)) * between.sqrt()  # (2d, d)
-    shifts = axes * within.sqrt()  # (d, d): every point meets every shift
+    shifts = axes * (within / 2).sqrt()  # (d, d): every point meets every shift; two views have one degree of freedom
     points, shifts = points.repeat_interleave(d, 0), shifts.repeat(2 * d, 1)
     return torch.stack((points + shifts, points - shifts))
 
@@ -41,7 +41,7 @@ def test_lidar_equals_the_matrix_square_roots_for_more_and_fewer_samples_than_di
         views = gaussian(n, 8) + 0.5 * gaussian(3, n, 8, seed=1)
         centers = views.mean(0)
         residual = (views - centers).reshape(-1, 8)
-        values, vectors = torch.linalg.eigh(residual.T @ residual / len(residual) + 1e-4 * torch.eye(8, dtype=D))
+        values, vectors = torch.linalg.eigh(residual.T @ residual / (2 * n) + 1e-4 * torch.eye(8, dtype=D))
         root = vectors @ torch.diag(values**-0.5) @ vectors.T
         lam = torch.linalg.eigvalsh(root @ torch.cov(centers.T, correction=0) @ root).clamp(min=0)
         assert lidar(views).item() == pytest.approx(torch.special.entr(lam / lam.sum()).sum().exp().item())

@@ -216,3 +216,16 @@ def test_the_rate_of_the_mean_doubles_what_collapse_needs():
         text = str(preflight(**official(batch, ranks), rate_of="mean"))
         assert ("is stable" in text) is stable
         assert "unstable" in str(preflight(**official(64, 16)))  # c = 1 would have called one of them safe
+
+
+def test_transrate_is_the_rate_reduction_of_centred_features():
+    """R(z) − (1/K) Σ_k R(z_k) with R = ½ logdet(I + zᵀz/(nε)), of centred features, as its authors have it."""
+    labels, e = torch.arange(60) % 3, 1e-2
+    z = features(60, 5) + labels[:, None]
+    z = z - z.mean(0)
+
+    def rate(x):
+        return torch.logdet(torch.eye(5, dtype=x.dtype) + x.T @ x / (len(x) * e)) / 2
+
+    expected = rate(z) - sum(rate(z[labels == k]) for k in range(3)) / 3
+    assert rate_reduction(z, labels, eps=math.sqrt(5 * e)).item() == pytest.approx(expected.item())
