@@ -21,6 +21,7 @@ def _as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
         raise ValueError(f"{name} must have shape ({', '.join(rank.split())}), got {tuple(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
+    x = x.cpu() if x.device.type == "mps" else x  # which has no float64
     x = x if x.dtype == torch.float64 else x.to(torch.float32)
     # NaN and inf always survive a sum, which needs no (n, d) mask; finite rows may overflow it, hence the second look.
     if not torch.isfinite(x.detach().sum()) and not torch.isfinite(x.detach()).all():

@@ -66,6 +66,7 @@ class Moments:
             raise ValueError(f'precision must be "exact" or "fast", got {precision!r}')
         if blocks == 1:
             raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
+        device = "cpu" if device is not None and torch.device(device).type == "mps" else device  # which has no float64
         zeros = torch.zeros(d * d + 2 * d + 1, dtype=torch.float64, device=device).split([d, d * d, d, 1])
         self.n, self.d, self.precision = 0, d, precision
         self.mean, self.scatter = zeros[0], zeros[1].view(d, d)  # (d,), (d, d)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from analysis._files import Stream, read_features, read_labels
 from analysis._input import Array, as_features, as_labels, as_views, unit_rows
 from analysis._rows import Row, class_rows, judge, kept_of_rate, pair_rows, spectral_rows, token_rows, view_rows
+from analysis.collapse import mean_collapse
 from analysis.diagnose import diagnose
 from analysis.moments import CHUNK, Moments
 from analysis.rates import coding_rate_of_spectrum
@@ -163,6 +164,17 @@ def report(
         kept = kept_of_rate(n, d, coding_rate_of_spectrum(shape / shape.sum(), eps=eps, d=d).item(), eps)
         verdict = verdict[0], f"{verdict[1]} Centred, and scaled up to unit energy, they would keep {kept:.0%}."
     return Report(n, d, float(eps), blocks, *verdict, tuple(rows), tuple(notes))
+
+
+def verdict(moments: Moments, *, eps: float = 0.05**0.5) -> tuple[str, str]:
+    """The judgement of `report` and its reason for `Moments` of any rows, brought to unit energy on average.
+
+    For a training loop: one decomposition, no blocks needed. ValueError: no rows.
+    """
+    lam = eigenvalues(moments)
+    lam = lam / lam.sum().clamp_min(torch.finfo(lam.dtype).tiny)
+    rate = coding_rate_of_spectrum(lam, eps=eps, d=moments.d).item()
+    return judge(moments.n, moments.d, rate=rate, mean=mean_collapse(moments).item(), eps=eps)
 
 
 @dataclass(frozen=True, repr=False)
