@@ -115,7 +115,10 @@ class FeatureMonitor:
     def compute(self) -> dict[str, Tensor]:
         """The measures of all features since the last reset."""
         if self.moments is None:
-            raise ValueError("the module has produced no features yet")
+            raise ValueError(
+                "the module has produced no features yet; one inside a compiled model is heard only if this monitor "
+                "was opened before the model was compiled"
+            )
         return _evaluated(self.measures, self.moments)
 
     def reset(self) -> None:
@@ -146,6 +149,7 @@ class FeatureMetric(Metric or object):
     """The diagnostics as a torchmetrics metric: update(z), with classes update(z, labels), compute() -> {name: value}.
 
     metric = FeatureMetric(384, measures=["rankme", "participation_ratio_unbiased"])
+    self.log_dict(metric.compute())  # in Lightning: compute gives a dictionary, which log_dict takes
 
     The state is the moments of all rows, so batches and shards may have any sizes, none included, and the values are
     those of one pass over everything: exactly what "sum" or "mean" states cannot do for a spectrum. In a

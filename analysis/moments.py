@@ -12,6 +12,7 @@ from torch import distributed as dist
 from analysis._input import Array, as_features, as_labels
 
 CHUNK = 2**20  # entries of a chunk in float64, 8 MiB: long enough for the product to dominate, short enough for a cache
+COLUMNS = 2**17  # entries of a chunk of columns: 1 MiB in float64, for a second-level cache
 STATE = ("mean", "scatter", "cubic", "quartic")
 
 
@@ -23,6 +24,24 @@ def gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
         return x.mT @ x
 
 
+def dual_gram(z: Float[Tensor, "n d"], *, center: bool) -> Float[Tensor, "n n"]:
+    """zzᵀ in float64, of centred rows on request; on the CPU some columns at a time, without a float64 copy of z."""
+    if z.device.type != "cpu" or z.requires_grad:
+        z = z.double()
+        return gram((_centred(z) if center else z).mT)
+    total, step = torch.zeros(len(z), len(z), dtype=torch.float64), max(COLUMNS // len(z), 64)
+    buffer = total.new_empty(len(z) * min(step, z.shape[1]))
+    for columns in z.split(step, 1):
+        x = buffer[: columns.numel()].view(columns.shape).copy_(columns)
+        _add_upper(total, (_centred(x) if center else x).mT)
+    return _mirrored(total)
+
+
+def _centred(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
+    return z - z.mean(0)
+
+
 def _add_upper(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
     """The upper triangle of total + xᵀx, in place of a total on the CPU and of x's type."""
     syrk = blas.dsyrk if x.dtype == torch.float64 else blas.ssyrk
@@ -31,8 +50,13 @@ def _add_upper(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> Float[Te
     return total
 
 
-def _mirrored(upper: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    return upper.add_(upper.triu(1).mT.contiguous())  # contiguous: a sum with a transpose takes four times as long
+def _mirrored(upper: Float[Tensor, "d d"], block: int = 128) -> Float[Tensor, "d d"]:
+    """The symmetric matrix of an upper triangle, in place, by blocks that fit a cache."""
+    for i in range(0, len(upper), block):
+        rows, j = upper[i : i + block], i + block
+        rows[:, i:j] += rows[:, i:j].triu(1).mT
+        upper[j:, i:j] = rows[:, j:].mT
+    return upper
 
 
 class Moments:

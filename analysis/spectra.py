@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis._input import Array, as_features, as_spectrum, require_unit_rows
-from analysis.moments import Moments, gram
+from analysis.moments import Moments, dual_gram, gram
 
 Of = Literal["eigenvalues", "singular_values"]
 
@@ -294,13 +294,15 @@ def _second_moment(x: Array | Moments, *, center: bool, normalize: bool) -> tupl
     n, d = z.shape
     if n >= d and not z.requires_grad:
         return _second_moment(Moments.of(z), center=center, normalize=False)
+    if n < d:
+        matrix = dual_gram(z, center=center)
+        quartic = matrix.diagonal().square().sum()
+        return matrix / n if matrix.requires_grad else matrix.div_(n), n, d, quartic
     z = z.double()
     if center:
         z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
         z = z - z.mean(0)
-    matrix = gram(z if n >= d else z.mT)
-    norms2 = z.square().sum(1) if n >= d else matrix.diagonal()  # (n,)
-    return matrix / n, n, d, norms2.square().sum()
+    return gram(z) / n, n, d, z.square().sum(1).square().sum()
 
 
 def _values(x: Array | Moments, of: Of, center: bool, normalize: bool) -> Float[Tensor, " r"]:
