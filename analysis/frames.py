@@ -19,7 +19,7 @@ from analysis._input import Array, as_features, require_unit_rows
 from analysis.moments import Moments, gram
 from analysis.spectra import eigenvalues
 
-TILE = 2048  # rows of a tile: pairs are visited in blocks of 2048 × 2048, never as one (n, n) matrix
+TILE = 1024  # rows of a tile: pairs are visited in blocks of 1024 × 1024, which fit a cache, never as one (n, n) matrix
 
 
 def unit_features(z: Array, *, normalize: bool, min_rows: int = 1) -> Float[Tensor, "n d"]:
