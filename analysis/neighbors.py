@@ -5,12 +5,16 @@ about 10⁻⁸ of the features' spread; the distances returned are those of the 
 their digits and duplicates are exactly 0 apart.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis._input import Array, as_features
-from analysis.frames import TILE, squared_distances
+from analysis.frames import squared_distances
+
+ROWS, COLUMNS = 512, 4096  # of a tile of distances: 16 MiB, wide, since the nearest are sought in each tile
 
 
 def nearest_neighbors(z: Array, *, k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
@@ -21,7 +25,7 @@ def nearest_neighbors(z: Array, *, k: int) -> tuple[Float[Tensor, "n k"], Int[Te
     """
     z = _centered(z, "z", k)
     with torch.no_grad():
-        index = torch.cat([_nearest(z, start, k) for start in range(0, len(z), TILE)])  # (n, k)
+        index = torch.cat([_nearest(z, rows, k) for rows in _rows(len(z))])  # (n, k)
     distances = torch.stack([(z - z[index[:, j]]).norm(dim=1) for j in range(k)], 1)  # (n, k)
     distances, order = distances.sort(dim=1, stable=True)  # what rounding has swapped
     return distances, index.gather(1, order)
@@ -55,31 +59,40 @@ def information_imbalance(x: Array, y: Array, *, k: int = 1) -> Float[Tensor, ""
     x, y = _paired(x, y, k)
     n, (_, index) = len(x), nearest_neighbors(x, k=k)
     closer = torch.zeros((), dtype=torch.float64, device=y.device)
-    for start in range(0, n, TILE):
-        near = index[start : start + TILE]  # (rows, k)
-        r2_near = torch.stack([(y[start : start + TILE] - y[near[:, j]]).square().sum(1) for j in range(k)], 1)
-        for other in range(0, n, TILE):
-            r2 = squared_distances(y[start : start + TILE], y[other : other + TILE])
-            if other == start:
-                r2.fill_diagonal_(torch.inf)
-            here = torch.arange(other, other + r2.shape[1], device=y.device)
+    for rows in _rows(n):
+        near = index[rows]  # (rows, k)
+        r2_near = torch.stack([(y[rows] - y[near[:, j]]).square().sum(1) for j in range(k)], 1)
+        for r2, start in _tiles(y, rows):
+            here = torch.arange(start, start + r2.shape[1], device=y.device)
             for j in range(k):  # the neighbour is not closer than itself, whatever the rounding
                 closer += ((r2 < r2_near[:, j, None]) & (here != near[:, j, None])).sum()
     return 2 / n * (1 + closer / (n * k))
 
 
-def _nearest(z: Float[Tensor, "n d"], start: int, k: int) -> Int[Tensor, "rows k"]:
-    """Indices of the k nearest to each row of one tile, kept while the tiles of the others pass."""
-    rows = z[start : start + TILE]
+def _rows(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS))
+
+
+def _tiles(z: Float[Tensor, "n d"], rows: slice) -> Iterator[tuple[Float[Tensor, "rows columns"], int]]:
+    """Squared distances of some rows to all, tile by tile, infinite to oneself; with the first index of each tile."""
+    for start in range(0, len(z), COLUMNS):
+        r2 = squared_distances(z[rows], z[start : start + COLUMNS])
+        first, last = max(start, rows.start), min(start + r2.shape[1], rows.stop)
+        own = torch.arange(first, max(first, last), device=z.device)  # often none
+        r2[own - rows.start, own - start] = torch.inf
+        yield r2, start
+
+
+def _nearest(z: Float[Tensor, "n d"], rows: slice, k: int) -> Int[Tensor, "rows k"]:
+    """Indices of the k nearest to each of some rows, kept while the tiles pass."""
     best = index = None
-    for other in range(0, len(z), TILE):
-        r2 = squared_distances(rows, z[other : other + TILE])
-        if other == start:
-            r2.fill_diagonal_(torch.inf)
-        here = torch.arange(other, other + r2.shape[1], device=z.device).expand_as(r2)
-        best, index = (r2, here) if best is None else (torch.cat((best, r2), 1), torch.cat((index, here), 1))
-        best, at = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        index = index.gather(1, at)
+    for r2, start in _tiles(z, rows):
+        near, at = r2.topk(min(k, r2.shape[1]), dim=1, largest=False)
+        at = at + start
+        if best is not None:
+            near, at = torch.cat((best, near), 1), torch.cat((index, at), 1)
+        best, order = near.topk(min(k, near.shape[1]), dim=1, largest=False)
+        index = at.gather(1, order)
     return index
 
 
