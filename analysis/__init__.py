@@ -24,6 +24,7 @@ from analysis.collapse import (
     uniformity_gap,
     uniformity_optimum,
 )
+from analysis.covariance import covariance_energy, redundancy, variance_hinge
 from analysis.frames import (
     coherence,
     frame_bounds,
@@ -38,12 +39,17 @@ from analysis.frames import (
     tightness,
     welch_bound,
 )
+from analysis.information import dime, infonce_bound
+from analysis.intrinsic import gride, levina_bickel, twonn
 from analysis.moments import Moments
-from analysis.neural_collapse import class_effective_rank, nc1, nc2, nc3, nc4
+from analysis.neighbors import information_imbalance, nearest_neighbors, neighbor_overlap
+from analysis.neural_collapse import cdnv, class_effective_rank, class_overlap, nc1, nc2, nc3, nc4, nc5
+from analysis.normality import bhep, sliced_normality
 from analysis.probes import knn_accuracy
 from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, rate_optimality, rate_reduction
 from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep, white_noise_spectrum
-from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
+from analysis.regression_collapse import nrc1, nrc2, nrc3
+from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, rsa, svcca
 from analysis.spectra import (
     alpha_req,
     anisotropy,
@@ -66,8 +72,11 @@ __all__ = [
     "alignment",
     "alpha_req",
     "anisotropy",
+    "bhep",
+    "cdnv",
     "center_drift",
     "class_effective_rank",
+    "class_overlap",
     "class_rates",
     "coding_rate",
     "coding_rate_of_spectrum",
@@ -76,7 +85,9 @@ __all__ = [
     "collapsed",
     "collapsed_spectrum",
     "condition_number",
+    "covariance_energy",
     "debiased_cka",
+    "dime",
     "effective_rank",
     "eigenvalues",
     "eigenvalues_above_edge",
@@ -85,11 +96,15 @@ __all__ = [
     "frame_potential",
     "frame_potential_bound",
     "frame_potential_excess",
+    "gride",
     "hyperspherical_energy",
+    "infonce_bound",
+    "information_imbalance",
     "isoscore",
     "isotropic_reference",
     "jackknife",
     "knn_accuracy",
+    "levina_bickel",
     "lidar",
     "marchenko_pastur_edge",
     "mean_collapse",
@@ -98,6 +113,12 @@ __all__ = [
     "nc2",
     "nc3",
     "nc4",
+    "nc5",
+    "nearest_neighbors",
+    "neighbor_overlap",
+    "nrc1",
+    "nrc2",
+    "nrc3",
     "orthonormal_distance",
     "orthoplex_bound",
     "participation_ratio",
@@ -110,18 +131,23 @@ __all__ = [
     "rankme",
     "rate_optimality",
     "rate_reduction",
+    "redundancy",
     "renyi_entropy",
+    "rsa",
     "self_clustering",
     "shrink_sweep",
     "simplex_distance",
     "sliced_normality",
     "sphere_potential",
     "stable_rank",
+    "svcca",
     "tight_frame_distance",
     "tightness",
+    "twonn",
     "uniformity",
     "uniformity_gap",
     "uniformity_optimum",
+    "variance_hinge",
     "welch_bound",
     "white_noise_spectrum",
 ]

@@ -21,6 +21,7 @@ def _as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
         raise ValueError(f"{name} must have shape ({', '.join(rank.split())}), got {tuple(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
+    x = x.cpu() if x.device.type == "mps" else x  # which has no float64
     x = x if x.dtype == torch.float64 else x.to(torch.float32)
     # NaN and inf always survive a sum, which needs no (n, d) mask; finite rows may overflow it, hence the second look.
     if not torch.isfinite(x.detach().sum()) and not torch.isfinite(x.detach()).all():
@@ -60,6 +61,16 @@ def as_views(
     if len(views) < min_views:
         raise ValueError(f"{name} needs at least {min_views} views, got {len(views)}")
     return unit_rows(views, name) if normalize else views
+
+
+def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor, "v n d"]:
+    """Views from two sets of features (n, d) whose rows correspond, or from views (v, n, d) alone."""
+    if y is None:
+        return as_views(x, normalize=normalize)
+    x, y = as_features(x, "x"), as_features(y, "y")
+    if x.shape != y.shape:
+        raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
+    return as_views(torch.stack((x, y.to(x))), "x or y", normalize=normalize)
 
 
 def as_labels(

@@ -1,4 +1,4 @@
-"""The rows of a report: each measure with its error, its references and a sentence."""
+"""The rows of a report, each measure with its error, its references and a sentence; and the judgement of them all."""
 
 import math
 import warnings
@@ -11,8 +11,9 @@ from torch import Tensor
 from analysis import theory
 from analysis._input import Array
 from analysis.collapse import alignment, lidar, mean_collapse, patch_ranks, uniformity, uniformity_optimum
+from analysis.intrinsic import twonn
 from analysis.moments import Moments
-from analysis.neural_collapse import nc1
+from analysis.neural_collapse import class_effective_rank, nc1
 from analysis.probes import knn_accuracy
 from analysis.rates import coding_rate_of_spectrum
 from analysis.references import white_noise_spectrum
@@ -27,12 +28,12 @@ class Row(NamedTuple):
 
     measure: str
     value: float
-    se: float | None
-    corrected: float | None  # without the bias of order 1/n
-    white_noise: float | None  # what isotropic features have at the same n and d
-    best: float | None
-    healthier: str  # "higher" or "lower"
-    says: str
+    se: float | None = None
+    corrected: float | None = None  # without the bias of order 1/n
+    white_noise: float | None = None  # what isotropic features have at the same n and d
+    best: float | None = None
+    healthier: str = "higher"  # "higher", "lower" or "neither"
+    says: str = ""
 
 
 def spectral_rows(moments: Moments, eps: float) -> list[Row]:
@@ -52,116 +53,78 @@ def spectral_rows(moments: Moments, eps: float) -> list[Row]:
     isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
     maximum = theory.rate_maximum(n, d, eps)
     near = f"{rate[0] / isotropic:.1%} of isotropic features', {rate[0] / maximum:.1%} of the best"
+    says = {
+        "coding rate": f"{near}; all features equal: {lowest:.3g} nats.",
+        "effective rank": f"Energy in {rank[0]:.3g} of {r:.0f} directions, the mean's included.",
+        "effective rank, centred": "Directions in which samples differ; blind to how little they do.",
+        "RankMe": "Effective rank of the singular values, which weighs weak directions more.",
+        "participation ratio": "(Σλ)²/Σλ², which weighs strong directions more.",
+        "mean share": f"{mean[0]:.1%} of the energy is common to all samples; 1: all on one point.",
+        "feature std": f"Coordinates vary by {std[0]:.1%} of what they do on the whole sphere; 0: all on one point.",
+    }
+    references = {
+        "coding rate": (rate, isotropic, maximum),
+        "effective rank": (rank, effective_rank(white).item(), r),
+        "effective rank, centred": (centred, effective_rank(centred_white).item(), float(min(n - 1, d))),
+        "RankMe": (rankme_, rankme(white).item(), r),
+        "participation ratio": (ratio, participation_ratio(white).item(), r),
+        "mean share": (mean, 1 / n, 0.0),
+        "feature std": (std, math.sqrt(1 - 1 / n), 1.0),
+    }
     return [
-        Row("coding rate", *rate, isotropic, maximum, "higher", f"{near}; all features equal: {lowest:.3g} nats."),
-        Row(
-            "effective rank",
-            *rank,
-            effective_rank(white).item(),
-            r,
-            "higher",
-            f"Energy in {rank[0]:.3g} of {r:.0f} directions, the mean's included.",
-        ),
-        Row(
-            "effective rank, centred",
-            *centred,
-            effective_rank(centred_white).item(),
-            float(min(n - 1, d)),
-            "higher",
-            "Directions in which samples differ; blind to how little they do.",
-        ),
-        Row(
-            "RankMe",
-            *rankme_,
-            rankme(white).item(),
-            r,
-            "higher",
-            "Effective rank of the singular values, which weighs weak directions more.",
-        ),
-        Row(
-            "participation ratio",
-            *ratio,
-            participation_ratio(white).item(),
-            r,
-            "higher",
-            "(Σλ)²/Σλ², which weighs strong directions more.",
-        ),
-        Row(
-            "mean share",
-            *mean,
-            1 / n,
-            0.0,
-            "lower",
-            f"{mean[0]:.1%} of the energy is common to all samples; 1: all on one point.",
-        ),
-        Row(
-            "feature std",
-            *std,
-            math.sqrt(1 - 1 / n),
-            1.0,
-            "higher",
-            f"Coordinates vary by {std[0]:.1%} of what they do on the whole sphere; 0: all on one point.",
-        ),
+        Row(name, *estimate, noise, best, "lower" if name == "mean share" else "higher", says[name])
+        for name, (estimate, noise, best) in references.items()
     ]
 
 
-def uniformity_row(z: Float[Tensor, "n d"]) -> Row:
-    """Of unit rows."""
-    value, best = uniformity(z).item(), uniformity_optimum(z.shape[1])
+def pair_rows(z: Float[Tensor, "n d"]) -> list[Row]:
+    """What pairs of unit rows say."""
+    best = uniformity_optimum(z.shape[1])
     says = "Repulsion of pairs; 0: all on one point. Random directions are as good as many points get."
-    return Row("uniformity", value, None, None, best, best, "lower", says)
+    rows = [Row("uniformity", uniformity(z).item(), white_noise=best, best=best, healthier="lower", says=says)]
+    try:
+        found = twonn(z)
+    except ValueError:  # fewer than three different rows
+        return rows
+    copies = f" {found.duplicates} of {len(z)} rows are copies." if found.duplicates else ""
+    says = f"TwoNN: dimensions of the manifold around a sample, where ranks count those of all space.{copies}"
+    dimension, se = found.dimension.item(), found.se.item()
+    return [*rows, Row("intrinsic dimension", dimension, se, healthier="neither", says=says)]
 
 
 def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[float | None, list[Row]]:
     """(E‖z − class mean‖² without bias, rows) of unit rows; None and no rows if classes have fewer than two a head."""
-    _, index, counts = labels.unique(return_inverse=True, return_counts=True)
-    k, n = len(counts), len(z)
+    names, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    k, (n, d) = len(counts), z.shape
     if k < 2 or n < 2 * k:
         return None, []
     z = z.double()
-    means = torch.zeros(k, z.shape[1], dtype=z.dtype, device=z.device).index_add(0, index, z) / counts[:, None]
+    means = torch.zeros(k, d, dtype=z.dtype, device=z.device).index_add(0, index, z) / counts[:, None]
     within = ((z - means[index]).square().sum() / (n - k)).item()
-    rows = [
-        Row(
-            "spread within classes",
-            within,
-            None,
-            None,
-            1.0,
-            None,
-            "higher",
-            f"E‖z − class mean‖² over {k} classes; 0: only the class is left.",
-        ),
-        Row(
-            "NC1",
-            nc1(z, labels).item(),
-            None,
-            None,
-            None,
-            None,
-            "higher",
-            "Spread within over spread between the class means; 0: only the class is left.",
-        ),
-    ]
+    says = f"E‖z − class mean‖² over {k} classes; 0: only the class is left."
+    rows = [Row("spread within classes", within, white_noise=1.0, says=says)]
+    says = "Spread within over spread between the class means; 0: only the class is left."
+    rows.append(Row("NC1", nc1(z, labels).item(), says=says))
+    ranks, noise = class_effective_rank(z, index, center=True)["ranks"], {}
+    for size in counts[counts > 2].unique().tolist():
+        noise[size] = effective_rank(white_noise_spectrum(size - 1, d)).item()
+    shares = [r / noise[c] if c in noise else math.inf for r, c in zip(ranks.tolist(), counts.tolist(), strict=True)]
+    worst = min(range(k), key=shares.__getitem__)
+    if math.isfinite(shares[worst]):
+        size = counts[worst].item()
+        says = (
+            f"Centred effective rank within class {names[worst].item()}, the worst beside white noise of {size} rows."
+        )
+        best = float(min(size - 1, d))
+        rows.append(Row("rank of the worst class", ranks[worst].item(), white_noise=noise[size], best=best, says=says))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(z.device)
     bank, test = order[::2], order[1::2]
     test = test[torch.isin(index[test], index[bank])]
     if z.any(1).all() and len(test):
-        near = min(NEIGHBOURS, len(bank))
+        near, largest = min(NEIGHBOURS, len(bank)), (counts.max() / n).item()
         hits = knn_accuracy(z[bank], index[bank], z[test], index[test], k=near).item()
-        largest = (counts.max() / n).item()
-        rows.append(
-            Row(
-                "k-NN accuracy",
-                hits,
-                None,
-                None,
-                largest,
-                1.0,
-                "higher",
-                f"One half of the samples classified by {near} of the other; compare an untrained network.",
-            )
-        )
+        says = f"One half of the samples classified by {near} of the other; compare an untrained network."
+        rows.append(Row("k-NN accuracy", hits, white_noise=largest, best=1.0, says=says))
     return within, rows
 
 
@@ -176,34 +139,63 @@ def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
     apart = max(1 - (n * cosine - own) / (n - 1), 0.0)  # ½E‖z − z′‖² of different samples
     share = (1 - own) / apart if apart > 1e-12 else 0.0
     says = f"Half of `alignment`, of two views of a sample; {share:.1%} of that of different samples, {apart:.3g}."
-    row = Row("alignment, ½E‖z − z′‖²", 1 - own, None, None, 1.0, 0.0, "lower", says)
+    rows = [Row("alignment, ½E‖z − z′‖²", 1 - own, white_noise=1.0, best=0.0, healthier="lower", says=says)]
     says = f"Directions in which samples differ by more than their views do, from {v} views of {n} samples."
-    return share, [row, Row("LiDAR", lidar(views).item(), None, None, None, float(min(n - 1, d)), "higher", says)]
+    return share, [*rows, Row("LiDAR", lidar(views).item(), best=float(min(n - 1, d)), says=says)]
 
 
 def token_rows(tokens: Array) -> list[Row]:
     """Effective ranks of patch tokens (k, t, d)."""
-    ranks = patch_ranks(tokens)
-    k, t, d = tokens.shape
-    return [
-        Row(
-            "patches of an image",
-            ranks["within"].item(),
-            None,
-            None,
-            effective_rank(white_noise_spectrum(t, d)).item(),
-            float(min(t, d)),
-            "higher",
-            "Effective rank among the patches of one image; 1: they all agree.",
-        ),
-        Row(
+    ranks, (k, t, d) = patch_ranks(tokens), tokens.shape
+    texts = {
+        "within": ("patches of an image", t, "Effective rank among the patches of one image; 1: they all agree."),
+        "between": (
             "images at a patch",
-            ranks["between"].item(),
-            None,
-            None,
-            effective_rank(white_noise_spectrum(k, d)).item(),
-            float(min(k, d)),
-            "higher",
+            k,
             "Effective rank among images at one patch; 1: patches know only their place.",
         ),
+    }
+    return [
+        Row(
+            name,
+            ranks[kind].item(),
+            white_noise=effective_rank(white_noise_spectrum(n, d)).item(),
+            best=float(min(n, d)),
+            says=says,
+        )
+        for kind, (name, n, says) in texts.items()
     ]
+
+
+def judge(
+    n: int, d: int, *, rate: float, mean: float, eps: float, within: float | None = None, views: float | None = None
+) -> tuple[str, str]:
+    """The judgement of `report` and its reason, from the numbers that it rests on.
+
+    rate in nats and mean = ‖E z‖²/E‖z‖² of unit rows; within = E‖z − z̄_class‖²; views = E‖z − z′‖² of two views of
+    a sample over that of different samples.
+    """
+    kept, alpha = kept_of_rate(n, d, rate, eps), d / eps**2
+    spread = max(1 - mean, 1e-12)  # E‖z − z̄‖²
+    even = 0.5 * math.log1p(alpha * mean) + theory.rate_isotropic(n, d, eps / math.sqrt(spread))  # all but the mean
+    by_mean, by_shape = theory.rate_isotropic(n, d, eps) - even, even - rate
+    scale = f"The features keep {max(kept, 0):.0%} of the coding rate that random directions have over a single point"
+    if kept < 0.5 and by_mean >= by_shape:
+        extent = "Complete, the r.m.s. distance from one point is below ε" if 1 - mean < eps**2 else "Partial"
+        return "mean collapse", f"{extent}. {scale}, and {mean:.1%} of their energy is their common mean."
+    if within is not None and within < eps**2:
+        says = f"E‖z − class mean‖² = {within:.2g} is below ε² = {eps**2:.2g}: only the class is left."
+        return "class collapse", says
+    if kept < 0.5:
+        return "dimensional collapse", f"{scale}: they use too few of {d} dimensions, or use them too unevenly."
+    if views is not None and views > 0.5:
+        return "view problem", f"Two views of one sample are {views:.0%} as far apart as views of different samples."
+    if n < d:
+        return "too few samples to judge", f"{n} samples show at most {n} of {d} dimensions; nothing is wrong in those."
+    return "healthy", f"{scale}; {mean:.1%} of their energy is their common mean. Usefulness is another question."
+
+
+def kept_of_rate(n: int, d: int, rate: float, eps: float) -> float:
+    """s of `report`: where a rate lies between one point (0) and random directions (1)."""
+    isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
+    return (rate - lowest) / (isotropic - lowest) if d > 1 else 1.0

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.special import gammaln, logsumexp
 from torch import Tensor
 
-from analysis._input import Array, _as_floating, as_features, as_views, require_unit_rows, unit_rows
+from analysis._input import Array, _as_floating, as_features, as_views, paired_views, require_unit_rows, unit_rows
 from analysis.frames import frame_potential, pair_mean, squared_distances, unit_features
 from analysis.moments import Moments
 from analysis.spectra import effective_rank, effective_ranks
@@ -33,15 +33,9 @@ def alignment(
 
     Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.1.
     """
-    if y is not None:
-        x, y = as_features(x, "x"), as_features(y, "y")
-        if x.shape != y.shape:
-            raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
-        x = torch.stack((x, y.to(x)))
-    name = "views" if y is None else "x or y"
-    views = as_views(x, name, normalize=normalize)
+    views = paired_views(x, y, normalize=normalize)
     if not normalize:
-        require_unit_rows(views, name)
+        require_unit_rows(views, "views" if y is None else "x or y")
     i, j = torch.combinations(torch.arange(len(views), device=views.device)).T  # (v(v−1)/2,) each
     distances = torch.stack([torch.linalg.vector_norm(views[a] - views[b], dim=-1) for a, b in zip(i, j, strict=True)])
     return distances.pow(power).mean(dtype=torch.float64)
@@ -167,11 +161,12 @@ def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
     """LiDAR: effective rank of the spread between samples, after whitening by the spread between their views.
 
     Effective rank of Σ_w^(−½) Σ_b Σ_w^(−½),  Σ_b = cov of the samples' mean views,
-    Σ_w = E (z − mean view)(z − mean view)ᵀ + δI.
+    Σ_w = Σ (z − mean view)(z − mean view)ᵀ/(n(v − 1)) + δI.
 
     views: `(v, n, d)`, v ≥ 2 augmentations of the same n samples; the view axis comes first, since grouping views by
     position in a queue changes the value. Range 1 to min(n − 1, d), 0 if all mean views are equal. Higher is healthier.
-    δ is absolute, as in the paper: not invariant to scale unless δ is small beside Σ_w. ValueError: δ ≤ 0, NaN.
+    δ is absolute, as in the paper: not invariant to scale unless δ is small beside Σ_w. Σ_w is unbiased, as there; with
+    1/(nv), as also found, the value differs by what δ weighs. ValueError: δ ≤ 0, NaN.
 
     Source: Thilak et al. 2024 (arXiv 2312.04000).
     """
@@ -181,7 +176,7 @@ def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
     views = views - views[:1, :1].detach()  # measured from one row, equal rows are exactly zero
     centers = views.mean(0)  # (n, d)
     within = (views - centers).flatten(0, 1)  # (v·n, d)
-    sigma = within.mT @ within / len(within)  # (d, d)
+    sigma = within.mT @ within / (len(within) - len(centers))  # (d, d)
     factor = torch.linalg.cholesky(sigma + delta * torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device))
     between = centers - centers.mean(0)
     return effective_rank(torch.linalg.solve_triangular(factor, between.mT, upper=False).mT)

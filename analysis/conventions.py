@@ -9,8 +9,9 @@ import pandas as pd
 
 from analysis._input import Array, as_features
 from analysis.collapse import uniformity
+from analysis.intrinsic import gride, levina_bickel, twonn
 from analysis.rates import coding_rate
-from analysis.spectra import effective_rank, participation_ratio, renyi_entropy
+from analysis.spectra import effective_rank, participation_ratio, renyi_entropy, stable_rank
 
 PAGE = Path(__file__).parents[1] / "docs/conventions.md"
 
@@ -21,6 +22,8 @@ THEN = {
     "{} / min(n, d)": lambda x, n, d: x / n.minimum(d),
     "1 - {} / min(n - 1, d)": lambda x, n, d: 1 - x / (n - 1).minimum(d),
     "exp({})": lambda x, n, d: x.exp(),
+    "sqrt({})": lambda x, n, d: x.sqrt(),
+    "{}.dimension": lambda x, n, d: x.dimension,
     "log(((n - 1)·exp({}) + 1) / n)": lambda x, n, d: (((n - 1) * x.exp() + 1) / n).log(),
 }
 SINGULAR = {"of": "singular_values"}
@@ -55,6 +58,17 @@ CONVENTIONS = {
         ("unbiased", "Chun et al. 2025", participation_ratio, {"unbiased": True}, "{}"),
         ("(Σσ)²/Σσ²", "also found", renyi_entropy, {"order": 2, **SINGULAR}, "exp({})"),
     ],
+    "stable rank": [
+        ("Σλ/λ₁ = ‖z‖²_F/‖z‖²₂", "the default here; Rudelson & Vershynin 2007", stable_rank, {}, "{}"),
+        ("Σλ/λ₁, centred", "NESum, He & Ozay 2022", stable_rank, {"center": True}, "{}"),
+        ("‖z‖_F/‖z‖₂", "corvic, without the squares", stable_rank, {}, "sqrt({})"),
+    ],
+    "intrinsic dimension": [
+        ("slope of -log(1 - F) on log μ, lowest 90 %", "TwoNN, Facco et al. 2017", twonn, {}, "{}.dimension"),
+        ("n/Σ log μ, the maximum likelihood", "TwoNN by maximum likelihood", gride, {"k": 1}, "{}.dimension"),
+        ("ratios r₁₆/r₈ instead of r₂/r₁", "GRIDE, Denti et al. 2022", gride, {"k": 8}, "{}.dimension"),
+        ("mean of m_k, k = 10, …, 20", "Levina & Bickel 2004", levina_bickel, {}, "{}.dimension"),
+    ],
     "coding rate of unit rows, nats": [
         ("α = d/ε², ε = 0.05", "MCR² and SimDINO's papers; mcr2", coding_rate, {"eps": 0.05}, "{}"),
         ("α = d/ε, ε = 0.05", "SimDINO's and EMP-SSL's code", coding_rate, {"eps": 0.05**0.5}, "{}"),
@@ -85,6 +99,8 @@ under the definitions that papers and public implementations use, each reproduce
   so miss the collapse to a point. Read both, and `mean_collapse`.
 - *ε inside p.* p + ε is no distribution any more. At min(n, d) = 1024 and ε = 10⁻⁵ a flat spectrum reads 1088.
 - *Normalised versions* (entropy over log d, rank over d, one minus it) have another scale, and the last another sign.
+- *Scales in the intrinsic dimension.* The nearest neighbours see noise, which fills all of space, farther ones the
+  manifold, its curvature and its edges. Levina and Bickel's mean is (k - 1)/(k - 2) too large besides.
 - *ε or ε² in the coding rate.* The papers have α = d/ε², the code of SimDINO and EMP-SSL d/ε under the same name.
   Here `eps` is the papers' everywhere; `simdino.losses.official_scaling` translates.
 - *The diagonal in uniformity.* The n pairs of a row with itself add 1/n inside the logarithm, which matters where

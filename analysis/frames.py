@@ -8,6 +8,7 @@ coherence also to the sign of each row, since a frame is a set of lines.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from analysis._input import Array, as_features, require_unit_rows
 from analysis.moments import Moments, gram
 from analysis.spectra import eigenvalues
 
-TILE = 2048  # rows of a tile: pairs are visited in blocks of 2048 × 2048, never as one (n, n) matrix
+TILE = 1024  # rows of a tile: pairs are visited in blocks of 1024 × 1024, which fit a cache, never as one (n, n) matrix
 
 
 def unit_features(z: Array, *, normalize: bool, min_rows: int = 1) -> Float[Tensor, "n d"]:
@@ -38,12 +39,12 @@ def inner_products(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[Te
 def squared_distances(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[Tensor, "p q"]:
     """‖a_i − b_j‖² ≥ 0; centre the rows first, or two that nearly coincide far from the origin lose their digits."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)
-    return torch.addmm(norms, a, b.T, alpha=-2).clamp_min(0)
+    return torch.addmm(norms, a, b.T, alpha=-2).clamp_min_(0)
 
 
 def _pair_tiles(
     z: Float[Tensor, "n d"], pairing: Callable, reduce: Callable[[Tensor], Tensor]
-) -> list[Float[Tensor, ""]]:
+) -> Float[Tensor, " tiles"]:
     """reduce(pairing of rows i < j), tile by tile; in a backward pass each tile is computed again, and not stored."""
 
     def tile(a: Tensor, b: Tensor, on_diagonal: bool) -> Tensor:
@@ -52,15 +53,16 @@ def _pair_tiles(
             values = values[torch.ones_like(values, dtype=torch.bool).triu(1)]
         return reduce(values)
 
-    recompute = z.requires_grad and torch.is_grad_enabled() and len(z) > TILE
-    reduced = []
+    starts = range(0, len(z), TILE)
+    tiles = [(i, j) for i in starts for j in starts if i < j or (i == j and i + 1 < len(z))]  # a last row has no pair
     with torch.autocast(z.device.type, enabled=False):
-        for i in range(0, len(z), TILE):
-            for j in range(i, len(z), TILE):
-                if i == j and i + 1 == len(z):
-                    continue  # one last row has no pair in its own tile
-                args = (z[i : i + TILE], z[j : j + TILE], i == j)
-                reduced.append(checkpoint(tile, *args, use_reentrant=False) if recompute else tile(*args))
+        arguments = ((z[i : i + TILE], z[j : j + TILE], i == j) for i, j in tiles)
+        if z.requires_grad and torch.is_grad_enabled():
+            recompute = partial(checkpoint, tile, use_reentrant=False) if len(z) > TILE else tile
+            return torch.stack([recompute(*given) for given in arguments])
+        reduced = torch.empty(len(tiles), dtype=torch.float64, device=z.device)
+        for k, given in enumerate(arguments):
+            reduced[k] = tile(*given)  # small results kept apart would lie between the tiles, and fragment the memory
     return reduced
 
 
@@ -70,7 +72,7 @@ def pair_mean(
     """Mean over the pairs i < j of kernel(pairing(z_i, z_j)), in memory independent of n, summed in float64."""
     pairs = len(z) * (len(z) - 1) / 2
     sums = _pair_tiles(z, pairing, lambda values: kernel(values).sum(dtype=torch.float64))
-    return torch.stack(sums).sum() / pairs
+    return sums.sum() / pairs
 
 
 def gram_cosines(z: Array, *, normalize: bool = False) -> Float[Tensor, " pairs"]:
@@ -93,7 +95,7 @@ def coherence(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
     Source: Welch 1974; Strohmer & Heath 2003.
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
-    return torch.stack(_pair_tiles(z, inner_products, lambda values: values.abs().max())).max().double()
+    return _pair_tiles(z, inner_products, lambda values: values.abs().max()).max().double()
 
 
 def welch_bound(n: int, d: int) -> float:

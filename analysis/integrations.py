@@ -3,8 +3,8 @@
 All three gather the same `Moments` and evaluate the same functions of them, so that they give the numbers of the bare
 functions, in any batches and over any number of ranks. The hook needs torch alone, the others the extra `integrations`.
 
-measures: names out of `MEASURES`, or {name: function of Moments}, for example
-{"rate": partial(coding_rate_of_spectrum, eps=0.5), "nc1": nc1}.
+measures: names out of `MEASURES`, with classes also out of `CLASS_MEASURES`, or {name: function of Moments}, for
+example {"rate": partial(coding_rate_of_spectrum, eps=0.5)}.
 """
 
 import difflib
@@ -15,11 +15,24 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from analysis._input import Array
 from analysis.collapse import mean_collapse
+from analysis.covariance import covariance_energy, redundancy, variance_hinge
+from analysis.frames import tight_frame_distance
 from analysis.moments import Moments
-from analysis.spectra import anisotropy, effective_rank, isoscore, participation_ratio, rankme, stable_rank
+from analysis.neural_collapse import cdnv, class_effective_rank, class_overlap, nc1, nc2
+from analysis.report import verdict
+from analysis.spectra import (
+    anisotropy,
+    condition_number,
+    effective_rank,
+    isoscore,
+    participation_ratio,
+    rankme,
+    stable_rank,
+)
 
 try:
     from torchmetrics import Metric
@@ -27,6 +40,7 @@ except ImportError:
     Metric = None
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import rank_zero_warn
 except ImportError:
     Callback, LightningModule, Trainer = None, Any, Any
 
@@ -41,13 +55,22 @@ MEASURES: dict[str, Callable[[Moments], Tensor]] = {
     "stable_rank": stable_rank,
     "anisotropy": anisotropy,
     "isoscore": isoscore,
+    "condition_number": condition_number,
+    "tight_frame_distance": tight_frame_distance,
     "mean_collapse": mean_collapse,
+    "redundancy": redundancy,
+    "variance_hinge": variance_hinge,
+    "covariance_energy": covariance_energy,
 }
-DEFAULT = (
-    "effective_rank",
-    "effective_rank_centered",
-    "mean_collapse",
-)  # rank, with and without the mean, and the mean
+CLASS_MEASURES: dict[str, Callable[[Moments], Tensor]] = {
+    "nc1": nc1,
+    "nc2": nc2,
+    "cdnv": cdnv,
+    "class_overlap": lambda m: class_overlap(m)["mean"],
+    "rank_of_the_worst_class": lambda m: class_effective_rank(m, center=True)["worst"],
+}
+# Rank, with and without the mean, and the mean.
+DEFAULT = ("effective_rank", "effective_rank_centered", "mean_collapse")
 
 
 class FeatureMonitor:
@@ -57,11 +80,13 @@ class FeatureMonitor:
         train_one_epoch(model)
     print(monitor.compute())
 
-    The module's output must be features (n, d); `features` picks them from another output, such as
-    lambda tokens: tokens[:, 0]. All forward passes count, in training and in evaluation mode, until `reset`. Memory
-    O(d²), no gradients, the values of the module unchanged. `moments` are the `Moments` themselves: in a distributed
-    run, call `monitor.moments.all_reduce()` once, on every rank, before `compute`. precision is theirs: "fast" spares
-    every forward pass the float64 product, and loses singular values below about 3·10⁻⁴ of the largest.
+    The module's output must be features (n, d); `features` makes them of another output, such as
+    lambda tokens: tokens[:, 0], or puts them on the unit sphere, such as torch.nn.functional.normalize. All forward
+    passes count, in training and in evaluation mode, until `reset`. Memory O(d²·(1 + blocks)), no gradients, the values
+    of the module unchanged. `moments` are the `Moments` themselves: `analysis.report.verdict(monitor.moments)` judges
+    them in a sentence, and with blocks=16 and unit rows `report(monitor.moments)` makes the whole table, with errors.
+    In a distributed run call `all_reduce` once, on every rank, before. precision: "fast" spares every forward pass the
+    float64 product, and loses singular values below about 3·10⁻⁴ of the largest.
 
     ValueError: an output that is not (n, d), NaN or infinite features; `compute` before any forward pass.
     """
@@ -72,9 +97,12 @@ class FeatureMonitor:
         *,
         measures: Measures = DEFAULT,
         features: Callable[[Any], Tensor] | None = None,
+        blocks: int = 0,
         precision: Literal["exact", "fast"] = "exact",
     ):
-        self.module, self.measures, self.features, self.precision = module, _chosen(measures), features, precision
+        self.module, self.measures, self.features = module, _chosen(measures), features
+        self.options = {"blocks": blocks, "precision": precision}
+        Moments(1, **self.options)  # complains now, and not in the first forward pass
         self.reset()
 
     def __enter__(self) -> "FeatureMonitor":
@@ -87,12 +115,25 @@ class FeatureMonitor:
     def compute(self) -> dict[str, Tensor]:
         """The measures of all features since the last reset."""
         if self.moments is None:
-            raise ValueError("the module has produced no features yet")
+            raise ValueError(
+                "the module has produced no features yet; one inside a compiled model is heard only if this monitor "
+                "was opened before the model was compiled"
+            )
         return _evaluated(self.measures, self.moments)
 
     def reset(self) -> None:
         """Forget the features so far."""
         self.moments: Moments | None = None
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Merge over all ranks of a process group, also if one of them has seen nothing; once, after the last pass."""
+        parameter = next(self.module.parameters(), torch.empty(0))
+        device = parameter.device if self.moments is None else self.moments.mean.device
+        d = torch.tensor(0 if self.moments is None else self.moments.d, device=device)
+        dist.all_reduce(d, dist.ReduceOp.MAX, group=group)
+        if d.item():
+            self.moments = self.moments or Moments(int(d), **self.options, device=device)
+            self.moments.all_reduce(group)
 
     def _take(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         z = output if self.features is None else self.features(output)
@@ -100,7 +141,7 @@ class FeatureMonitor:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(f"the output of {type(module).__name__} must be (n, d), got {got}: pick with features=")
         if self.moments is None:
-            self.moments = Moments(z.shape[1], precision=self.precision, device=z.device)
+            self.moments = Moments(z.shape[1], **self.options, device=z.device)
         self.moments.update(z)
 
 
@@ -108,6 +149,7 @@ class FeatureMetric(Metric or object):
     """The diagnostics as a torchmetrics metric: update(z), with classes update(z, labels), compute() -> {name: value}.
 
     metric = FeatureMetric(384, measures=["rankme", "participation_ratio_unbiased"])
+    self.log_dict(metric.compute())  # in Lightning: compute gives a dictionary, which log_dict takes
 
     The state is the moments of all rows, so batches and shards may have any sizes, none included, and the values are
     those of one pass over everything: exactly what "sum" or "mean" states cannot do for a spectrum. In a
@@ -140,21 +182,28 @@ class FeatureMetric(Metric or object):
 class FeatureCallback(Callback or object):
     """The diagnostics as a Lightning callback: logs them for the features that a layer gives in every validation epoch.
 
-    Trainer(callbacks=[FeatureCallback("backbone")]) logs backbone/effective_rank and so on.
+    Trainer(callbacks=[FeatureCallback("backbone")]) logs backbone/effective_rank and so on, and warns, by the judgement
+    of `analysis.report`, of features that have collapsed.
 
     layer: name of a submodule, as in `named_modules()`; "" is the output of the LightningModule itself, logged as
-    features/... . Every forward pass of that layer during validation counts, and ranks are merged. `features` picks
-    (n, d) from another output, as in `FeatureMonitor`. The sanity check is left out.
+    features/... . Every forward pass of that layer during validation counts, and ranks are merged. `features` and
+    precision as in `FeatureMonitor`. The sanity check is left out.
 
     ValueError: a layer that does not exist, with the nearest one that does.
     """
 
     def __init__(
-        self, layer: str = "", *, measures: Measures = DEFAULT, features: Callable[[Any], Tensor] | None = None
+        self,
+        layer: str = "",
+        *,
+        measures: Measures = DEFAULT,
+        features: Callable[[Any], Tensor] | None = None,
+        precision: Literal["exact", "fast"] = "exact",
     ):
         if Callback is None:
             raise ImportError("FeatureCallback needs lightning: pip install 'simdino[integrations]'")
-        self.layer, self.options = layer, {"measures": _chosen(measures), "features": features}
+        self.options = {"measures": _chosen(measures), "features": features, "precision": precision}
+        self.layer = layer
         self.monitor: FeatureMonitor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -174,11 +223,13 @@ class FeatureCallback(Callback or object):
         if trainer.sanity_checking:
             return
         if trainer.world_size > 1:
-            self.monitor.moments.all_reduce()
-        values = (
-            self.monitor.compute()
-        )  # equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning
-        pl_module.log_dict({f"{self.layer or 'features'}/{k}": v for k, v in values.items()}, sync_dist=True)
+            self.monitor.all_reduce()
+        name, values = self.layer or "features", self.monitor.compute()
+        # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
+        pl_module.log_dict({f"{name}/{k}": v for k, v in values.items()}, sync_dist=True)
+        judgement, because = verdict(self.monitor.moments)
+        if "collapse" in judgement:
+            rank_zero_warn(f"{name}: {judgement}. {because}", category=UserWarning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -189,11 +240,11 @@ class FeatureCallback(Callback or object):
 def _chosen(measures: Measures) -> dict[str, Callable[[Moments], Tensor]]:
     if isinstance(measures, Mapping):
         return dict(measures)
-    names = [measures] if isinstance(measures, str) else list(measures)
+    names, known = [measures] if isinstance(measures, str) else list(measures), MEASURES | CLASS_MEASURES
     for name in names:
-        if name not in MEASURES:
-            raise ValueError(f"measures must be among {', '.join(MEASURES)}, or a dict of functions, got {name!r}")
-    return {name: MEASURES[name] for name in names}
+        if name not in known:
+            raise ValueError(f"measures must be among {', '.join(known)}, or a dict of functions, got {name!r}")
+    return {name: known[name] for name in names}
 
 
 def _evaluated(measures: dict[str, Callable[[Moments], Tensor]], moments: Moments) -> dict[str, Tensor]:

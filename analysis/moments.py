@@ -2,24 +2,61 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.linalg import blas
 from torch import Tensor
 from torch import distributed as dist
 
 from analysis._input import Array, as_features, as_labels
 
-CHUNK = 2**21  # entries of a chunk: 16 MiB in float64, long enough for the product to dominate the additions
+CHUNK = 2**20  # entries of a chunk in float64, 8 MiB: long enough for the product to dominate, short enough for a cache
+COLUMNS = 2**17  # entries of a chunk of columns: 1 MiB in float64, for a second-level cache
 STATE = ("mean", "scatter", "cubic", "quartic")
 
 
 def gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """xᵀx. On the CPU numpy sees one buffer twice and calls the symmetric rank-k product, at half of torch's cost."""
+    """xᵀx; on the CPU by BLAS's symmetric rank-k product, at half the cost of a general one."""
     if x.device.type == "cpu" and not x.requires_grad:
-        a = x.numpy()
-        return torch.from_numpy(a.T @ a)
+        return _mirrored(_add_upper(x.new_zeros(x.shape[1], x.shape[1]), x))
     with torch.autocast(x.device.type, enabled=False):
         return x.mT @ x
+
+
+def dual_gram(z: Float[Tensor, "n d"], *, center: bool) -> Float[Tensor, "n n"]:
+    """zzᵀ in float64, of centred rows on request; on the CPU some columns at a time, without a float64 copy of z."""
+    if z.device.type != "cpu" or z.requires_grad:
+        z = z.double()
+        return gram((_centred(z) if center else z).mT)
+    total, step = torch.zeros(len(z), len(z), dtype=torch.float64), max(COLUMNS // len(z), 64)
+    buffer = total.new_empty(len(z) * min(step, z.shape[1]))
+    for columns in z.split(step, 1):
+        x = buffer[: columns.numel()].view(columns.shape).copy_(columns)
+        _add_upper(total, (_centred(x) if center else x).mT)
+    return _mirrored(total)
+
+
+def _centred(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
+    return z - z.mean(0)
+
+
+def _add_upper(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """The upper triangle of total + xᵀx, in place of a total on the CPU and of x's type."""
+    syrk = blas.dsyrk if x.dtype == torch.float64 else blas.ssyrk
+    a, by_rows = x.numpy(), x.is_contiguous()  # BLAS reads columns first: contiguous rows are columns of the transpose
+    syrk(1.0, a.T if by_rows else a, beta=1.0, c=total.numpy().T, trans=not by_rows, lower=True, overwrite_c=True)
+    return total
+
+
+def _mirrored(upper: Float[Tensor, "d d"], block: int = 128) -> Float[Tensor, "d d"]:
+    """The symmetric matrix of an upper triangle, in place, by blocks that fit a cache."""
+    for i in range(0, len(upper), block):
+        rows, j = upper[i : i + block], i + block
+        rows[:, i:j] += rows[:, i:j].triu(1).mT
+        upper[j:, i:j] = rows[:, j:].mT
+    return upper
 
 
 class Moments:
@@ -53,6 +90,7 @@ class Moments:
             raise ValueError(f'precision must be "exact" or "fast", got {precision!r}')
         if blocks == 1:
             raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
+        device = "cpu" if device is not None and torch.device(device).type == "mps" else device  # which has no float64
         zeros = torch.zeros(d * d + 2 * d + 1, dtype=torch.float64, device=device).split([d, d * d, d, 1])
         self.n, self.d, self.precision = 0, d, precision
         self.mean, self.scatter = zeros[0], zeros[1].view(d, d)  # (d,), (d, d)
@@ -76,7 +114,7 @@ class Moments:
             labels = as_labels(labels, len(z))
             classes = classes or int(labels.max()) + 1
         out = cls(z.shape[1], classes=classes, blocks=blocks, precision=precision, device=z.device)
-        return out.update(z, labels)
+        return out._take(z, labels)
 
     @property
     def second_moment(self) -> Float[Tensor, "d d"]:
@@ -88,10 +126,13 @@ class Moments:
         """Σ (z − z̄)(z − z̄)ᵀ/n; the biased 1/n, so that Γ = covariance + z̄z̄ᵀ."""
         return self.scatter / max(self.n, 1)
 
-    @torch.no_grad()
     def update(self, z: Array, labels: Array | None = None) -> "Moments":
         """Take in a batch (n, d), with labels (n,) if there are classes. Large batches are cheaper per row."""
-        z = as_features(z).detach().to(self.mean.device)
+        return self._take(as_features(z), labels)
+
+    @torch.no_grad()
+    def _take(self, z: Float[Tensor, "n d"], labels: Array | None) -> "Moments":
+        z = z.detach().to(self.mean.device)
         if z.shape[1] != self.d:
             raise ValueError(f"z must have d={self.d} columns, got {z.shape[1]}")
         if (labels is not None) != bool(self.by_class):
@@ -136,19 +177,22 @@ class Moments:
             part.all_reduce(group)
         return self
 
-    def without(self, block: int) -> "Moments":
-        """Moments of all rows but those of one block."""
-        part = self.by_block[block]
+    def without(self, *blocks: int) -> "Moments":
+        """Moments of all rows but those of some blocks."""
+        parts = [self.by_block[b] for b in blocks]
         out = Moments(self.d, precision=self.precision, device=self.mean.device)
-        out.n = self.n - part.n
-        out.mean = self.mean + (self.mean - part.mean) * (part.n / max(out.n, 1))
-        own, its = self._about(out.mean), part._about(out.mean)
-        out.scatter, out.cubic, out.quartic = (a - b for a, b in zip(own, its, strict=True))
+        out.n = self.n - sum(part.n for part in parts)
+        out.mean = self.mean + sum((self.mean - part.mean) * (part.n / max(out.n, 1)) for part in parts)
+        about = [part._about(out.mean) for part in parts]
+        own = self._about(out.mean)
+        out.scatter, out.cubic, out.quartic = (
+            a - sum(its) for a, its in zip(own, zip(*about, strict=True), strict=True)
+        )
         return out
 
     def quartic_about_zero(self) -> Float[Tensor, ""]:
         """Σ ‖z‖⁴."""
-        return self._about(torch.zeros_like(self.mean))[2]
+        return self._higher_about(torch.zeros_like(self.mean))[1]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors, fit for safetensors."""
@@ -174,22 +218,35 @@ class Moments:
 
     def _of_rows(self, z: Float[Tensor, "n d"]) -> "Moments":
         """Moments of rows in memory: the mean first, then products of rows that are centred at it."""
-        out = Moments(self.d, precision=self.precision, device=self.mean.device)
-        chunks = z.split(max(CHUNK // self.d, 64))
+        out, on_cpu = Moments(self.d, precision=self.precision, device=self.mean.device), z.device.type == "cpu"
         dtype = torch.float64 if self.precision == "exact" else torch.float32
+        chunks = z.split(max(CHUNK * 8 // dtype.itemsize // self.d, 64))
         buffer = torch.empty_like(chunks[0], dtype=dtype)  # fresh pages for every chunk would cost a tenth
+        product = torch.zeros_like(out.scatter, dtype=dtype) if on_cpu and self.precision == "fast" else None
+
+        def centred(chunk: Tensor, point: Tensor) -> Tensor:
+            x = buffer[: len(chunk)]
+            return torch.sub(chunk, point, out=x) if chunk.dtype == dtype else x.copy_(chunk).sub_(point)
+
         first = z[0].to(dtype)  # measured from a row, equal rows have a scatter of exactly zero
-        total = sum(buffer[: len(chunk)].copy_(chunk).sub_(first).sum(0).double() for chunk in chunks)
+        total = sum(centred(chunk, first).sum(0).double() for chunk in chunks)
         out.n = len(z)
         out.mean = first + total / out.n
         center = out.mean.to(dtype)
         for chunk in chunks:
-            x = buffer[: len(chunk)].copy_(chunk).sub_(center)  # (rows, d)
+            x = centred(chunk, center)  # (rows, d)
             norms2 = torch.linalg.vector_norm(x, dim=1).square()  # (rows,)
-            out.scatter += gram(x)
+            if not on_cpu:
+                out.scatter += gram(x)
+            elif product is None:
+                _add_upper(out.scatter, x)
+            else:  # numpy's sum of two types, as torch's converts a copy
+                np.add(out.scatter, _add_upper(product.zero_(), x).numpy(), out=out.scatter.numpy())
             with torch.autocast(x.device.type, enabled=False):
                 out.cubic += norms2 @ x
             out.quartic += norms2.double().square().sum()
+        if on_cpu:
+            _mirrored(out.scatter)
         return out
 
     def _add(self, other: "Moments") -> None:
@@ -200,15 +257,22 @@ class Moments:
                 setattr(self, name, getattr(other, name).to(self.mean))
         elif other.n:
             n = self.n + other.n
-            point = self.mean + (other.mean.to(self.mean) - self.mean) * (other.n / n)
-            own, its = self._about(point), other._about(point)
+            delta = other.mean.to(self.mean) - self.mean
+            point = self.mean + delta * (other.n / n)
+            own, its = self._higher_about(point), other._higher_about(point)
+            scatter = self.scatter + other.scatter.to(self.scatter)
+            self.scatter = scatter.addr_(delta, delta, alpha=self.n * other.n / n)
+            self.cubic, self.quartic = (a + b.to(a) for a, b in zip(own, its, strict=True))
             self.n, self.mean = n, point
-            self.scatter, self.cubic, self.quartic = (a.add_(b.to(a)) for a, b in zip(own, its, strict=True))
 
     def _about(self, point: Float[Tensor, " d"]) -> tuple[Tensor, Tensor, Tensor]:
         """Scatter, cubic and quartic sums about another point, where they simply add: Σ over y + δ with Σy = 0."""
         delta = self.mean - point.to(self.mean)
+        return torch.addr(self.scatter, delta, delta, alpha=self.n), *self._higher_about(point)
+
+    def _higher_about(self, point: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:
+        """The cubic and quartic of `_about`."""
+        delta = self.mean - point.to(self.mean)
         pulled, trace, square = self.scatter @ delta, self.scatter.trace(), delta @ delta
         quartic = self.quartic + 4 * (delta @ pulled + self.cubic @ delta) + 2 * trace * square + self.n * square**2
-        cubic = self.cubic + 2 * pulled + (trace + self.n * square) * delta
-        return torch.addr(self.scatter, delta, delta, alpha=self.n), cubic, quartic
+        return self.cubic + 2 * pulled + (trace + self.n * square) * delta, quartic

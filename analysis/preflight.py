@@ -39,10 +39,12 @@ def main(arguments: list[str] | None = None) -> None:
         eps, gamma = official_scaling(given.d, given.batch, given.eps, world_size=given.ranks, gathered=given.gathered)
         print(
             preflight(
-                n=given.batch * (given.ranks if given.gathered else 1),
+                n=given.batch,
                 d=given.d,
                 eps=eps if given.official else given.eps,
                 gamma=gamma if given.gamma is None else given.gamma,
+                world_size=given.ranks,
+                gathered=given.gathered,
                 stop_gradient=not given.no_stop_gradient,
                 rate_of=given.rate_of or ("mean" if given.official else "student"),
                 measured=given.measured,

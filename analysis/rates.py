@@ -116,9 +116,10 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
     """Rate reduction ΔR = R(z) − Σₖ (n_k/n)·R_k: what knowing the class saves, in nats per feature.
 
     x: features (n, d) with labels (n,), or `Moments` with classes. Range 0 (classes have the same second moment) to
-    the value of orthogonal class subspaces; higher is better separated. Differentiable for features.
+    the value of orthogonal class subspaces; higher is better separated. Differentiable for features. TransRate is this
+    of z − z̄, for classes of one size, with √(d·ε) for its ε.
 
-    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 5.
+    Source: Yu et al. 2020 (arXiv 2006.08558) eq. 5; TransRate, Huang et al. 2022 (arXiv 2106.09362).
     """
     rates = class_rates(x, labels, eps=eps)
     if isinstance(x, Moments):
@@ -147,14 +148,17 @@ def preflight(
     n: int,
     d: int,
     eps: float,
-    gamma: float,
+    gamma: float | Literal["balanced", "bounded", "official"],
+    world_size: int = 1,
+    gathered: bool = False,
     stop_gradient: bool = True,
     rate_of: Literal["student", "mean"] = "student",
     measured: float | None = None,
 ) -> Preflight:
     """Range of the logged expansion term γ·R and stability of total collapse, from the configuration alone.
 
-    n: rows that enter one covariance. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
+    n: images of one rank; one covariance takes n rows, or n·world_size if it is gathered. gamma: a number, or a rule of
+    `theory.gamma_rules`. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
     ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
     χ·(1 − 1/n) < c·μ_min, with μ_min ≤ 1 the smallest share of a direction's variance that differs between views, and
     c = 1 for a stop-gradient teacher and the rate of the student's features; c = 2 without the one (twice the
@@ -162,6 +166,13 @@ def preflight(
     So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or n = 1 for none. measured: a logged γ·R to judge.
     The official code's eps and γ are translated by `simdino.losses.official_scaling` (`python -m analysis.preflight`).
     """
+    rows = n * world_size if gathered else n
+    if isinstance(gamma, str):
+        rules = theory.gamma_rules(rows, d, eps) | {"official": theory.gamma_rules(n * world_size, d, eps)["official"]}
+        if gamma not in rules:
+            raise ValueError(f"gamma must be a number or one of {', '.join(rules)}, got {gamma!r}")
+        gamma = rules[gamma]
+    n = rows
     low, random, high = (
         gamma * rate
         for rate in (theory.rate_collapsed(d, eps), theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps))

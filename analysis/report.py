@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis import theory
-from analysis._files import read_features, read_labels
+from analysis._files import Stream, read_features, read_labels
 from analysis._input import Array, as_features, as_labels, as_views, unit_rows
-from analysis._rows import Row, class_rows, spectral_rows, token_rows, uniformity_row, view_rows
+from analysis._rows import Row, class_rows, judge, kept_of_rate, pair_rows, spectral_rows, token_rows, view_rows
+from analysis.collapse import mean_collapse
 from analysis.diagnose import diagnose
 from analysis.moments import CHUNK, Moments
 from analysis.rates import coding_rate_of_spectrum
@@ -87,7 +87,7 @@ class Report:
 
 
 def report(
-    z: Array,
+    z: Array | Stream | Moments,
     *,
     labels: Array | None = None,
     views: Array | None = None,
@@ -99,8 +99,9 @@ def report(
 
     Rows are put on the unit sphere (zero rows stay zero). labels (n,), views (v, m, d) of any m samples and tokens
     (k, t, d) add what can be said of classes, augmentations and patches. z may be a memory map: it is read in chunks
-    once, in O(blocks·d²) memory; measures of pairs and of classes take 4,096 random rows, and say so. eps: the
-    paper's ε, the resolution at which features count as different.
+    once, in O(blocks·d²) memory; measures of pairs and of classes take 4,096 random rows, and say so. Or z is `Moments`
+    of unit rows, with blocks, gathered during training: then those measures are left out. eps: the paper's ε, the
+    resolution at which features count as different.
 
     The judgement, the first of these that holds. All of them know the scale: rounding noise around one point has a
     healthy *centred* rank, and k-NN as good as an untrained network's. Let s = (R − R_collapsed)/(R_isotropic −
@@ -121,28 +122,30 @@ def report(
     Rows `mean share` and `feature std` (Chen & He 2021) read the mean and the scale by themselves.
     ValueError: fewer rows than blocks, NaN, wrong shapes.
     """
-    if z.ndim != 2:
-        raise ValueError(f"z must have shape (n, d), got {tuple(z.shape)}")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    if z.shape[1] == 0:
-        raise ValueError(f"z must not be empty, got shape {tuple(z.shape)}")
-    n, d = z.shape
+    streamed = isinstance(z, Moments)
+    shape = (z.n, z.d) if streamed else tuple(z.shape)
+    if len(shape) != 2:
+        raise ValueError(f"z must have shape (n, d), got {shape}")
+    (n, d), blocks = shape, len(z.by_block) if streamed else blocks
+    if d == 0:
+        raise ValueError(f"z must not be empty, got shape {shape}")
     if n < max(blocks, 2):
         raise ValueError(f"z has {n} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks")
+    if streamed and (labels is not None or abs(z.second_moment.trace() - 1) > 1e-2):
+        raise ValueError("z as Moments must be of unit rows, and comes without labels")
     low = f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, and corrected values still are"
     notes = [low] * (n < 10 * d)
-    moments, zeros = _moments(z, blocks)
+    moments, zeros, sample, index = (z, 0, None, None) if streamed else _read(z, blocks)
     if zeros:
         notes.append(f"{zeros} of {n} rows are zero and were left so")
+    if n > SUBSET and not streamed:
+        notes.append(f"measures of pairs and of classes are of {SUBSET} random rows")
     rows = spectral_rows(moments, eps)
-    index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values
-    if n > SUBSET:
-        notes.append(f"uniformity and measures of classes are of {SUBSET} random rows")
-    sample = _unit_or_zero(as_features(z[index.numpy() if isinstance(z, np.ndarray) else index]))
     values = {row.measure: row.value for row in rows}
-    if not zeros:
-        rows.append(uniformity_row(sample))
+    if not zeros and not streamed:
+        rows += pair_rows(sample)
     within = view_share = None
     if labels is not None:
         labels = as_labels(labels, n, device=sample.device)[index.to(sample.device)]
@@ -158,43 +161,20 @@ def report(
     )
     if verdict[0] == "mean collapse" and verdict[1].startswith("Partial"):
         shape = eigenvalues(moments, center=True)
-        kept = _kept(n, d, coding_rate_of_spectrum(shape / shape.sum(), eps=eps, d=d).item(), eps)
+        kept = kept_of_rate(n, d, coding_rate_of_spectrum(shape / shape.sum(), eps=eps, d=d).item(), eps)
         verdict = verdict[0], f"{verdict[1]} Centred, and scaled up to unit energy, they would keep {kept:.0%}."
     return Report(n, d, float(eps), blocks, *verdict, tuple(rows), tuple(notes))
 
 
-def judge(
-    n: int, d: int, *, rate: float, mean: float, eps: float, within: float | None = None, views: float | None = None
-) -> tuple[str, str]:
-    """The judgement of `report` and its reason, from the numbers that it rests on.
+def verdict(moments: Moments, *, eps: float = 0.05**0.5) -> tuple[str, str]:
+    """The judgement of `report` and its reason for `Moments` of any rows, brought to unit energy on average.
 
-    rate in nats and mean = ‖E z‖²/E‖z‖² of unit rows; within = E‖z − z̄_class‖²; views = E‖z − z′‖² of two views of
-    a sample over that of different samples.
+    For a training loop: one decomposition, no blocks needed. ValueError: no rows.
     """
-    kept, alpha = _kept(n, d, rate, eps), d / eps**2
-    spread = max(1 - mean, 1e-12)  # E‖z − z̄‖²
-    even = 0.5 * math.log1p(alpha * mean) + theory.rate_isotropic(n, d, eps / math.sqrt(spread))  # all but the mean
-    by_mean, by_shape = theory.rate_isotropic(n, d, eps) - even, even - rate
-    scale = f"The features keep {max(kept, 0):.0%} of the coding rate that random directions have over a single point"
-    if kept < 0.5 and by_mean >= by_shape:
-        extent = "Complete, the r.m.s. distance from one point is below ε" if 1 - mean < eps**2 else "Partial"
-        return "mean collapse", f"{extent}. {scale}, and {mean:.1%} of their energy is their common mean."
-    if within is not None and within < eps**2:
-        says = f"E‖z − class mean‖² = {within:.2g} is below ε² = {eps**2:.2g}: only the class is left."
-        return "class collapse", says
-    if kept < 0.5:
-        return "dimensional collapse", f"{scale}: they use too few of {d} dimensions, or use them too unevenly."
-    if views is not None and views > 0.5:
-        return "view problem", f"Two views of one sample are {views:.0%} as far apart as views of different samples."
-    if n < d:
-        return "too few samples to judge", f"{n} samples show at most {n} of {d} dimensions; nothing is wrong in those."
-    return "healthy", f"{scale}; {mean:.1%} of their energy is their common mean. Usefulness is another question."
-
-
-def _kept(n: int, d: int, rate: float, eps: float) -> float:
-    """s of `report`: where a rate lies between one point (0) and random directions (1)."""
-    isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
-    return (rate - lowest) / (isotropic - lowest) if d > 1 else 1.0
+    lam = eigenvalues(moments)
+    lam = lam / lam.sum().clamp_min(torch.finfo(lam.dtype).tiny)
+    rate = coding_rate_of_spectrum(lam, eps=eps, d=moments.d).item()
+    return judge(moments.n, moments.d, rate=rate, mean=mean_collapse(moments).item(), eps=eps)
 
 
 @dataclass(frozen=True, repr=False)
@@ -256,24 +236,29 @@ def run_report(run: Run | str | Path) -> RunReport:
     return RunReport(f"{run.name}, {branch} network, steps {steps[0]} to {steps[-1]}", layers, sentences, taps)
 
 
-def _moments(z: Array, blocks: int) -> tuple[Moments, int]:
-    """Moments of the unit rows of z, read chunk by chunk, and how many rows are zero."""
+def _read(z: Array | Stream, blocks: int) -> tuple[Moments, int, Float[Tensor, "m d"], Int[Tensor, " m"]]:
+    """In one pass, chunk by chunk, of unit rows: moments, the number of zero rows, and random rows with their index."""
     n, d = z.shape
-    moments, zeros = None, 0
-    step = max(CHUNK // d, 64)
-    for start in tqdm(range(0, n, step), unit="chunk", desc="reading", delay=2, leave=False, disable=None):
-        rows = z[start : start + step]
-        unit = _unit_or_zero(as_features(np.array(rows) if isinstance(rows, np.ndarray) else rows).detach())
-        moments = moments or Moments(d, blocks=blocks, device=unit.device)
-        moments.update(unit)
-        zeros += int((~unit.any(1)).sum())
-    return moments, zeros
+    index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values
+    moments, zeros, sample = None, 0, []
+    step = max(8 * CHUNK // d, 64)  # 32 MiB of float32, half a chunk for each of 16 blocks
+    chunks = z.chunks(step) if isinstance(z, Stream) else (z[start : start + step] for start in range(0, n, step))
+    with tqdm(total=n, unit="row", unit_scale=True, desc="reading", delay=2, leave=False, disable=None) as bar:
+        for rows in chunks:
+            rows = _unit_or_zero(as_features(np.array(rows) if isinstance(rows, np.ndarray) else rows, "z").detach())
+            moments = moments or Moments(d, blocks=blocks, device=rows.device)
+            here = index[(index >= moments.n) & (index < moments.n + len(rows))] - moments.n
+            sample.append(rows[here.to(rows.device)])
+            moments.update(rows)
+            zeros += int((~rows.any(1)).sum())
+            bar.update(len(rows))
+    return moments, zeros, torch.cat(sample), index
 
 
 def _unit_or_zero(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Rows on the unit sphere, but for zero rows, which have no direction and stay zero."""
     rows = z.any(1)
-    return torch.zeros_like(z).index_put((rows,), unit_rows(z[rows]))
+    return unit_rows(z) if rows.all() else torch.zeros_like(z).index_put((rows,), unit_rows(z[rows]))
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:

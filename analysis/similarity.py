@@ -1,18 +1,18 @@
-"""Similarity of two representations: of layers, checkpoints, branches or networks; and of one to a Gaussian.
+"""Similarity of two representations: of layers, checkpoints, branches or networks.
 
 Rows of x and y correspond (row i is sample i in both), their dimensions may differ. Results are 0-d float64 tensors.
 """
 
-import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis._input import Array, as_features
+from analysis._input import Array, as_features, unit_rows
+from analysis.frames import gram_cosines
 
-# Trapezoidal rule for the weight exp(−t²/2), t ≤ 7.2: exact to 1e-10 for projections less than 14 apart.
-NODES, STEP = 24, 0.3
+ROUNDING = torch.finfo(torch.float32).eps  # features are float32 at best, whatever they are computed in
 
 
 def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
@@ -31,6 +31,57 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
     resolved = (x_own > 0) & (y_own > 0)
     norm = torch.where(resolved, x_own * y_own, 1.0).sqrt()
     return torch.where(resolved, _unbiased_hsic(x, y) / norm, 0.0)
+
+
+def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]:
+    """SVCCA: mean canonical correlation of two representations, each reduced to its leading principal directions.
+
+    mean_i ρᵢ,  ρ = σ(UᵀV), U and V orthonormal bases of what the leading columns of x and y span in ℝⁿ.
+
+    x `(n, d)`, y `(n, e)`, centred here. share: of the variance, that the directions kept explain; 1 keeps the
+    numerical rank and is the mean CCA. Averaged over the smaller number of directions. Range 0 (no direction in common)
+    to 1. Invariant to rotation, scale and translation, with share=1 to every invertible linear map, and so 1 for any
+    two representations of rank n − 1. It needs many more rows than directions: independent ones have
+    E mean ρ² = r/(n − 1), r the larger number of directions. 0 where x or y has no variance.
+    ValueError: share outside (0, 1], one row, NaN.
+
+    Source: Raghu et al. 2017 (arXiv 1706.05806); Hotelling 1936.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    x, y = (_leading_columns(_centered(z), share) for z in _paired(x, y, min_rows=2))
+    if not x.shape[1] or not y.shape[1]:
+        return x.new_zeros(())
+    return torch.linalg.svdvals(x.mT @ y).clamp(max=1).mean()
+
+
+def rsa(
+    x: Array,
+    y: Array,
+    *,
+    distance: Literal["correlation", "cosine", "euclidean"] = "correlation",
+    compare: Literal["spearman", "pearson"] = "spearman",
+) -> Float[Tensor, ""]:
+    """Representational similarity analysis: the correlation of the two matrices of distances between samples.
+
+    distance of rows i < j: 1 − their Pearson correlation, 1 − their cosine, or ‖xᵢ − xⱼ‖; compare: the correlation of
+    the ranks (average ranks for ties) or of the distances themselves.
+
+    x `(n, d)`, y `(n, e)`, n ≥ 3; O(n²) memory by nature. Range −1 to 1 (the same order of distances), 0 in expectation
+    for independent ones. Invariant to the order of samples, to scale, and to rotation but with distance="correlation",
+    which wants d ≥ 2 and depends on the basis. 0 by definition where all distances of one are equal. Ranks carry no
+    gradient. ValueError: rows without a direction (zero, or constant for "correlation").
+
+    Source: Kriegeskorte, Mur & Bandettini 2008.
+    """
+    if distance not in ("correlation", "cosine", "euclidean"):
+        raise ValueError(f'distance must be "correlation", "cosine" or "euclidean", got {distance!r}')
+    if compare not in ("spearman", "pearson"):
+        raise ValueError(f'compare must be "spearman" or "pearson", got {compare!r}')
+    both = [_distances(z, distance, name) for z, name in zip(_paired(x, y, min_rows=3), "xy", strict=True)]
+    a, b = (d - d.mean() for d in (map(_ranks, both) if compare == "spearman" else both))
+    resolved = all((d.max() - d.min() > ROUNDING * d.abs().max()) for d in both)
+    return (a @ b) / (a.norm() * b.norm()) if resolved else 0 * (a @ b)
 
 
 def principal_angles(
@@ -81,33 +132,6 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
     return (2 - 2 * (nuclear / torch.where(norms > 0, norms, 1.0)).clamp(max=1)).sqrt()
 
 
-def sliced_normality(z: Array, *, directions: int = 256, seed: int = 0) -> Float[Tensor, ""]:
-    """Sliced Epps–Pulley statistic: how far z is from a standard normal distribution N(0, I).
-
-    Mean over random unit directions u of n ∫ |φ_n(t) − exp(−t²/2)|² w(t) dt, φ_n the empirical characteristic
-    function of ⟨zᵢ, u⟩, w the standard normal density.
-
-    z: `(n, d)`, taken as it is: features on the unit sphere have to be multiplied by √d, others standardised, first.
-    Under N(0, I) its expectation is 1 − 1/√3 ≈ 0.423 at any n; lower is closer to normal, otherwise it grows with n;
-    z = 0 gives n·(1 − √2 + 1/√3). Exact to 10⁻¹⁰ while projections are less than 14 apart; features of a much larger
-    scale read up to a fifth too high. The directions depend on seed, directions and d only.
-
-    Source: Epps & Pulley 1983; sliced, as a loss, Balestriero & LeCun 2025 (LeJEPA, arXiv 2511.08544).
-    """
-    if directions < 1:
-        raise ValueError(f"directions must be at least 1, got {directions}")
-    z = as_features(z).double()
-    u = torch.randn(z.shape[1], directions, dtype=z.dtype, generator=torch.Generator().manual_seed(seed))
-    projected = z @ torch.nn.functional.normalize(u, dim=0).to(z.device)  # (n, directions)
-    phase = torch.polar(torch.ones_like(projected), STEP * projected)
-    power, total = torch.ones_like(phase), torch.zeros((), dtype=z.dtype, device=z.device)
-    for k in range(1, NODES + 1):  # the integrand is even, and 0 at t = 0
-        t, power = k * STEP, power * phase  # exp(i·t·projected): a product costs a tenth of a sine and a cosine
-        difference = power.mean(0) - math.exp(-(t**2) / 2)  # (directions,)
-        total = total + math.exp(-(t**2) / 2) * (difference.real.square() + difference.imag.square()).mean()
-    return len(z) * 2 * STEP / math.sqrt(2 * math.pi) * total
-
-
 def _paired(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:
     x, y = as_features(x, "x", min_rows=min_rows).double(), as_features(y, "y", min_rows=min_rows).double()
     if len(x) != len(y):
@@ -118,6 +142,32 @@ def _paired(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Tensor, "n 
 def _centered(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
     return z - z.mean(0)
+
+
+def _leading_columns(z: Float[Tensor, "n d"], share: float) -> Float[Tensor, "n r"]:
+    """Orthonormal basis of what the leading principal directions of centred rows span in ℝⁿ."""
+    u, s, _ = torch.linalg.svd(z, full_matrices=False)
+    numerical = int((s > ROUNDING * max(z.shape) * s[0]).sum())
+    explained = s.detach().square().cumsum(0) / s.detach().square().sum().clamp_min(torch.finfo(s.dtype).tiny)
+    return u[:, : min(numerical, int((explained < share * (1 - 1e-12)).sum()) + 1)]
+
+
+def _distances(z: Float[Tensor, "n d"], distance: str, name: str) -> Float[Tensor, " pairs"]:
+    """Of all pairs i < j."""
+    if distance == "euclidean":
+        return torch.pdist(_centered(z))
+    if distance == "correlation":
+        z = z - z[:, :1].detach()  # measured from a column, constant rows are exactly zero
+        z = z - z.mean(1, keepdim=True)
+        if not z.any(1).all():
+            raise ValueError(f"{name} has a constant row, which correlates with no other")
+    return 1 - gram_cosines(unit_rows(z, name))
+
+
+def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """From 1, ties at their mean."""
+    _, index, counts = values.detach().unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[index].to(values)
 
 
 def _unbiased_hsic(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
@@ -132,7 +182,7 @@ def _unbiased_hsic(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Te
 
 def _leading_directions(z: Float[Tensor, "n d"], rank: int | None, name: str) -> Float[Tensor, "d r"]:
     _, s, directions = torch.linalg.svd(z, full_matrices=False)
-    numerical = int((s > torch.finfo(torch.float32).eps * max(z.shape) * s[0]).sum())
+    numerical = int((s > ROUNDING * max(z.shape) * s[0]).sum())
     if not numerical:
         raise ValueError(f"{name} is zero and spans no subspace")
     if rank is not None and not 1 <= rank <= numerical:

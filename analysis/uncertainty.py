@@ -43,17 +43,21 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
     """Delete-one-block jackknife of any function of `Moments`, made with `blocks` (16 is a good number).
 
     With h_b = n/n_b, pseudo-values θ_b = h_b·θ − (h_b − 1)·θ₋_b:  corrected = Bθ − Σ(1 − 1/h_b)·θ₋_b,
-    se² = (1/B) Σ (θ_b − corrected)²/(h_b − 1).
+    se² = (1/B) Σ (θ_b − corrected)²/(h_b − 1) − what that counts twice.
 
-    The interval is calibrated where the measure moves with the spectrum to first order. Near its maximum (effective
-    rank of isotropic features) it does not; then se is √2 too large or a little more, and the interval conservative.
-    Costs B + 1 evaluations: a measure of several numbers (k,) at once saves decompositions. Removes the bias of
+    It counts twice whatever is of second order in the noise: nothing where the measure moves with the spectrum to first
+    order, and all of it at a maximum, such as the ranks of isotropic features, whose se would be √2 too large. The
+    interactions Q_ab = Bθ − (B − 1)(θ₋_a + θ₋_b) + (B − 2)θ₋_ab of B neighbouring pairs of blocks measure it, from four
+    blocks on. 95 % intervals then hold the truth in 92 to 96 % of samples at n/d = 25, isotropic or not (tests).
+
+    Costs 2B + 1 evaluations: a measure of several numbers (k,) at once saves decompositions. Removes the bias of
     order 1/n, so it warns where n/d < 10 and higher orders matter.
     Valid for smooth measures of independent rows: not for a count, nor for the largest or smallest eigenvalue of a
     flat spectrum (stable rank), nor for views of one image in different blocks (see `Moments`).
     ValueError for fewer than two non-empty blocks.
 
-    Source: Quenouille 1956; Tukey 1958; Busing, Meijer & van der Leeden 1999, eq. 2-4 (unequal blocks).
+    Source: Quenouille 1956; Tukey 1958; Busing, Meijer & van der Leeden 1999, eq. 2-4 (unequal blocks); Efron & Stein
+    1981 (interactions).
     """
     sizes = [part.n for part in moments.by_block]
     if len(sizes) < 2 or min(sizes) == 0:
@@ -65,11 +69,15 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
         )
     value = torch.as_tensor(measure(moments), dtype=torch.float64)  # () or (k,)
     left_out = torch.stack([torch.as_tensor(measure(moments.without(b))).to(value) for b in range(blocks)])
-    h = (n / torch.tensor(sizes).to(value)).view(-1, *[1] * value.ndim)  # (blocks, 1...)
-    corrected = blocks * value - ((1 - 1 / h) * left_out).sum(0)
-    pseudo = h * value - (h - 1) * left_out
-    se = ((pseudo - corrected).square() / (h - 1)).mean(0).sqrt()
-    value, se, corrected = (t.item() if t.ndim == 0 else t for t in (value, se, corrected))
+    share = (torch.tensor(sizes).to(value) / n).view(-1, *[1] * value.ndim)  # (blocks, 1...): 1/h
+    corrected = blocks * value - ((1 - share) * left_out).sum(0)
+    pseudo = (value - (1 - share) * left_out) / share
+    variance = ((pseudo - corrected).square() * share / (1 - share)).mean(0)
+    if blocks >= 4:
+        pairs = [moments.without(b, (b + 1) % blocks) for b in range(blocks)]
+        both_out = torch.stack([torch.as_tensor(measure(pair)).to(value) for pair in pairs])
+        variance = variance - _counted_twice(value, left_out, both_out, share, variance)
+    value, se, corrected = (t.item() if t.ndim == 0 else t for t in (value, variance.sqrt(), corrected))
     return Estimate(value, se, corrected, n, d, blocks)
 
 
@@ -87,6 +95,20 @@ def leave_one_out_interval(value: float, left_out: Array, *, level: float = 0.95
     n = len(theta)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * ((n - 1) * theta.var(correction=0)).sqrt().item()
     return value - half, value + half
+
+
+def _counted_twice(value: Tensor, left_out: Tensor, both_out: Tensor, share: Tensor, variance: Tensor) -> Tensor:
+    """The part of the jackknife's variance that is second order: exact in expectation for a quadratic statistic.
+
+    For θ = mean_a A_a + mean_ab G_ab with independent entries of variance σ², mean Q² = 4σ²κ/B² over pairs, the
+    estimate's variance is 2σ²/(B(B − 1)), and the jackknife's 2(B − 2)/(B − 1) times that, which also bounds the part.
+    """
+    size, after = len(share), share.roll(-1, 0)
+    ones = (1 - share) * left_out
+    interaction = size * (value - ones - ones.roll(-1, 0) + (1 - share - after) * both_out)  # (blocks, ...)
+    kappa = 1 + 2 * (size**2 - 3 * size + 1) / ((size - 1) ** 2 * (size - 2))
+    excess = interaction.square().mean(0) * size * (size - 3) / (2 * kappa * (size - 1) ** 2)
+    return torch.minimum(excess, variance * (size - 3) / (2 * (size - 2)))
 
 
 class Reference(NamedTuple):

@@ -10,12 +10,18 @@ import torch
 import analysis
 from analysis import (
     collapse,
+    covariance,
     frames,
+    information,
+    intrinsic,
     moments,
+    neighbors,
     neural_collapse,
+    normality,
     probes,
     rates,
     references,
+    regression_collapse,
     report,
     similarity,
     spectra,
@@ -30,6 +36,7 @@ LABELS = torch.arange(N) % K
 
 OTHER = sphere(N, D, seed=9)
 WEIGHT = gaussian(K, D, seed=8)
+NORMALITY = normality.STATISTICS
 
 
 # A diagnostic as a function of one (n, d) array, under the name that its argument has. Each is given unit rows.
@@ -53,6 +60,16 @@ FEATURES = {
         "simplex_distance": frames.simplex_distance,
         "tight_frame_distance": frames.tight_frame_distance,
         "tightness": frames.tightness,
+        "twonn": lambda z: intrinsic.twonn(z).dimension,
+        "gride": lambda z: intrinsic.gride(z).dimension,
+        "levina_bickel": lambda z: intrinsic.levina_bickel(z, k=(2, 3)).dimension,
+        "nearest_neighbors": lambda z: neighbors.nearest_neighbors(z, k=2)[0],
+        "cdnv": lambda z: neural_collapse.cdnv(z, classes_of(z)),
+        "class_overlap": lambda z: neural_collapse.class_overlap(z, classes_of(z))["pairs"],
+        "nc5": lambda z: neural_collapse.nc5(z, classes_of(z), outside=OTHER),
+        "nrc1": lambda z: regression_collapse.nrc1(z, targets=2),
+        "nrc2": lambda z: regression_collapse.nrc2(z, weight=WEIGHT),
+        "bhep": normality.bhep,
         "class_effective_rank": lambda z: neural_collapse.class_effective_rank(z, classes_of(z))["ranks"],
         "nc1": lambda z: neural_collapse.nc1(z, classes_of(z)),
         "nc2": lambda z: neural_collapse.nc2(z, classes_of(z)),
@@ -64,7 +81,7 @@ FEATURES = {
         "coding_rate_of_spectrum": partial(rates.coding_rate_of_spectrum, eps=0.5, d=D),
         "rate_optimality": lambda z: rates.rate_optimality(z, eps=0.5).measured,
         "collapsed": lambda z: references.collapsed(z, torch.full((len(z), D), D**-0.5), share=0.5),
-        "sliced_normality": similarity.sliced_normality,
+        **{f"sliced_normality {name}": partial(normality.sliced_normality, statistic=name) for name in NORMALITY},
         "alpha_req": partial(spectra.alpha_req, fit=(1, 3)),
         "anisotropy": spectra.anisotropy,
         "condition_number": spectra.condition_number,
@@ -84,13 +101,30 @@ FEATURES = {
     },
     "x": {
         "alignment": lambda x: collapse.alignment(x, OTHER),
+        "redundancy": covariance.redundancy,
+        "variance_hinge": covariance.variance_hinge,
+        "covariance_energy": covariance.covariance_energy,
         "debiased_cka": lambda x: similarity.debiased_cka(x, OTHER),
+        "svcca": lambda x: similarity.svcca(x, OTHER),
+        "rsa": lambda x: similarity.rsa(x, OTHER),
+        "neighbor_overlap": lambda x: neighbors.neighbor_overlap(x, OTHER, k=2),
+        "information_imbalance": lambda x: neighbors.information_imbalance(x, OTHER),
+        "infonce_bound": lambda x: information.infonce_bound(x, OTHER, temperature=0.5),
+        "dime": lambda x: information.dime(x, OTHER),
+        "redundancy of views": lambda x: covariance.redundancy(x, OTHER),
         "principal_angles": lambda x: similarity.principal_angles(x, OTHER),
         "procrustes_distance": lambda x: similarity.procrustes_distance(x, OTHER),
     },
     "y": {
         "alignment": lambda y: collapse.alignment(OTHER, y),
         "debiased_cka": lambda y: similarity.debiased_cka(OTHER, y),
+        "svcca": lambda y: similarity.svcca(OTHER, y),
+        "rsa": lambda y: similarity.rsa(OTHER, y),
+        "neighbor_overlap": lambda y: neighbors.neighbor_overlap(OTHER, y, k=2),
+        "information_imbalance": lambda y: neighbors.information_imbalance(OTHER, y),
+        "infonce_bound": lambda y: information.infonce_bound(OTHER, y, temperature=0.5),
+        "dime": lambda y: information.dime(OTHER, y),
+        "redundancy of views": lambda y: covariance.redundancy(OTHER, y),
         "principal_angles": lambda y: similarity.principal_angles(OTHER, y),
         "procrustes_distance": lambda y: similarity.procrustes_distance(OTHER, y),
     },
@@ -98,6 +132,8 @@ FEATURES = {
     "weight": {
         "nc3": lambda w: neural_collapse.nc3(gaussian(N, D), LABELS, weight=w[:K]),
         "nc4": lambda w: neural_collapse.nc4(gaussian(N, D), LABELS, weight=w[:K]),
+        "nrc2": lambda w: regression_collapse.nrc2(gaussian(N, D), weight=w[:K]),
+        "nrc3": lambda w: regression_collapse.nrc3(w[:K], targets=gaussian(N, K)),
     },
     "train": {
         "knn_accuracy": lambda z: probes.knn_accuracy(z, classes_of(z), sphere(4, D), LABELS[:1].repeat(4), k=1),
@@ -111,9 +147,13 @@ FEATURES = {
         "linear_probe": lambda z: probes.linear_probe(OTHER, LABELS, z, classes_of(z), epochs=2).accuracy,
         "logistic_regression": lambda z: probes.logistic_regression(OTHER, LABELS, z, classes_of(z)).accuracy,
     },
+    "outside": {"nc5": lambda z: neural_collapse.nc5(gaussian(N, D), LABELS, outside=z)},
+    "targets": {"nrc3": lambda z: regression_collapse.nrc3(gaussian(z.shape[-1] or 1, D), targets=z)},
     "views": {
         "alignment": lambda z: collapse.alignment(stacked(z, 2)),
         "lidar": lambda z: collapse.lidar(stacked(z, 2)),
+        "infonce_bound": lambda z: information.infonce_bound(stacked(z, 2), temperature=0.5),
+        "dime": lambda z: information.dime(stacked(z, 2)),
     },
     "tokens": {"patch_ranks": lambda z: torch.stack(list(collapse.patch_ranks(stacked(z, 2)).values()))},
     "logits": {
@@ -216,6 +256,8 @@ DEGENERATE = {
 INFINITE = {
     "hyperspherical_energy": {"equal rows", "one column"},
     "nc1": {"equal rows", "all zero"},
+    "cdnv": {"equal rows", "all zero", "one column"},  # of −1 and 1, with the same mean in two classes
+    "sliced_normality jarque_bera": {"one row", "equal rows", "all zero"},
     "condition_number": {"equal rows", "all zero"},
     "renyi_entropy": {"all zero"},
     "center_drift": {"one row", "equal rows"},
@@ -223,7 +265,7 @@ INFINITE = {
 REASON = (
     r"needs (at least )?\d|needs d|unit-norm|zero row|at least two classes|fit must|must have|must be views|spans"
     r"|k must|same samples|same dimension|one shape|has \d+ rows|is zero|has more rows|no sample|shots are more"
-    r"|no class with two"
+    r"|no class with two|must lie|constant row|must vary|different rows"
 )
 
 
@@ -246,6 +288,9 @@ LABELLED = {
     "class_effective_rank": neural_collapse.class_effective_rank,
     "nc1": neural_collapse.nc1,
     "nc2": neural_collapse.nc2,
+    "cdnv": neural_collapse.cdnv,
+    "class_overlap": neural_collapse.class_overlap,
+    "nc5": partial(neural_collapse.nc5, outside=OTHER),
     "nc3": partial(neural_collapse.nc3, weight=WEIGHT),
     "nc4": partial(neural_collapse.nc4, weight=WEIGHT),
     "class_rates": partial(rates.class_rates, eps=0.5),
@@ -280,13 +325,17 @@ def test_labels_out_of_range_are_named_where_the_range_is_known():
     assert "test_labels has class 3" in raised(partial(LABELLED["knn_accuracy, test"], sphere(N, D)), LABELS + 1)
 
 
-@pytest.mark.parametrize("name", ["alignment", "debiased_cka", "procrustes_distance"])
+PAIRED = ["alignment", "debiased_cka", "procrustes_distance", "svcca", "rsa", "neighbor_overlap"]
+PAIRED += ["information_imbalance", "infonce_bound", "dime", "redundancy of views"]
+
+
+@pytest.mark.parametrize("name", PAIRED)
 def test_rows_that_do_not_correspond_are_named(name):
     assert re.search("x and y must", raised(lambda y: CASES[f"{name}(y)"][0](y), OTHER[:-1]))
 
 
 def test_one_view_is_none():
-    for f in (collapse.alignment, collapse.lidar):
+    for f in (collapse.alignment, collapse.lidar, information.dime, partial(information.infonce_bound, temperature=1)):
         assert "views needs at least 2 views" in raised(f, OTHER[None])
 
 

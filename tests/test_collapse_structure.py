@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ def views_with(between: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
     d = len(between)
     axes = torch.eye(d, dtype=D) * math.sqrt(d)
     points = torch.cat((axes, -axes)) * between.sqrt()  # (2d, d)
-    shifts = axes * within.sqrt()  # (d, d): every point meets every shift
+    shifts = axes * (within / 2).sqrt()  # (d, d): every point meets every shift; two views have one degree of freedom
     points, shifts = points.repeat_interleave(d, 0), shifts.repeat(2 * d, 1)
     return torch.stack((points + shifts, points - shifts))
 
@@ -40,7 +41,7 @@ def test_lidar_equals_the_matrix_square_roots_for_more_and_fewer_samples_than_di
         views = gaussian(n, 8) + 0.5 * gaussian(3, n, 8, seed=1)
         centers = views.mean(0)
         residual = (views - centers).reshape(-1, 8)
-        values, vectors = torch.linalg.eigh(residual.T @ residual / len(residual) + 1e-4 * torch.eye(8, dtype=D))
+        values, vectors = torch.linalg.eigh(residual.T @ residual / (2 * n) + 1e-4 * torch.eye(8, dtype=D))
         root = vectors @ torch.diag(values**-0.5) @ vectors.T
         lam = torch.linalg.eigvalsh(root @ torch.cov(centers.T, correction=0) @ root).clamp(min=0)
         assert lidar(views).item() == pytest.approx(torch.special.entr(lam / lam.sum()).sum().exp().item())
@@ -88,8 +89,8 @@ def test_patch_ranks_are_the_means_of_the_ranks_by_one_decomposition_each(center
     tokens = gaussian(7, 5, 6)
     within = torch.stack([effective_rank(z, center=center) for z in tokens]).mean().item()
     between = torch.stack([effective_rank(z, center=center) for z in tokens.transpose(0, 1)]).mean().item()
-    eigvalsh, calls = torch.linalg.eigvalsh, []
-    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda a: calls.append(a.shape) or eigvalsh(a))
+    eigvalsh, calls = np.linalg.eigvalsh, []
+    monkeypatch.setattr(np.linalg, "eigvalsh", lambda a: calls.append(a.shape) or eigvalsh(a))
     ranks = patch_ranks(tokens, center=center)
     assert (ranks["within"].item(), ranks["between"].item()) == pytest.approx((within, between), rel=1e-12)
     assert len(calls) == 2

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from analysis.conventions import PAGE, conventions, page
 from analysis.spectra import PRESETS
@@ -42,6 +43,20 @@ def potential(pairs):
     return np.log(np.mean([np.exp(-2 * np.sum((a - b) ** 2)) for a, b in pairs]))
 
 
+def likeliest(log_mu, k):
+    """GRIDE's maximum, by a search."""
+
+    def cost(i):
+        tail = ((2 * k - 1) * i + 1) * log_mu.sum()
+        return tail - len(log_mu) * np.log(i) - (k - 1) * np.log(np.expm1(i * log_mu)).sum()
+
+    return minimize_scalar(cost, bounds=(0.1, 50), method="bounded", options={"xatol": 1e-10}).x
+
+
+DISTANCES = np.sort(np.linalg.norm(Z[:, None] - Z, axis=2), 1)[:, 1:]  # to the others, ascending
+LOG_MU = np.sort(np.log(DISTANCES[:, 1] / DISTANCES[:, 0]))[: int(0.9 * N)]
+TAIL = -np.log(1 - np.arange(1, len(LOG_MU) + 1) / N)
+
 NAIVE = [
     entropy_rank(sigma(Z)),
     entropy_rank(sigma(Z), 1e-7),
@@ -56,6 +71,13 @@ NAIVE = [
     ratio(np.linalg.eigvalsh(np.cov(Z.T))),
     unbiased_ratio(Z),
     ratio(sigma(Z)),
+    np.square(sigma(Z)).sum() / sigma(Z)[0] ** 2,
+    np.square(sigma(CENTRED)).sum() / sigma(CENTRED)[0] ** 2,
+    np.linalg.norm(Z) / sigma(Z)[0],
+    (LOG_MU @ TAIL) / (LOG_MU @ LOG_MU),
+    N / np.log(DISTANCES[:, 1] / DISTANCES[:, 0]).sum(),
+    likeliest(np.log(DISTANCES[:, 15] / DISTANCES[:, 7]), 8),
+    np.mean([[1 / np.mean(np.log(r[k - 1] / r[: k - 1])) for r in DISTANCES] for k in range(10, 21)]),
     rate(D / 0.05**2),
     rate(D / 0.05),
     potential(itertools.combinations(UNIT, 2)),

@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from torch import multiprocessing as mp
 from torch import nn
 
-from analysis.integrations import DEFAULT, MEASURES, FeatureCallback, FeatureMetric, FeatureMonitor
+from analysis.integrations import CLASS_MEASURES, DEFAULT, MEASURES, FeatureCallback, FeatureMetric, FeatureMonitor
 from analysis.moments import Moments
 from analysis.neural_collapse import nc1
 from analysis.rates import coding_rate_of_spectrum
+from analysis.report import report, verdict
 from analysis.spectra import effective_rank, rankme
 from analysis.uncertainty import jackknife
 
@@ -39,6 +41,42 @@ def approx(values):
 
 
 # --- Forward hook
+
+
+def test_monitor_outlives_inference_mode_and_training_after_it():
+    module = nn.Linear(D, 4).double()
+    with FeatureMonitor(module) as monitor:
+        with torch.inference_mode():
+            module(Z[:30])
+        module(Z[30:60]).sum().backward()
+        with torch.no_grad():
+            module(Z[60:])
+    assert monitor.compute() == approx({name: MEASURES[name](module(Z).detach()) for name in DEFAULT})
+
+
+def test_monitor_gathers_what_a_report_needs():
+    module = nn.Identity()
+    with FeatureMonitor(module, features=partial(nn.functional.normalize, dim=1), blocks=4) as monitor:
+        for batch in Z.split(32):
+            module(batch)
+    result = report(monitor.moments)
+    assert result.n == N
+    assert result.to_frame().loc["effective rank", "value"] == pytest.approx(effective_rank(Z, normalize=True).item())
+    assert (result.judgement, result.because) == verdict(monitor.moments)
+    with pytest.raises(ValueError, match="blocks must be 0 or at least 2"):
+        FeatureMonitor(module, blocks=1)
+
+
+def test_verdict_does_not_depend_on_scale_and_knows_total_collapse():
+    for z, expected in [
+        (5 * gaussian(500, D), "healthy"),
+        (7 * torch.eye(D)[:1].repeat(50, 1) + 0.01 * gaussian(50, D), "mean collapse"),
+        (torch.zeros(50, D), "mean collapse"),
+        (gaussian(500, 1) * torch.ones(D), "dimensional collapse"),
+    ]:
+        assert verdict(Moments.of(z))[0] == expected
+    with pytest.raises(ValueError, match="no rows"):
+        verdict(Moments(D))
 
 
 def test_monitor_sees_every_forward_pass_while_it_is_open_and_changes_nothing():
@@ -126,6 +164,19 @@ def test_metric_takes_own_functions_classes_and_blocks():
     assert floats(metric.compute()) == approx({name: measure(whole) for name, measure in own.items()})
 
 
+def test_class_measures_go_by_name_and_need_classes():
+    metric = FeatureMetric(D, measures=[*CLASS_MEASURES, "rankme"], classes=3)
+    for batch, labels in zip(Z.split(40), LABELS.split(40), strict=True):
+        metric.update(batch, labels)
+    whole = Moments.of(Z, LABELS)
+    expected = {name: measure(whole) for name, measure in CLASS_MEASURES.items()} | {"rankme": rankme(Z)}
+    assert floats(metric.compute()) == approx(expected)
+    without = FeatureMetric(D, measures=["nc1"])
+    without.update(Z)
+    with pytest.raises(ValueError, match="Moments must have classes"):
+        without.compute()
+
+
 def test_metrics_of_one_collection_share_their_state():
     own = {"own": partial(rankme, center=True)}
     collection = torchmetrics.MetricCollection(
@@ -164,10 +215,15 @@ def shard(rank, path):
         for batch in rows[rank].split(20) if len(rows[rank]) else ():
             metric.update(batch)
         found[name] = floats(metric.compute())
-    with FeatureMonitor(nn.Identity(), measures=MEASURES) as monitor:
-        monitor.module([Z[:13], Z[13:]][rank])
-    monitor.moments.all_reduce()
-    found["monitor"] = floats(monitor.compute())
+    for name, rows in {"monitor": [Z[:13], Z[13:]], "monitor, empty": [Z[:0], Z]}.items():
+        with FeatureMonitor(nn.Identity(), measures=MEASURES) as monitor:
+            if len(rows[rank]):
+                monitor.module(rows[rank])
+        monitor.all_reduce()
+        found[name] = floats(monitor.compute())
+    nothing = FeatureMonitor(nn.Identity())
+    nothing.all_reduce()
+    assert nothing.moments is None
     Path(path, f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -177,7 +233,7 @@ def test_two_ranks_with_uneven_shards_give_the_numbers_of_one_pass(tmp_path):
     mp.start_processes(shard, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found == {name: approx(EXPECTED) for name in ("uneven", "empty", "monitor")}
+        assert found == {name: approx(EXPECTED) for name in ("uneven", "empty", "monitor", "monitor, empty")}
 
 
 # --- Lightning
@@ -229,6 +285,14 @@ def test_callback_logs_a_layer_and_the_output_of_validation(tmp_path):
     assert floats(logged) == pytest.approx(floats(expected), rel=1e-5)
     assert not model._forward_hooks
     assert not model.backbone._forward_hooks
+
+
+def test_callback_warns_of_collapse_and_not_of_health(tmp_path):
+    with pytest.warns(UserWarning, match="backbone: mean collapse. Complete"):
+        fit(tmp_path, FeatureCallback("backbone", features=lambda z: 0.01 * z + 5))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*collapse")
+        fit(tmp_path, FeatureCallback("backbone", features=lambda z: gaussian(*z.shape)))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from analysis.moments import STATE, Moments, gram
+from analysis.moments import STATE, Moments, dual_gram, gram
 
 
 @pytest.fixture
@@ -114,6 +114,22 @@ def test_gram_with_and_without_gradient(z):
     torch.testing.assert_close(gram(z), z.T @ z)
     torch.testing.assert_close(gram(z.clone().requires_grad_()), z.T @ z)
     torch.testing.assert_close(gram(z.mT), z @ z.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_of_more_columns_than_a_block(dtype):
+    x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.testing.assert_close(gram(x), x.T @ x)
+    torch.testing.assert_close(Moments.of(x).second_moment, x.double().T @ x.double() / 40)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_dual_gram_some_columns_at_a_time(center, grad, monkeypatch):
+    monkeypatch.setattr("analysis.moments.COLUMNS", 1)  # 64 columns
+    x = torch.randn(9, 150, generator=torch.Generator().manual_seed(0)) + 1
+    y = (x - x.mean(0) if center else x).double()
+    torch.testing.assert_close(dual_gram(x.requires_grad_(grad), center=center).detach(), y @ y.T, rtol=1e-6, atol=1e-5)
 
 
 def test_state_dict_round_trip(z):

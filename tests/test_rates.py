@@ -200,6 +200,19 @@ def test_a_batch_of_n_sees_its_own_variance_only(stop_gradient):
     assert "stable if more than 76%" in str(preflight(n=4, **settings))  # 0.75 · 1.02
 
 
+def test_gathered_rows_enter_one_covariance_and_gamma_may_be_a_rule():
+    given = {"d": 64, "eps": 0.5}
+    assert preflight(n=16, world_size=4, gathered=True, gamma=0.1, **given) == preflight(n=64, gamma=0.1, **given)
+    assert preflight(n=16, world_size=4, gamma=0.1, **given) == preflight(n=16, gamma=0.1, **given)
+    for rule in ("balanced", "bounded", "official"):
+        expected = preflight(n=64, gamma=theory.gamma_rules(64, 64, 0.5)[rule], **given)
+        assert preflight(n=16, world_size=4, gathered=True, gamma=rule, **given) == expected
+    local = preflight(n=16, world_size=4, gamma="official", **given)  # of the global batch, whatever is gathered
+    assert local == preflight(n=16, gamma=(64 + 64) / (64 * 64), **given)
+    with pytest.raises((ValueError, TypeError), match="gamma"):
+        preflight(n=16, gamma="paper", **given)
+
+
 def test_without_an_expansion_term_or_a_second_row_collapse_is_stable():
     for n, gamma, cause in ((64, 0.0, "gamma is 0"), (1, 0.1, "one row has no spread")):
         flight = preflight(n=n, d=16, eps=0.5, gamma=gamma, measured=0.1)
@@ -216,3 +229,16 @@ def test_the_rate_of_the_mean_doubles_what_collapse_needs():
         text = str(preflight(**official(batch, ranks), rate_of="mean"))
         assert ("is stable" in text) is stable
         assert "unstable" in str(preflight(**official(64, 16)))  # c = 1 would have called one of them safe
+
+
+def test_transrate_is_the_rate_reduction_of_centred_features():
+    """R(z) − (1/K) Σ_k R(z_k) with R = ½ logdet(I + zᵀz/(nε)), of centred features, as its authors have it."""
+    labels, e = torch.arange(60) % 3, 1e-2
+    z = features(60, 5) + labels[:, None]
+    z = z - z.mean(0)
+
+    def rate(x):
+        return torch.logdet(torch.eye(5, dtype=x.dtype) + x.T @ x / (len(x) * e)) / 2
+
+    expected = rate(z) - sum(rate(z[labels == k]) for k in range(3)) / 3
+    assert rate_reduction(z, labels, eps=math.sqrt(5 * e)).item() == pytest.approx(expected.item())

@@ -13,6 +13,8 @@ import torch
 import analysis
 from analysis import theory
 from analysis.collapse import feature_std, lidar, mean_collapse, uniformity
+from analysis.intrinsic import twonn
+from analysis.moments import Moments
 from analysis.report import judge, report
 from analysis.spectra import effective_rank, participation_ratio, rankme
 from tests.configurations import gaussian, rotation, simplex, sphere
@@ -143,12 +145,13 @@ def test_values_are_those_of_the_functions_on_unit_rows():
         "mean share": mean_collapse(unit),
         "feature std": feature_std(unit),
         "uniformity": uniformity(unit),
+        "intrinsic dimension": twonn(unit).dimension,
     }
     assert r.to_dict() == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-9)
 
 
 def test_white_noise_reference_and_optimum_enclose_isotropic_features():
-    frame = report(sphere(640, 64)).to_frame().drop(index=["mean share", "uniformity"])
+    frame = report(sphere(640, 64)).to_frame().drop(index=["mean share", "uniformity", "intrinsic dimension"])
     assert frame["value"].to_numpy() == pytest.approx(frame["white_noise"].to_numpy(), rel=0.01)
     assert (frame["value"] <= frame["best"]).all()
     assert (frame["se"] > 0).all()
@@ -176,8 +179,35 @@ def test_labels_views_and_tokens_add_their_rows():
     assert {"patches of an image", "images at a patch"} <= set(frame.index)
 
 
-def test_a_memory_map_is_read_like_an_array(tmp_path):
-    z = sphere(70_000, 32).float().numpy()  # three chunks
+def test_the_worst_class_is_named_beside_white_noise_of_its_size():
+    labels = torch.arange(N) % 4
+    labels[:6] = 9  # six rows have a rank of five at most, which is not their fault
+    z, flat = sphere(N, 16), labels == 2
+    z[flat] = torch.nn.functional.normalize(z[flat] * torch.tensor([1.0] * 8 + [0.1] * 8, dtype=z.dtype), dim=1)
+    row = report(z, labels=labels).to_frame().loc["rank of the worst class"]
+    assert "within class 2" in row["says"]
+    assert row["value"] == pytest.approx(effective_rank(z[flat], center=True).item(), rel=1e-6)
+    assert row["value"] > effective_rank(z[labels == 9], center=True).item() + 2
+    noise = effective_rank(sphere(int(flat.sum()), 16), center=True).item()
+    assert row["white_noise"] == pytest.approx(noise, rel=0.01)
+
+
+def test_moments_gathered_in_training_give_the_same_judgement_and_numbers():
+    for z in (sphere(N, 16), torch.nn.functional.normalize(offset(sphere(N, 16), 0.95), dim=1)):
+        streamed, whole = report(Moments.of(z, blocks=16)), report(z)
+        assert (streamed.judgement, streamed.because) == (whole.judgement, whole.because)
+        assert values(streamed).to_dict() == pytest.approx(values(whole)[: len(streamed.rows)].to_dict(), rel=1e-9)
+    with pytest.raises(ValueError, match="must be of unit rows"):
+        report(Moments.of(2 * sphere(N, 16), blocks=16))
+    with pytest.raises(ValueError, match="without labels"):
+        report(Moments.of(sphere(N, 16), blocks=16), labels=torch.arange(N))
+    with pytest.raises(ValueError, match="non-empty blocks"):
+        report(Moments.of(sphere(N, 16)))
+
+
+def test_a_memory_map_is_read_like_an_array(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.report.CHUNK", 2**16)  # three chunks
+    z = sphere(70_000, 32).float().numpy()
     np.save(tmp_path / "z.npy", z)
     mapped, array = report(np.load(tmp_path / "z.npy", mmap_mode="r")), report(torch.from_numpy(z))
     assert mapped.to_json() == array.to_json()
@@ -210,7 +240,7 @@ def test_forms_hold_the_same_plain_numbers():
     for row in result.rows:
         assert type(row.value) is float
         assert {type(x) for x in row[2:6]} <= {float, type(None)}
-        assert row.healthier in ("higher", "lower")
+        assert row.healthier in ("higher", "lower", "neither")
         assert row.says.endswith(".")
 
 
@@ -224,7 +254,7 @@ def test_text_fits_a_terminal_and_shows_size_and_conventions():
 
 def test_html_is_escaped_and_has_every_row():
     html = report(sphere(N, D), labels=torch.arange(N) % 3)._repr_html_()
-    assert html.count("<tr") == 2 + 11  # two header rows
+    assert html.count("<tr") == 2 + 13  # two header rows
     assert "½" in html or "healthy" in html
 
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from analysis import theory
+from analysis._files import read_features
 from analysis.references import collapsed
 from analysis.report import main, report, run_report
 from simdino import runs
@@ -124,16 +125,71 @@ def test_command_refuses_labels_that_do_not_fit(tmp_path):
     assert "eps must be positive" in refused(tmp_path / "z.npy", "--eps", 0)
 
 
-def test_parquet_needs_pyarrow_and_says_so(tmp_path, capsys):
-    path, z = tmp_path / "z.parquet", sphere(50, 4).numpy()
-    try:
-        pd.DataFrame(z).rename(columns=str).to_parquet(path)
-    except ImportError:
-        path.write_bytes(b"PAR1")
-        assert "pip install pyarrow" in refused(path)
+def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "z.parquet").write_bytes(b"PAR1")
+    assert "pip install pyarrow" in refused(tmp_path / "z.parquet")
+
+
+def test_parquet_of_columns_and_of_lists(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    z, labels = sphere(400, 8).numpy().astype(np.float32), np.arange(400) % 4
+    expected = json.loads(report(z, labels=labels).to_json())
+    columns = pd.DataFrame(z).rename(columns=str).assign(labels=labels, name="image.png")
+    lists = pd.DataFrame({"embedding": list(z), "labels": labels})
+    for name, table in (("columns", columns), ("lists", lists)):
+        table.to_parquet(tmp_path / f"{name}.parquet", row_group_size=90)
+        main([str(tmp_path / f"{name}.parquet"), "--json", str(tmp_path / "out.json")])
+        assert json.loads((tmp_path / "out.json").read_text()) == expected
+    for name, table in (
+        ("text", pd.DataFrame({"name": ["a"] * 50})),
+        ("ragged", pd.DataFrame({"embedding": [[1.0, 2.0], [1.0]] * 25})),
+    ):
+        table.to_parquet(tmp_path / f"{name}.parquet")
+        assert "cannot read" in refused(tmp_path / f"{name}.parquet")
+    whole = (tmp_path / "columns.parquet").read_bytes()
+    for length in (0, 20, len(whole) // 2):
+        (tmp_path / "columns.parquet").write_bytes(whole[:length])
+        assert "cannot read" in refused(tmp_path / "columns.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "compressed.npz", "safetensors", "parquet"])
+def test_files_are_streamed_in_chunks(tmp_path, suffix):
+    """Whatever the format, no more rows are held than were asked for, and they are the file's."""
+    z, labels, path = sphere(300, 6).numpy().astype(np.float16), np.arange(300) % 4, tmp_path / f"z.{suffix}"
+    if suffix == "npy":
+        np.save(path, z)
+    elif suffix == "safetensors":
+        safetensors.torch.save_file({"z": torch.from_numpy(z), "labels": torch.from_numpy(labels)}, path)
+    elif suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        pd.DataFrame(z.astype(np.float32)).rename(columns=str).assign(labels=labels).to_parquet(path)
     else:
-        main([str(path)])
-        assert "50 features in 4 dimensions" in capsys.readouterr().out
+        (np.savez_compressed if "compressed" in suffix else np.savez)(path, z=z, labels=labels)
+    stream, found = read_features(path)
+    chunks = list(stream.chunks(64))
+    assert stream.shape == (300, 6)
+    assert {len(chunk) for chunk in chunks} <= {64, 300 % 64}
+    assert np.array_equal(np.concatenate([np.asarray(chunk) for chunk in chunks]), z)
+    assert found is None if suffix == "npy" else np.array_equal(found, labels)
+
+
+def test_arrays_stored_by_columns_and_of_bfloat16_are_read(tmp_path):
+    z = sphere(100, 6)
+    np.savez(tmp_path / "z.npz", z=np.asfortranarray(z.numpy()))
+    safetensors.torch.save_file({"z": z.bfloat16()}, tmp_path / "z.safetensors")
+    for name, stored in (("z.npz", z), ("z.safetensors", z.bfloat16())):
+        found, expected = (report(x).to_frame()["value"] for x in (read_features(tmp_path / name)[0], stored))
+        assert found.to_dict() == pytest.approx(expected.to_dict(), rel=1e-9)
+
+
+def test_damage_found_while_reading_is_one_sentence(tmp_path):
+    """The archive's directory is whole, a member is not: only reading to its end finds out."""
+    np.savez_compressed(tmp_path / "z.npz", z=sphere(4000, 8).numpy())
+    data = bytearray((tmp_path / "z.npz").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
+    (tmp_path / "z.npz").write_bytes(data)
+    assert f"cannot read {tmp_path / 'z.npz'}" in refused(tmp_path / "z.npz")
 
 
 # --- Runs

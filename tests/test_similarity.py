@@ -1,11 +1,15 @@
-"""Similarities where they are known: rotated copies, independent noise, constructed angles, exact normal samples."""
+"""Similarities where they are known: rotated copies, independent noise, constructed angles and correlations."""
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.spatial.distance import pdist
 
-from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, sliced_normality
+from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, rsa, svcca
 from tests.configurations import D, gaussian, rotation
 
 # ---------------------------------------------------------------- debiased CKA
@@ -121,56 +125,112 @@ def test_procrustes_invariances_and_range():
     assert procrustes_distance(torch.zeros(20, 3), x).item() == pytest.approx(math.sqrt(2))
 
 
-# ---------------------------------------------------------------- sliced normality
+# ---------------------------------------------------------------- SVCCA
 
 
-def epps_pulley(p: torch.Tensor) -> torch.Tensor:
-    """n ∫ |φ_n − φ|² w dt in closed form: all pairs of Gaussian kernels."""
-    pairs = (-(p[:, None] - p).square() / 2).exp().mean()
-    return len(p) * (pairs - 2 / math.sqrt(2) * (-p.square() / 4).exp().mean() + 1 / math.sqrt(3))
+def orthonormal(n: int, k: int, seed: int = 0) -> torch.Tensor:
+    """k centred columns (n, k) that are orthonormal."""
+    z = gaussian(n, k, seed=seed)
+    return torch.linalg.qr(z - z.mean(0)).Q
 
 
-def test_normality_in_one_dimension_is_the_closed_form():
-    for z in (gaussian(200, 1), 0.5 * gaussian(50, 1) + 1, torch.linspace(-3, 3, 20, dtype=D)[:, None]):
-        assert sliced_normality(z, directions=3).item() == pytest.approx(epps_pulley(z[:, 0]).item(), rel=1e-8)
+def test_svcca_of_constructed_canonical_correlations():
+    q, rho = orthonormal(40, 6), torch.tensor([1.0, 0.6, 0.0], dtype=D)
+    y = q[:, :3] * rho + q[:, 3:] * (1 - rho**2).sqrt()
+    for share in (0.99, 1.0):
+        assert svcca(q[:, :3], y, share=share).item() == pytest.approx(1.6 / 3)
+    assert svcca(q[:, :2], y, share=1.0).item() == pytest.approx(1.6 / 2)  # over the smaller number of directions
 
 
-def test_normal_samples_have_the_expectation_of_the_null_at_any_n():
-    for n in (10, 400):
-        values = torch.stack([sliced_normality(gaussian(n, 8, seed=s), directions=16, seed=s) for s in range(100)])
-        error = 4 * values.std().item() / 10
-        assert values.mean().item() == pytest.approx(1 - 1 / math.sqrt(3), abs=error)
+def test_svcca_keeps_the_share_of_the_variance_and_mean_cca_does_not_see_any():
+    q = orthonormal(40, 6)
+    x = q[:, :3] * torch.tensor([10.0, 10.0, 0.5], dtype=D)
+    y = torch.cat((q[:, :2] * 10, q[:, 3:4] * 0.5), 1)  # the two agree but for a direction of 0.1 % of the variance
+    assert svcca(x, y).item() == pytest.approx(1)
+    assert svcca(x, y, share=1.0).item() == pytest.approx(2 / 3)
+    assert svcca(x, x @ gaussian(3, 3, seed=1), share=1.0).item() == pytest.approx(1)  # any invertible map
+    assert svcca(x, 2 * x @ rotation(3) + 5).item() == pytest.approx(1)
+    assert svcca(y, x).item() == pytest.approx(svcca(x, y).item())
 
 
-def test_normality_of_collapse_grows_with_n_and_departures_are_seen():
-    value = 1 - math.sqrt(2) + 1 / math.sqrt(3)
-    for n in (1, 100):
-        assert sliced_normality(torch.zeros(n, 5)).item() == pytest.approx(n * value)
-    z = gaussian(2000, 8)
-    sphere = torch.nn.functional.normalize(z, dim=1)
-    assert sliced_normality(z).item() < 1
-    assert sliced_normality(sphere).item() > 100  # as it is, not rescaled
-    assert sliced_normality(sphere * math.sqrt(8)).item() < 5  # close, though bounded in eight dimensions
-    assert sliced_normality(z * torch.tensor([3.0] + [0.3] * 7)).item() > 10
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_svcca_is_the_cca_of_leading_principal_components(share):
+    x, y = (gaussian(40, 8, seed=s) * torch.arange(1, 9) ** -1.0 for s in (0, 1))
+    bases = []
+    for z in (x, y):
+        u, s, _ = np.linalg.svd((z - z.mean(0)).numpy(), full_matrices=False)
+        bases.append(u[:, : np.searchsorted(np.cumsum(s**2) / np.sum(s**2), share) + 1])
+    assert bases[0].shape[1] < 8
+    expected = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False).mean()
+    assert svcca(x, y, share=share).item() == pytest.approx(expected)
 
 
-def test_normality_depends_on_its_seed_alone():
-    z = gaussian(50, 6)
-    assert sliced_normality(z, seed=1) == sliced_normality(z, seed=1)
-    assert sliced_normality(z, seed=1) != sliced_normality(z, seed=2)
-    torch.manual_seed(0)
-    first = torch.rand(())
-    torch.manual_seed(0)
-    sliced_normality(z)
-    assert torch.rand(()) == first  # the global generator is left alone
-    with pytest.raises(ValueError, match="directions"):
-        sliced_normality(z, directions=0)
+def test_mean_cca_equals_an_independent_implementation():
+    sklearn = pytest.importorskip("sklearn.cross_decomposition")
+    x, y = gaussian(60, 3), gaussian(60, 4, seed=1)
+    y[:, 0] += 2 * x[:, 1]
+    fitted = sklearn.CCA(n_components=3, tol=1e-10, max_iter=10_000).fit(x.numpy(), y.numpy())
+    a, b = fitted.transform(x.numpy(), y.numpy())
+    expected = np.mean([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(3)])
+    assert svcca(x, y, share=1.0).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_svcca_of_independent_and_of_too_few_samples():
+    values = [svcca(gaussian(200, 4, seed=2 * s), gaussian(200, 9, seed=2 * s + 1), share=1.0) ** 2 for s in range(40)]
+    assert torch.stack(values).mean().item() <= 9 / 199  # mean² is below the mean of squares, r/(n − 1)
+    assert svcca(gaussian(5, 8), gaussian(5, 8, seed=1), share=1.0).item() == pytest.approx(1)
+    assert svcca(torch.ones(6, 3), gaussian(6, 3)).item() == 0
+    with pytest.raises(ValueError, match="share must lie"):
+        svcca(gaussian(5, 2), gaussian(5, 2), share=0.0)
+
+
+# ---------------------------------------------------------------- RSA
+
+
+@pytest.mark.parametrize("distance", ["correlation", "cosine", "euclidean"])
+@pytest.mark.parametrize("compare", ["spearman", "pearson"])
+def test_rsa_equals_scipy(distance, compare):
+    x = gaussian(30, 5)
+    y = x @ gaussian(5, 7, seed=1) + gaussian(30, 7, seed=2)
+    of_x, of_y = (pdist(z.numpy(), distance) for z in (x, y))
+    expected = (stats.spearmanr if compare == "spearman" else stats.pearsonr)(of_x, of_y).statistic
+    assert rsa(x, y, distance=distance, compare=compare).item() == pytest.approx(expected)
+
+
+def test_rsa_averages_the_ranks_of_ties():
+    x, y = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.0], [1], [3], [2]])
+    of_x, of_y = (pdist(z.numpy()) for z in (x, y))  # 1 occurs three times
+    assert rsa(x, y, distance="euclidean").item() == pytest.approx(stats.spearmanr(of_x, of_y).statistic)
+
+
+def test_rsa_invariances_and_ends():
+    x, y = gaussian(20, 5), gaussian(20, 5, seed=1)
+    for distance in ("cosine", "euclidean"):
+        value = rsa(x, y, distance=distance).item()
+        assert rsa(3 * x @ rotation(5), y, distance=distance).item() == pytest.approx(value)
+        assert rsa(x.flip(0), y.flip(0), distance=distance).item() == pytest.approx(value)
+    assert rsa(x, x).item() == pytest.approx(1)
+    assert rsa(x + 5, y, distance="euclidean").item() == pytest.approx(rsa(x, y, distance="euclidean").item())
+    line = torch.arange(5, dtype=D)[:, None]
+    assert rsa(torch.eye(5), line, distance="euclidean").item() == 0  # a simplex has one distance
+    with pytest.raises(ValueError, match="y has a constant row"):
+        rsa(x, torch.ones(20, 3))
+    with pytest.raises(ValueError, match="x has a zero row"):
+        rsa(torch.zeros(20, 3), y, distance="cosine")
+    for wrong in ({"distance": "manhattan"}, {"compare": "kendall"}):
+        with pytest.raises((ValueError, TypeError), match=r"must be|distance|compare"):
+            rsa(x, y, **wrong)
 
 
 # ---------------------------------------------------------------- what all share
 
-PAIRED = {"cka": debiased_cka, "procrustes": procrustes_distance}
-ALL = PAIRED | {"angles": lambda x, y: principal_angles(x, y, rank=2), "normality": lambda x, y: sliced_normality(x)}
+PAIRED = {
+    "cka": debiased_cka,
+    "procrustes": procrustes_distance,
+    "svcca": lambda x, y: svcca(x, y, share=0.9),
+    "rsa": partial(rsa, compare="pearson"),
+}
+ALL = PAIRED | {"angles": lambda x, y: principal_angles(x, y, rank=2), "ranked rsa": rsa}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -197,7 +257,3 @@ def test_rows_must_correspond_and_gradients_are_right(name):
 def test_few_rows_are_refused_by_the_unbiased_estimate():
     with pytest.raises(ValueError, match="at least 4 rows"):
         debiased_cka(gaussian(3, 2), gaussian(3, 2))
-
-
-def test_normality_gradient():
-    assert torch.autograd.gradcheck(lambda z: sliced_normality(z, directions=4), (gaussian(6, 3).requires_grad_(),))
