@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simdino.losses import coding_rate
+
 Energy = Callable[[Tensor], Tensor]
 
 
@@ -29,39 +31,31 @@ def coding_rate_energy(
     def energy(z):
         n, d = z.shape[-2:]
         if batch is None:
-            return -_rate(z - z.mean(-2, keepdim=True) if center else z, eps)
-        members = torch.as_tensor(_batches(n, batch, samples, seed), device=z.device)  # (c, b)
+            return -coding_rate(z - z.mean(-2, keepdim=True) if center else z, eps=eps)
+        members = _batches(n, batch, samples, seed).to(z.device)  # (c, b)
         if batch < d:
             gram = z @ z.mT  # cheaper than to gather the points
             gram = gram[..., members[:, :, None], members[:, None, :]]  # (..., c, b, b)
             if center:
                 gram = gram - gram.mean(-1, keepdim=True)
                 gram = gram - gram.mean(-2, keepdim=True)
-            return -0.5 * torch.logdet(_eye(gram) + d / (batch * eps**2) * gram).mean(-1)
+            eye = torch.eye(batch, dtype=z.dtype, device=z.device)
+            return -0.5 * torch.logdet(eye + d / (batch * eps**2) * gram).mean(-1)
         z = z[..., members, :]  # (..., c, b, d)
-        return -_rate(z - z.mean(-2, keepdim=True) if center else z, eps).mean(-1)
+        return -coding_rate(z - z.mean(-2, keepdim=True) if center else z, eps=eps).mean(-1)
 
     return energy
 
 
-def _eye(a):
-    return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-
-
-def _rate(z, eps):
-    n, d = z.shape[-2:]
-    gram = z.mT @ z if d < n else z @ z.mT
-    return 0.5 * torch.logdet(_eye(gram) + d / (n * eps**2) * gram)
-
-
-@cache  # arrays, since a tensor that is made inside a transform of torch.func must not outlive it
+@cache
 def _batches(n, batch, samples, seed):
     """Index sets (c, b): all of them, or `samples` random ones."""
     if samples is None:
         if math.comb(n, batch) > 200_000:
             raise ValueError(f"there are C({n}, {batch}) batches, too many to enumerate: give samples")
-        return np.array(list(combinations(range(n), batch)))
-    return np.random.default_rng(seed).random((samples, n)).argsort(1)[:, :batch]
+        return torch.tensor(list(combinations(range(n), batch)))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(samples, n, generator=generator).argsort(1)[:, :batch]
 
 
 def frame_potential_energy(order: int = 1) -> Energy:
