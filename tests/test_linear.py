@@ -11,6 +11,7 @@ from analysis.linear import (
     collapse_boundary,
     crossing_times,
     descent,
+    graph_problem,
     linear_optimum,
     linear_problem,
     modes,
@@ -47,8 +48,25 @@ def test_view_covariances_of_shared_and_own_parts():
 @pytest.mark.parametrize("gamma", [0.01, 0.05, 1.0])
 @pytest.mark.parametrize("norm", [None, 1.0])
 def test_B3_optimiser_fills_the_spectrum_like_water(gamma, norm):
-    found = linear_optimum(*linear_problem(MU), d=D, gamma=gamma, alpha=ALPHA, norm=norm)
-    np.testing.assert_allclose(found, filled(gamma, norm=norm), atol=1e-6)
+    sigma, sigma_a = linear_problem(MU)
+    w = linear_optimum(sigma, sigma_a, d=D, gamma=gamma, alpha=ALPHA, norm=norm)
+    np.testing.assert_allclose(powers(w, sigma), filled(gamma, norm=norm), atol=1e-6)
+
+
+def test_B3_free_functions_of_views_fill_the_spectrum_of_the_augmentation_graph_and_their_mean_most():
+    rng = np.random.default_rng(0)
+    views = rng.dirichlet(np.full(15, 0.3), 10)  # ten images, 15 views that they share
+    sigma, sigma_a = graph_problem(views.T @ views / 10)
+    mu = modes(sigma, sigma_a)
+    assert mu[0] == pytest.approx(0, abs=1e-12)
+    assert mu[-1] < 1 + 1e-9
+    for gamma in (0.01, 0.05):
+        w = linear_optimum(sigma, sigma_a, d=D, gamma=gamma, alpha=ALPHA, norm=1.0)
+        filled = theory.water_filling(mu, gamma, ALPHA, D, norm=1.0)
+        np.testing.assert_allclose(powers(w, sigma), filled[:D], atol=1e-6)
+        mean = w @ np.diag(sigma)  # the columns of w are the features of the views
+        assert mean @ mean == pytest.approx(filled.max(), abs=1e-6)
+        assert filled.max() > 1 / D
 
 
 @pytest.mark.parametrize(("momentum", "doubling"), [(None, 1), (0.0, 2), (0.9, 2)])
@@ -57,6 +75,17 @@ def test_B4_descent_rests_at_the_water_filling_of_its_teacher(momentum, doubling
     path = descent(sigma, sigma_a, d=D, gamma=GAMMA, alpha=ALPHA, momentum=momentum, lr=0.3, steps=8000, every=8000)
     assert path.shape == (2, D, 6)
     np.testing.assert_allclose(powers(path, sigma)[-1], filled(doubling * GAMMA), atol=1e-9)
+
+
+@pytest.mark.parametrize("rate_of", ["student", "mean"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_E1_a_stop_gradient_doubles_gamma_only_if_the_rate_is_the_students(rate_of, momentum):
+    sigma, sigma_a = linear_problem(MU)
+    options = {"d": D, "gamma": GAMMA, "alpha": ALPHA, "lr": 0.3, "steps": 8000, "every": 8000}
+    found = powers(descent(sigma, sigma_a, momentum=momentum, rate_of=rate_of, **options)[-1], sigma)
+    np.testing.assert_allclose(found, filled(theory.effective_gamma(GAMMA, rate_of=rate_of)), atol=1e-9)
+    rests = np.sort(theory.distillation_fixed_point(MU, GAMMA, ALPHA, D, rate_of=rate_of))[::-1][:D]
+    np.testing.assert_allclose(found, rests, atol=1e-9)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.0])
