@@ -53,6 +53,20 @@ def modes(sigma: Float[Array, "m m"], sigma_a: Float[Array, "m m"]) -> Float[Arr
     return eigh(sigma_a, sigma, eigvals_only=True).clip(min=0)  # Σ_a ≥ 0: what is below is rounding
 
 
+def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> Float[Array, " alive"]:
+    """Shares μ of the variance that differs between views, ascending: directions found on `train`, measured on `test`.
+
+    Both centred by the training mean, since the constant is no spread around total collapse. On the images that they
+    were searched on the smallest shares would be biased low. Directions with less than a millionth of the mean variance
+    are left out.
+    """
+    mean = train.mean((0, 1))
+    (sigma, sigma_a), (seen, seen_a) = (view_covariances(x - mean) for x in (train, test))
+    _, v = eigh(sigma_a, sigma + 1e-6 * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
+    found, differing, all_ = (np.einsum("ij,ik,kj->j", v, a, v) for a in (sigma, seen_a, seen))
+    return np.sort((differing / all_)[found > 0.5])  # else most of the found variance is the ridge's
+
+
 def powers(w: Float[Array, "*t d m"], sigma: Float[Array, "m m"]) -> Float[Array, "*t d"]:
     """Eigenvalues of WΣWᵀ, largest first."""
     return np.linalg.eigvalsh(w @ sigma @ w.mT)[..., ::-1]

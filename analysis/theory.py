@@ -357,6 +357,15 @@ def collapse_number(d, eps, gamma):
     return gamma * alpha**2 / (1 + alpha)
 
 
+def collapse_spread(rate, d, eps):
+    """B6: the variance s of unit features around their mean that a rate next to `rate_collapsed` tells of.
+
+    Proof: R ≈ R_collapsed + ½ s α²/(1+α) to first order in s ≪ 1/α, as in `collapse_number`.
+    """
+    alpha = _alpha(d, eps)
+    return 2 * (np.asarray(rate, dtype=float) - rate_collapsed(d, eps)) * (1 + alpha) / alpha**2
+
+
 def cross_entropy_parts(teacher, student):
     """C1: the pair H(q), KL(q‖p) of mean entropy and divergence in nats, which sum to the cross-entropy of DINO.
 
@@ -435,3 +444,14 @@ def rate_isotropic(n, d, eps):
     _counts(n=n)
     f = (math.sqrt(1 + s * (1 + math.sqrt(beta)) ** 2) - math.sqrt(1 + s * (1 - math.sqrt(beta)) ** 2)) ** 2
     return d / 2 * (beta * math.log(1 + s - f / 4) + math.log(1 + s * beta - f / 4) - f / (4 * s))
+
+
+def isotropic_gradient(n, d, eps):
+    """D1: the Frobenius norm of ∇_Z R at n independent uniform unit vectors, to 1 % from d = 64 on.
+
+    Proof: the sum in `rate_gradient` is a second derivative of the rate in log α, ‖∇R‖² = (2α/n) d²R/d(log α)², which
+    is taken of `rate_isotropic` by central differences.
+    """
+    h = 1e-2
+    low, middle, high = (rate_isotropic(n, d, eps * math.exp(t / 2)) for t in (h, 0, -h))
+    return math.sqrt(2 * _alpha(d, eps) / n * (low - 2 * middle + high)) / h

@@ -94,13 +94,13 @@ def test_A4_every_epsilon_has_the_same_optima_as_the_frame_potential():
 
 
 @pytest.mark.parametrize("pair", [(3, 5), (5, 5), (7, 5), (12, 3)])
-def test_A4_trace_of_the_hessian_is_the_same_at_every_optimum(pair):
+def test_E2_trace_of_the_hessian_is_the_same_at_every_optimum(pair):
     for seed in range(2):
         (spectrum,) = optimum_spectra([pair], eps=0.3, seed=seed).values()
         assert spectrum.sum() == pytest.approx(theory.hessian_trace(*pair, 0.3), rel=1e-10)
 
 
-def test_A4_a_projective_design_has_one_curvature():
+def test_E2_a_projective_design_has_one_curvature():
     spectrum = -hessian_spectrum(coding_rate_energy(0.3), ICOSAHEDRON)
     np.testing.assert_allclose(np.sort(spectrum)[:5], theory.hessian_trace(6, 3, 0.3) / 5, rtol=1e-10)
     assert nullity(spectrum) == 7

@@ -19,6 +19,7 @@ from analysis.linear import (
     solutions,
     train_encoder,
     view_covariances,
+    view_shares,
 )
 
 MU = np.array([0.03, 0.1, 0.2, 0.4, 0.7, 0.9])
@@ -43,6 +44,17 @@ def test_view_covariances_of_shared_and_own_parts():
     sigma, sigma_a = view_covariances(views)
     np.testing.assert_allclose(sigma, np.diag([1, 9]), atol=0.06)
     np.testing.assert_allclose(modes(sigma, sigma_a), mu, atol=0.01)
+
+
+def test_shares_of_variance_are_those_of_held_out_images_without_the_mean_and_dead_directions():
+    rng, mu = np.random.default_rng(0), np.array([0.2, 0.7])
+    shared, own = rng.standard_normal((40_000, 2)), rng.standard_normal((2, 40_000, 2))
+    views = np.sqrt(1 - mu) * shared + np.sqrt(mu) * own + [9.0, 0.0]
+    views = torch.tensor(np.concatenate([views, views[..., :1]], axis=2))  # one direction twice: a dead one
+    np.testing.assert_allclose(view_shares(views[:, :20_000], views[:, 20_000:]), mu, atol=0.02)
+    noise = torch.tensor(rng.standard_normal((2, 2, 50, 40)))  # all shares are 1, on few images some seem smaller
+    assert modes(*view_covariances(noise[0] - noise[0].mean((0, 1))))[0] < 0.5
+    assert view_shares(noise[0], noise[1]).mean() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.05, 1.0])
