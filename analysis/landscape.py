@@ -255,6 +255,18 @@ def harmonic_frame(n: int, d: int) -> Float[Tensor, "n d"]:
     return math.sqrt(2 / d) * torch.cat([angle.cos(), angle.sin(), constant], dim=1)
 
 
+def orthonormal_sets(m: int, directions: Float[Tensor, "c d"]) -> Float[Tensor, "c m d"]:
+    """For each of c unit vectors m ≤ d orthonormal ones whose mean is along it: the first m axes, reflected."""
+    d = directions.shape[1]
+    if m > d:
+        raise ValueError(f"at most d = {d} vectors are orthonormal, got m = {m}")
+    axes = torch.eye(d, dtype=directions.dtype, device=directions.device)
+    mean = axes[:m].sum(0) / math.sqrt(m)
+    sign = torch.where(directions @ mean < 0, 1.0, -1.0)[:, None].to(axes)  # the better conditioned of two reflections
+    normal = normalize(mean - sign * directions, dim=1)
+    return sign[:, None] * (axes[:m] - 2 * normal[:, :m, None] * normal[:, None])
+
+
 def saddle(n1: int, d1: int, n2: int, d2: int) -> Saddle:
     """A critical point of every rate that is not optimal: tight frames of n1 and n2 points in orthogonal subspaces.
 

@@ -168,6 +168,19 @@ def crossing_times(powers: Float[Array, "t m"], level: float | Float[Array, " m"
     return np.where(above.any(0) & (i > 0), times, np.nan)
 
 
+def growth_boundary(
+    chi: Float[Array, " k"], spread: Float[Array, "k t"]
+) -> tuple[Float[Array, " k"], float | np.floating]:
+    """Growth of log spread from the third to the last quarter of its times, and the χ at which it first passes 0.
+
+    chi: a geometric grid, ascending; between two of its values the growth is interpolated. nan if it never passes.
+    """
+    quarter = spread.shape[1] // 4
+    growth = np.log(spread[:, -quarter:]).mean(1) - np.log(spread[:, -2 * quarter : -quarter]).mean(1)
+    place = crossing_times(np.exp(growth)[:, None], 1.0, dt=np.log(chi[1] / chi[0]))[0]
+    return growth, chi[0] * np.exp(place)
+
+
 def train_encoder(
     encoder: torch.nn.Module,
     views: Float[Tensor, "2 n m"],

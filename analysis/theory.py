@@ -357,6 +357,25 @@ def collapse_number(d, eps, gamma):
     return gamma * alpha**2 / (1 + alpha)
 
 
+def reported_runs():
+    """B6: runs of the official code, {label: (χ, whether it collapsed)}: ranks × images a rank, issue of its tracker.
+
+    All with d = 256, eps = 0.05, which is ε²/ranks as the covariance is not gathered, and the code's γ.
+    """
+    reported = {
+        "1 × 24 (#12)": (1, 24, False),
+        "2 × 256 (#48)": (2, 256, False),
+        "8 × 64 (README)": (8, 64, False),
+        "8 × 128 (v2)": (8, 128, False),
+        "16 × 64, collapsed (#29)": (16, 64, True),
+        "32 × 78, collapsed (#20)": (32, 78, True),
+    }
+    return {
+        label: (collapse_number(256, math.sqrt(0.05 * ranks), gamma_rules(ranks * n, 256, 1.0)["official"]), died)
+        for label, (ranks, n, died) in reported.items()
+    }
+
+
 def collapse_spread(rate, d, eps):
     """B6: the variance s of unit features around their mean that a rate next to `rate_collapsed` tells of.
 

@@ -30,6 +30,7 @@ from analysis.landscape import (
     minimise,
     nullity,
     optimum_spectra,
+    orthonormal_sets,
     random_points,
     rate_maxima,
     saddle,
@@ -236,7 +237,18 @@ def test_harmonic_frames_are_unit_norm_and_tight(n, d):
     torch.testing.assert_close(z.mT @ z, n / d * torch.eye(d, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_orthonormal_sets_have_their_means_where_they_were_asked_to_be():
+    directions = torch.cat(
+        [random_points(6, 5)[0], torch.tensor([[1.0, 1, 1, 0, 0]], dtype=torch.float64) / math.sqrt(3)]
+    )
+    z = orthonormal_sets(3, directions)
+    torch.testing.assert_close(z @ z.mT, torch.eye(3, dtype=torch.float64).expand(7, 3, 3), atol=1e-12, rtol=0)
+    torch.testing.assert_close(z.sum(1) / math.sqrt(3), directions, atol=1e-12, rtol=0)
+
+
 def test_impossible_configurations_are_named():
+    with pytest.raises(ValueError, match="at most d = 2"):
+        orthonormal_sets(3, random_points(1, 2)[0])
     with pytest.raises(ValueError, match="tight frame"):
         harmonic_frame(2, 3)
     with pytest.raises(ValueError, match="n1 > d1"):

@@ -12,6 +12,7 @@ from analysis.linear import (
     crossing_times,
     descent,
     graph_problem,
+    growth_boundary,
     linear_optimum,
     linear_problem,
     modes,
@@ -115,6 +116,14 @@ def test_crossing_times_are_interpolated_and_missing_where_there_is_no_crossing(
     t = np.arange(10.0)
     times = crossing_times(np.stack([np.exp(t - 4.5), np.full(10, 0.1)], axis=1), 1.0, dt=0.5)
     np.testing.assert_allclose(times, [2.25, np.nan])
+
+
+def test_growth_boundary_of_exponentials_is_where_the_exponent_is_zero():
+    chi, t = np.geomspace(0.1, 0.8, 7), np.linspace(0, 4, 40)
+    growth, boundary = growth_boundary(chi, np.exp(np.log(chi / 0.3)[:, None] * t))
+    np.testing.assert_allclose(growth, np.log(chi / 0.3) * (t[10] - t[0]), atol=1e-12)
+    assert boundary == pytest.approx(0.3, rel=1e-9)
+    assert math.isnan(growth_boundary(chi, np.exp(-chi[:, None] * t))[1])
 
 
 def test_B3_encoder_trained_on_batches_has_the_predicted_spectrum():

@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
+from analysis.landscape import orthonormal_sets
 from simdino.losses import simdino_loss, simdinov2_loss
 
 RNG = np.random.default_rng
@@ -353,6 +354,8 @@ def test_B6_collapse_number_of_the_official_recipes(rows, ranks, expected):
     gamma = (256 + rows * ranks) / (256 * rows * ranks)
     measured = theory.collapse_number(256, math.sqrt(ranks * 0.05), gamma)
     assert measured == pytest.approx(expected, abs=0.05 if rows * ranks == 512 else 0.005)
+    (reported,) = (chi for label, (chi, _) in theory.reported_runs().items() if label.startswith(f"{ranks} × {rows}"))
+    assert reported == pytest.approx(measured, rel=1e-12)
 
 
 def test_B6_spread_next_to_collapse_is_read_off_the_rate():
@@ -386,10 +389,7 @@ def test_C2_constant_patches_are_a_global_optimum_and_a_rate_of_patches_excludes
     image = torch.cat([angle.cos(), angle.sin()], 1).expand(2, n, d) / math.sqrt(3)  # a tight frame, in both views
     counts = [2, 3, 2, 4, 3, 2, 2, 3] * 2
     constant = [torch.eye(d, dtype=torch.float64)[:1].expand(m, d) for m in counts]
-    axes, spread = torch.eye(d, dtype=torch.float64), []
-    for m, u in zip(counts, image.flatten(0, 1), strict=True):  # orthonormal, reflected so that their mean is along u
-        v = axes[:m].sum(0) / math.sqrt(m) - u
-        spread.append((axes - 2 * torch.outer(v, v) / v.dot(v))[:m])
+    spread = [orthonormal_sets(m, u[None])[0] for m, u in zip(counts, image.flatten(0, 1), strict=True)]
 
     def loss(tokens, patch_gamma, student=image):
         packed, weights = masked(tokens)
