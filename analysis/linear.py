@@ -53,6 +53,19 @@ def modes(sigma: Float[Array, "m m"], sigma_a: Float[Array, "m m"]) -> Float[Arr
     return eigh(sigma_a, sigma, eigvals_only=True).clip(min=0)  # Σ_a ≥ 0: what is below is rounding
 
 
+@torch.no_grad()
+def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) -> Float[Array, " h"]:
+    """Generalised eigenvalues μ, ascending, of what the last linear layer of an encoder gets from views, its bias a 1.
+
+    encoder: a `Linear`, or a `Sequential` that ends with one. Given its input the last layer is a linear encoder, so
+    that `theory.water_filling` of these μ is where it rests, whatever is below it.
+    """
+    *below, last = encoder if isinstance(encoder, torch.nn.Sequential) else [encoder]
+    x = torch.nn.Sequential(*below)(views)
+    x = x if last.bias is None else torch.nn.functional.pad(x, (0, 1), value=1.0)
+    return modes(*view_covariances(x))
+
+
 def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> Float[Array, " alive"]:
     """Shares μ of the variance that differs between views, ascending: directions found on `train`, measured on `test`.
 

@@ -39,6 +39,7 @@ def plot_twins(x, predicted, measured, ax=None):
         style = {"color": colors[twin], "markersize": 4, "markerfacecolor": "white" if i % 2 else None}
         ax.plot(x, np.mean(runs, axis=0), "os^D"[i], **style, label=label)
         ax.fill_between(x, np.min(runs, axis=0), np.max(runs, axis=0), color=colors[twin], alpha=0.15, linewidth=0)
+    ax.legend(fontsize=8)
     return ax
 
 
