@@ -422,12 +422,16 @@ def nuclear_norm_maximum(n, d):
 def uniformity_minimum(n, d, *, t=2.0):
     """C3: the smallest log mean_{i≠j} exp(-t‖z_i - z_j‖²) where it is known, else nan.
 
-    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, universally optimal (Cohn-Kumar 2007).
+    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, n = 12 in d = 3: the icosahedron, which are
+    universally optimal (Cohn and Kumar 2007).
     """
     _counts(n=n, d=d)
     if 2 <= n <= d + 1:
         return -2 * t * n / (n - 1)
-    return math.log((math.exp(-4 * t) + (n - 2) * math.exp(-2 * t)) / (n - 1)) if n == 2 * d else math.nan
+    if n == 2 * d:
+        return math.log((math.exp(-4 * t) + (n - 2) * math.exp(-2 * t)) / (n - 1))
+    near, far = (math.exp(-2 * t * (1 - c / math.sqrt(5))) for c in (1, -1))
+    return math.log((5 * near + 5 * far + math.exp(-4 * t)) / 11) if (n, d) == (12, 3) else math.nan
 
 
 def koleo_minimum(n, d):
@@ -444,6 +448,15 @@ def vicreg_minimum(n, d, *, variance=25.0):
     """
     _counts(n=n, d=d)
     return variance * max(0.0, 1 - math.sqrt(n / ((n - 1) * d) + 1e-4)) if n > d else math.nan
+
+
+def wmse_minimum(n, d):
+    """C3: the smallest `energies.wmse_energy` of n ≥ d+1 unit vectors, 2d; nan for fewer, which cannot be whitened.
+
+    Proof: tr C⁻¹ ≥ d²/tr C and tr C ≤ 1, with equality for tight frames of mean zero.
+    """
+    _counts(n=n, d=d)
+    return 2.0 * d if n > d else math.nan
 
 
 def infonce_minimum(n, d, *, temperature=0.1):

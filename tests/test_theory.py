@@ -421,6 +421,7 @@ def test_C3_known_optima():
         if n == 5:
             assert -np.log(distance.min(1)).mean() == pytest.approx(theory.koleo_minimum(5, 4), abs=1e-10)
     assert math.isnan(theory.uniformity_minimum(7, 4))
+    assert math.isnan(theory.wmse_minimum(4, 4))
     assert math.isnan(theory.koleo_minimum(7, 4))
     assert np.linalg.norm(cross, "nuc") == pytest.approx(theory.nuclear_norm_maximum(8, 4), abs=1e-10)
     assert ((cross @ cross.T) ** 2).mean() == pytest.approx(theory.frame_potential_minimum(8, 4), abs=1e-10)
