@@ -43,36 +43,36 @@ def plot_twins(x, predicted, measured, ax=None):
     return ax
 
 
-def plot_spreads(steps, spreads, chi, boundary, ax=None):
-    """Spread around total collapse over training, {χ: (t,)}: reddish where collapse is predicted, blue where escape."""
+def plot_spreads(steps, spreads, chi, ax=None):
+    """Spread around total collapse over training, (seed, χ, t): a colour for each χ, a line for each seed."""
     ax = ax or plt.gca()
-    cmap = plt.get_cmap("coolwarm_r")
-    for value, spread in zip(chi, spreads, strict=True):
-        place = 0.5 + 0.5 * np.clip(np.log(value / boundary) / np.log(4), -1, 1)
-        ax.plot(steps, spread, ".-", markersize=4, linewidth=0.8, color=cmap(place), label=f"χ = {value:.2g}")
+    colors = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(chi)))
+    for i, value in enumerate(chi):
+        for j, spread in enumerate(spreads[:, i]):
+            label = None if j else f"χ = {value:.2g}"
+            ax.plot(steps, spread, ".-", markersize=4, linewidth=0.8, color=colors[i], label=label)
     ax.set(yscale="log", xlabel="training step", ylabel="spread E‖z − Ez‖²")
-    ax.legend(ncols=2, fontsize=7.5)
+    ax.legend()
     return ax
 
 
-def plot_growth(chi, growth, boundary, ax=None):
-    """Growth of the spread against χ, {label: (k,)} each; dashed the predicted boundaries, {label: value}."""
+def plot_growth(excess, growth, ax=None):
+    """Growth of log spread against the excess of χ over the boundary, {label: (seed, k)} each; dashed where it is 0."""
     ax = ax or plt.gca()
-    for i, label in enumerate(chi):
-        ax.axvline(boundary[label], **THEORY | {"color": f"C{i}"}, linewidth=1.2)
-        ax.plot(chi[label], growth[label], "os^"[i] + "-", linewidth=0.8, color=f"C{i}", label=label)
+    ax.axvline(0, **THEORY, linewidth=1.2)
     ax.axhline(0, color="0.6", linewidth=0.8)
-    ax.set(xscale="log", xlabel="collapse number χ = γα²/(1 + α)", ylabel="growth of log spread")
-    ax.set_xticks(ticks := [0.05, 0.1, 0.2, 0.5, 1], list(map(str, ticks)))
-    ax.minorticks_off()
-    ax.legend(loc="upper left", fontsize=8)
+    for i, label in enumerate(excess):
+        ax.plot(np.ravel(excess[label]), np.ravel(growth[label]), "os^"[i], color=f"C{i}", alpha=0.8, label=label)
+    ax.set(xlabel="excess χ(1 − 1/n)/c − μ", ylabel="growth of log spread")
+    ax.legend()
     return ax
 
 
-def plot_phases(boundary, chi, escaped, reported, ax=None):
-    """Phase diagram of collapse: runs at (predicted boundary, χ), hollow where they escape; dashed χ = boundary.
+def plot_phases(boundary, chi, growth, reported, ax=None):
+    """Phase diagram of collapse: runs at (predicted boundary, χ), hollow where they grow; dashed χ = boundary.
 
-    boundary {label: value}, chi and escaped {label: (k,)}; reported {label: (χ, died)} are lines, red if they died.
+    boundary {label: (seed,)}, chi {label: (k,)}, growth {label: (seed, k)}; reported {label: (χ, died)} are lines, red
+    if they died.
     """
     ax = ax or plt.gca()
     x = np.array([0.05, 2.0])
@@ -80,10 +80,11 @@ def plot_phases(boundary, chi, escaped, reported, ax=None):
     ax.fill_between(x, 0.01, x, color="0.93", zorder=0)
     ax.text(1.9, 0.023, "collapse is stable", ha="right", color="0.25", fontsize=9)
     for i, label in enumerate(boundary):
-        for out, fill in ((False, f"C{i}"), (True, "white")):
-            some = np.asarray(chi[label])[np.asarray(escaped[label]) == out]
-            name = {} if out else {"label": label}
-            ax.plot(np.full(len(some), boundary[label]), some, "os^"[i], color=f"C{i}", markerfacecolor=fill, **name)
+        where = np.stack(np.broadcast_arrays(np.asarray(boundary[label])[:, None], chi[label]))  # (2, seed, k)
+        for grows, fill in ((False, f"C{i}"), (True, "white")):
+            some = where[:, (np.asarray(growth[label]) > 0) == grows]
+            name = {} if grows else {"label": label}
+            ax.plot(*some, "os^"[i], linestyle="", color=f"C{i}", markerfacecolor=fill, **name)
     above = np.inf
     for label, (value, died) in sorted(reported.items(), key=lambda item: -item[1][0]):
         color = "#B00020" if died else "0.35"
@@ -92,20 +93,22 @@ def plot_phases(boundary, chi, escaped, reported, ax=None):
         ax.text(2.1, above, label, color=color, fontsize=7.5, va="center")
     ax.set(xscale="log", yscale="log", xlim=x, ylim=(0.02, 3000))
     ax.set(xlabel="predicted boundary, c μ / (1 − 1/n)", ylabel="collapse number χ = γα²/(1 + α)")
-    ax.legend(loc="upper left", title="filled: collapsing, hollow: escaping", title_fontsize=8, fontsize=8)
+    ax.legend(loc="upper left", title="filled: shrinking, hollow: growing", title_fontsize=8, fontsize=8)
     return ax
 
 
 def plot_shares(steps, shares, predicted, ax=None):
-    """Share of the spread that views do not have in common, {label: ((t,) of a collapsing, (t,) of an escaping run)}.
+    """Share μ of the spread, {label: ((seed, t), (seed, t)) of collapsing and of escaping runs}, filled and hollow.
 
-    Filled and hollow dots; dashed the predicted smallest share, {label: value}.
+    Means over seeds, the range shaded; dashed the predicted smallest shares, {label: (seed,)}.
     """
     ax = ax or plt.gca()
     for i, (label, pair) in enumerate(shares.items()):
-        for share, fill, kind in zip(pair, (f"C{i}", "white"), ("collapsing", "escaping"), strict=True):
-            ax.plot(steps, share, "os^"[i], color=f"C{i}", markerfacecolor=fill, label=f"{label}, {kind}")
-        ax.axhline(predicted[label], **THEORY | {"color": f"C{i}"}, linewidth=1.2)
-    ax.set(xlabel="training step", ylabel="alignment / spread, μ", ylim=(0, 1))
-    ax.legend(fontsize=8)
+        for share, fill, kind in zip(pair, (f"C{i}", "white"), ("smallest χ", "largest χ"), strict=True):
+            style = {"color": f"C{i}", "markerfacecolor": fill, "markersize": 4}
+            ax.plot(steps, np.mean(share, axis=0), "os"[i], **style, label=f"{label}, {kind}")
+            ax.fill_between(steps, np.min(share, axis=0), np.max(share, axis=0), color=f"C{i}", alpha=0.12, linewidth=0)
+        ax.axhline(np.mean(predicted[label]), **THEORY | {"color": f"C{i}"}, linewidth=1.2)
+    ax.set(xlabel="training step", ylabel="alignment / spread, μ", ylim=(0, 1.2))
+    ax.legend(fontsize=8, ncols=2)
     return ax

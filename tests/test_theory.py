@@ -39,11 +39,13 @@ def sphere(rng, n, d):
 
 
 @pytest.mark.parametrize("proposition", theory.PROPOSITIONS)
-def test_every_proposition_has_a_function_and_a_test(proposition):
+def test_every_proposition_has_a_function_a_test_and_a_notebook(proposition):
     functions = [f for _, f in inspect.getmembers(theory, inspect.isfunction) if f.__module__ == theory.__name__]
     assert any((f.__doc__ or "").startswith(f"{proposition}: ") for f in functions)
     tests = "".join(Path(__file__).with_name(name).read_text() for name in ("test_theory.py", "test_landscape.py"))
     assert re.search(rf"^def test_{proposition}_", tests, re.MULTILINE)
+    notebooks = "".join(path.read_text() for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+    assert re.search(rf"\b{proposition}\b", notebooks), "no notebook shows it"
 
 
 # A ---------------------------------------------------------------------------------------------------------------
