@@ -21,6 +21,7 @@ ENERGIES: dict[str, Energy] = {
     "spectral contrastive": energies.spectral_contrastive_energy(),
     "MMCR": energies.mmcr_energy(),
     "VICReg": energies.vicreg_energy(),
+    "W-MSE, noisy views": energies.wmse_energy(),
     "Barlow Twins": energies.barlow_twins_energy(),
     "coding rate, batches of 2": energies.coding_rate_energy(EPS, batch=2),
     "uniformity": energies.uniformity_energy(),

@@ -1,8 +1,7 @@
 """Energies of n points: a factory returns a function from (..., n, d) to (...), smaller is better.
 
 The points stand for features whose views agree: of each loss only what spreads them is left (its value where the views
-coincide). They are taken as they are; `landscape.minimise` keeps them on the unit sphere. W-MSE is absent: it whitens
-the batch before it compares views, so where they agree it is zero for every configuration of full rank.
+coincide). They are taken as they are; `landscape.minimise` keeps them on the unit sphere.
 """
 
 import math
@@ -13,6 +12,8 @@ from itertools import combinations
 import numpy as np
 import torch
 from torch import Tensor
+
+from simdino.losses import coding_rate
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -29,44 +30,38 @@ def coding_rate_energy(
     def energy(z):
         n, d = z.shape[-2:]
         if batch is None:
-            return -_rate(z - z.mean(-2, keepdim=True) if center else z, eps)
-        members = torch.as_tensor(_batches(n, batch, samples, seed), device=z.device)  # (c, b)
+            return -coding_rate(z - z.mean(-2, keepdim=True) if center else z, eps=eps)
+        members = _batches(n, batch, samples, seed).to(z.device)  # (c, b)
         if batch < d:
             gram = z @ z.mT  # cheaper than to gather the points
             gram = gram[..., members[:, :, None], members[:, None, :]]  # (..., c, b, b)
             if center:
                 gram = gram - gram.mean(-1, keepdim=True)
                 gram = gram - gram.mean(-2, keepdim=True)
-            return -0.5 * torch.logdet(_eye(gram) + d / (batch * eps**2) * gram).mean(-1)
+            eye = torch.eye(batch, dtype=z.dtype, device=z.device)
+            return -0.5 * torch.logdet(eye + d / (batch * eps**2) * gram).mean(-1)
         z = z[..., members, :]  # (..., c, b, d)
-        return -_rate(z - z.mean(-2, keepdim=True) if center else z, eps).mean(-1)
+        return -coding_rate(z - z.mean(-2, keepdim=True) if center else z, eps=eps).mean(-1)
 
     return energy
 
 
-def _eye(a):
-    return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-
-
-def _rate(z, eps):
-    n, d = z.shape[-2:]
-    gram = z.mT @ z if d < n else z @ z.mT
-    return 0.5 * torch.logdet(_eye(gram) + d / (n * eps**2) * gram)
-
-
-@cache  # arrays, since a tensor that is made inside a transform of torch.func must not outlive it
+@cache
 def _batches(n, batch, samples, seed):
     """Index sets (c, b): all of them, or `samples` random ones."""
     if samples is None:
         if math.comb(n, batch) > 200_000:
             raise ValueError(f"there are C({n}, {batch}) batches, too many to enumerate: give samples")
-        return np.array(list(combinations(range(n), batch)))
-    return np.random.default_rng(seed).random((samples, n)).argsort(1)[:, :batch]
+        return torch.tensor(list(combinations(range(n), batch)))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(samples, n, generator=generator).argsort(1)[:, :batch]
 
 
-def frame_potential_energy(order: int = 1) -> Energy:
-    """The even frame potential of order k, the mean of ⟨z_i, z_j⟩^{2k} over all pairs, self pairs included."""
-    return lambda z: (z @ z.mT).pow(2 * order).mean((-2, -1))
+def frame_potential_energy(order: int = 2) -> Energy:
+    """The frame potential of even order p = 2k, the mean of ⟨z_i, z_j⟩^p over all pairs, self pairs included."""
+    if order < 2 or order % 2:
+        raise ValueError(f"order, the exponent of the cosines, must be even and positive, got {order}")
+    return lambda z: (z @ z.mT).pow(order).mean((-2, -1))
 
 
 def uniformity_energy(t: float = 2.0) -> Energy:
@@ -131,6 +126,20 @@ def barlow_twins_energy(*, redundancy: float = 5e-3) -> Energy:
         c = _covariance(z)
         deviation = c.diagonal(dim1=-2, dim2=-1).sqrt()
         return redundancy * _others(c / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))).square().sum((-2, -1))
+
+    return energy
+
+
+def wmse_energy() -> Energy:
+    """W-MSE of views that differ by little, isotropic noise, in units of its variance a view: 2 tr C⁻¹/d, C of /n.
+
+    W-MSE compares views of a whitened batch, so where they agree it is zero for every configuration of full rank; what
+    tells these apart is how much whitening amplifies a difference, E ‖C^{-½}(e - e')‖²/d. Ermolov et al. 2021.
+    """
+
+    def energy(z):
+        n, d = z.shape[-2:]
+        return 2 / d * torch.linalg.inv(_covariance(z) * (n - 1) / n).diagonal(dim1=-2, dim2=-1).sum(-1)
 
     return energy
 

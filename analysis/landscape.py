@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from analysis.energies import Energy, coding_rate_energy
 
@@ -51,11 +51,7 @@ def _value_and_gradient(energy, x):
 
 
 def _tangent(v, x):
-    return v - (v * x).sum(-1, keepdim=True) * x
-
-
-def _dot(a, b):
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return torch.addcmul(v, (v * x).sum(-1, keepdim=True), x, value=-1)
 
 
 def minimise(
@@ -67,17 +63,18 @@ def minimise(
     seed: int = 0,
     tol: float = 1e-12,
     max_iter: int = 2000,
-    block: int = 128,
+    block: int | None = None,
     device: str = "cpu",
 ) -> Minimum:
     """Minimum of an energy over n unit vectors in d dimensions from random starts, all restarts in one call.
 
-    Riemannian L-BFGS on the product of spheres (retraction: normalise; directions are projected, the history is kept
-    in the ambient space), each restart with its own curvature, line search and stopping: the norm of its
-    Riemannian gradient is at most `tol`, or no step lowers its energy any more. `block` restarts advance together: few
-    enough to stay in cache on a CPU; on a GPU take them all.
+    Riemannian L-BFGS on the product of spheres (retraction: normalise; the history is kept in the ambient space),
+    each restart with its own curvature, line search and stopping: the norm of its
+    Riemannian gradient is at most `tol`, or no step lowers its energy any more. `block` restarts advance together:
+    None is as many as stay in cache on a CPU (half a megabyte of points), and all of them on a GPU.
     """
     starts = random_points(n, d, restarts=restarts, seed=seed).to(device)
+    block = block or (max(1, 2**16 // (n * d)) if starts.device.type == "cpu" else restarts)
     parts = [_lbfgs(energy, x, tol, max_iter) for x in starts.split(block)]
     points, energies, norms, iterations = (torch.cat(part) for part in zip(*parts, strict=True))
     return Minimum(points[energies.argmin()], energies, norms, iterations, points)
@@ -85,70 +82,84 @@ def minimise(
 
 # Why not a library: pymanopt optimises one point at a time, geoopt has no L-BFGS (and its line search is shared by
 # all points of a tensor), and torch.optim.LBFGS sees one flat vector, so restarts would share curvature and step.
-def _lbfgs(energy, x, tol, max_iter, memory=5):
-    """Batched L-BFGS from x (r, n, d); returns points, energies, gradient norms and iterations, all (r, ...)."""
+def _lbfgs(energy, x, tol, max_iter, memory=4):
+    """Batched L-BFGS from x (r, n, d); returns points, energies, gradient norms and iterations, all (r, ...).
+
+    The bank holds `memory` steps s, as many changes y of the gradient, and the gradient: it is read twice an iteration,
+    to multiply it with the gradient and to combine it into the next direction. Products with y are differences
+    of products with gradients (Byrd, Nocedal and Schnabel 1994, section 3.2).
+    """
     f, g = _value_and_gradient(energy, x)
-    out = x.clone(), f.clone(), _dot(g, g).sqrt(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    alive = torch.arange(len(x), device=x.device)
-    pairs = x.new_zeros(len(x), 2 * memory, x[0].numel())  # steps s, then gradient changes y; a zero slot has no effect
-    sy, yy = x.new_zeros(2, len(x), memory, memory)
-    p = -g
-    step = torch.rsqrt(_dot(g, g)).clamp(max=1.0)
+    norm, alive = g.flatten(1).norm(dim=1), torch.arange(len(x), device=x.device)
+    out = x.clone(), f.clone(), norm.clone(), torch.zeros_like(alive)
+    bank = x.new_zeros(len(x), 2 * memory + 1, *x.shape[1:])
+    inner = x.new_zeros(len(x), 2, memory, memory)  # ⟨s_i, y_j⟩ for i ≤ j and ⟨y_i, y_j⟩, oldest first; zeros: no pair
+    seen = x.new_zeros(len(x), 2, memory)  # ⟨s_i, g⟩ and ⟨y_i, g⟩ of the last gradient
+    slots = torch.arange(memory, device=x.device)
+    order = (slots + slots[:, None] + 1) % memory  # of the slots, oldest first, by the newest
+    oldest_first = torch.cat([order, memory + order], dim=1)
+    as_stored = torch.cat([oldest_first, torch.full_like(order[:, :1], 2 * memory)], dim=1).argsort()
+    p, slope, step = -g, -norm.square(), 1 / norm.clamp(min=1.0)
     for iteration in range(1, max_iter + 1):
-        x_new, f_new, g_new, moved = _line_search(energy, x, f, p, _dot(p, g), step)
-        s, y = x_new - x, g_new - g
-        curved = (_dot(s, y) > 1e-12 * (_dot(s, s) * _dot(y, y)).sqrt())[:, None, None]
+        x_new, f, g_new, moved = _line_search(energy, x, f, p, slope, step)
         slot = iteration % memory
-        pairs[:, slot], pairs[:, memory + slot] = (s * curved).flatten(1), (y * curved).flatten(1)
-        x, f, g = x_new, f_new, g_new
-        norm = _dot(g, g).sqrt()
-        for target, value in zip(out, (x, f, norm, iteration), strict=True):
-            target[alive] = value
-        keep = (norm > tol) & moved
-        if not keep.any():
-            break
+        torch.sub(x_new, x, out=bank[:, slot])
+        torch.sub(g_new, g, out=bank[:, memory + slot])
+        bank[:, -1], x, g = g_new, x_new, g_new
+        products = (g.flatten(1)[:, None] @ bank.flatten(2).mT)[:, 0]  # (r, 2 memory + 1)
+        norm = products[:, -1].sqrt()
+        keep = (norm > tol) & moved & (iteration < max_iter)
         if not keep.all():
-            alive, x, f, g, pairs, sy, yy = (value[keep] for value in (alive, x, f, g, pairs, sy, yy))
-        new = torch.stack([pairs[:, slot], pairs[:, memory + slot], g.flatten(1)], dim=1)  # (r, 3, nd)
-        products = (new @ pairs.mT).mT  # (r, 2 memory, 3)
-        sy[:, :, slot], sy[:, slot], yy[:, :, slot] = (
-            products[:, :memory, 1],
-            products[:, memory:, 0],
-            products[:, memory:, 1],
-        )
-        yy[:, slot] = yy[:, :, slot]
-        age = torch.arange(slot + 1, slot + 1 + memory, device=x.device) % memory  # slots, oldest first
-        p = _tangent(_direction(g, pairs, products[..., 2], sy, yy, age), x)
-        p = torch.where((_dot(p, g) < 0)[:, None, None], p, -g)
+            for target, value in zip(out, (x, f, norm, torch.full_like(alive, iteration)), strict=True):
+                target[alive] = value
+            if not keep.any():
+                break
+            state = alive, x, f, g, bank, inner, seen, products
+            alive, x, f, g, bank, inner, seen, products = (value[keep] for value in state)
+        pair = bank[:, slot : 2 * memory : memory]  # (r, 2, n, d), the new s and y
+        newest = (pair * pair[:, 1:]).sum((2, 3))  # ⟨s, y⟩ and ⟨y, y⟩
+        curved = newest[:, 0] > 1e-16 * newest[:, 1]
+        if not curved.all():
+            pair *= curved[:, None, None, None]
+            products[:, slot : 2 * memory : memory] *= curved[:, None]
+        now = products[:, oldest_first[slot]].view_as(seen)
+        change, seen = now - pad(seen[:, :, 1:], (0, 1)), now
+        change[:, :, -1] = newest
+        inner = pad(inner[:, :, 1:, 1:], (0, 1, 0, 1))
+        inner[..., -1] = change * curved[:, None, None]
+        inner[:, 1, -1] = inner[:, 1, :, -1]
+        weights = _weights(*now.unsqueeze(-1).unbind(1), *inner.unbind(1))[:, as_stored[slot]]
+        p = (weights[:, None] @ bank.flatten(2)).view_as(g)  # its radial part is lost in the retraction
+        slope = torch.linalg.vecdot(weights, products)
+        uphill = slope >= 0
+        if uphill.any():
+            p, slope = torch.where(uphill[:, None, None], -g, p), torch.where(uphill, -products[:, -1], slope)
         step = torch.ones_like(f)
     return out
 
 
-def _direction(g, pairs, products, sy, yy, age):
-    """-H g with the inverse Hessian estimate H in compact form (Byrd, Nocedal and Schnabel 1994, eq. 3.1)."""
-    memory = len(age)
-    sg, yg = products[:, :memory, None][:, age], products[:, memory:, None][:, age]
-    sy, yy = sy[:, age][:, :, age], yy[:, age][:, :, age]
+def _weights(sg, yg, sy, yy):
+    """-H g with the inverse Hessian estimate H in compact form (ibid., eq. 3.1), as weights of all s, all y and g."""
     curvature = sy.diagonal(dim1=1, dim2=2)
     scale = (curvature[:, -1] / yy[:, -1, -1]).nan_to_num(1.0)[:, None, None]
-    upper = sy.triu() + torch.diag_embed((curvature == 0).to(sy))
+    upper = sy + torch.diag_embed((curvature == 0).to(sy))
     u = torch.linalg.solve_triangular(upper, sg, upper=True)
-    v = curvature[..., None] * u + scale * (yy @ u - yg)
-    v = torch.linalg.solve_triangular(upper.mT, v, upper=False)
-    weights = torch.cat([v, -scale * u], dim=1)[:, :, 0]
-    weights = weights[:, torch.cat([age.argsort(), memory + age.argsort()])]  # back to slots
-    return -(scale * g + (weights[:, None] @ pairs).view_as(g))
+    v = torch.linalg.solve_triangular(upper.mT, curvature[..., None] * u + scale * (yy @ u - yg), upper=False)
+    return torch.cat([-v, scale * u, -scale], dim=1)[:, :, 0]
 
 
 def _line_search(energy, x, f, p, slope, step, halvings=40):
     """Backtracking, each restart on its own: Armijo, or near rounding the approximate Wolfe test of Hager and Zhang."""
 
     def trial(i, step):
-        point = normalize(x[i] + step[:, None, None] * p[i], dim=-1)
+        point = torch.addcmul(x[i], step[:, None, None], p[i])
+        point /= point.norm(dim=-1, keepdim=True)
         value, gradient = _value_and_gradient(energy, point)
-        armijo = value <= f[i] + 1e-4 * step * slope[i]
-        flat = (value <= f[i] + 1e-14 * (1 + f[i].abs())) & (_dot(gradient, p[i]) <= -0.9 * slope[i])
-        return point, value, gradient, armijo | flat
+        low = value <= f[i] + 1e-4 * step * slope[i]
+        if not low.all():
+            flat = value <= f[i] + 1e-14 * (1 + f[i].abs())
+            low |= flat & ((gradient * p[i]).sum((1, 2)) <= -0.9 * slope[i])
+        return point, value, gradient, low
 
     x_new, f_new, g_new, done = trial(slice(None), step)
     for _ in range(halvings):
@@ -160,32 +171,34 @@ def _line_search(energy, x, f, p, slope, step, halvings=40):
     return x_new, f_new, g_new, done
 
 
-def _chart(energy, z):
-    """u (n(d-1),) -> energy(normalise(z + Bu)), B an orthonormal tangent basis, and its origin u = 0."""
+def _hessian(energy, z, v=None):
+    """Products of the Hessian of u -> energy(normalise(z + Bu)) at 0 with v (k, n(d-1)), or all of it (None).
+
+    B is an orthonormal basis of the tangent space. Each product is one more entry of the energy's batch dimension.
+    """
     n, d = z.shape
     basis = torch.linalg.svd(z.unsqueeze(-2)).Vh[:, 1:, :]  # (n, d-1, d), rows orthonormal and orthogonal to z_i
-
-    def at(u):
-        return energy(normalize(z + torch.einsum("nk,nkd->nd", u.reshape(n, d - 1), basis), dim=-1))
-
-    return at, torch.zeros(n * (d - 1), dtype=z.dtype, device=z.device)
+    v = torch.eye(n * (d - 1), dtype=z.dtype, device=z.device) if v is None else v
+    u = torch.zeros_like(v, requires_grad=True)
+    moved = z + torch.einsum("knc,ncd->knd", u.unflatten(1, (n, d - 1)), basis)
+    (gradient,) = torch.autograd.grad(energy(normalize(moved, dim=-1)).sum(), u, create_graph=True)
+    return torch.autograd.grad((gradient * v).sum(), u)[0]
 
 
 def hessian_spectrum(energy: Energy, z: Float[Tensor, "n d"], *, k: int | None = None) -> Float[np.ndarray, " k"]:
     """Eigenvalues, ascending, of the Riemannian Hessian of an energy at unit vectors z (n, d), all n(d-1) of them.
 
-    Exact: the Hessian of u -> energy(normalise(z + Bu)), B an orthonormal basis of the tangent space; normalising is a
-    second-order retraction. With k only the k smallest, by Lanczos, when n(d-1) is too large for a dense matrix.
+    Exact: the Hessian in a chart whose retraction, normalising, is of second order. With k only the k smallest, by
+    Lanczos, when n(d-1) is too large for a dense matrix.
     """
-    at, zero = _chart(energy, z)
     if k is None:
-        return torch.linalg.eigvalsh(torch.func.hessian(at)(zero)).cpu().numpy()
+        return torch.linalg.eigvalsh(_hessian(energy, z)).cpu().numpy()
 
     def product(v):
-        v = torch.as_tensor(v.ravel(), dtype=z.dtype, device=z.device)
-        return torch.func.jvp(torch.func.grad(at), (zero,), (v,))[1].cpu().numpy()
+        return _hessian(energy, z, torch.as_tensor(v.reshape(1, -1)).to(z))[0].cpu().numpy()
 
-    operator = LinearOperator((len(zero), len(zero)), matvec=product, dtype=np.float64)
+    size = z.numel() - len(z)
+    operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     return np.sort(eigsh(operator, k=k, which="SA", return_eigenvectors=False))
 
 
@@ -197,10 +210,8 @@ def curvature_split(
     Means of vᵀHv over orthonormal bases of the null space (|λ| ≤ tol · max|λ|) of the reference's Riemannian Hessian
     and of its complement. nan where one of the two is empty.
     """
-    (at, zero), (flat_at, _) = _chart(energy, z), _chart(reference, z)
-    hessian = torch.func.hessian(at)(zero)
-    values, vectors = torch.linalg.eigh(torch.func.hessian(flat_at)(zero))
-    curvature = torch.linalg.vecdot(vectors, hessian @ vectors, dim=0)
+    values, vectors = torch.linalg.eigh(_hessian(reference, z))
+    curvature = torch.linalg.vecdot(vectors, _hessian(energy, z) @ vectors, dim=0)
     flat = values.abs() <= tol * values.abs().max()
     return curvature[flat].mean().item(), curvature[~flat].mean().item()
 
@@ -242,6 +253,18 @@ def harmonic_frame(n: int, d: int) -> Float[Tensor, "n d"]:
     angle = 2 * math.pi / n * torch.outer(torch.arange(n), torch.arange(1, d // 2 + 1)).double()  # (n, d // 2)
     constant = torch.full((n, d % 2), math.sqrt(0.5), dtype=torch.float64)
     return math.sqrt(2 / d) * torch.cat([angle.cos(), angle.sin(), constant], dim=1)
+
+
+def orthonormal_sets(m: int, directions: Float[Tensor, "c d"]) -> Float[Tensor, "c m d"]:
+    """For each of c unit vectors m ≤ d orthonormal ones whose mean is along it: the first m axes, reflected."""
+    d = directions.shape[1]
+    if m > d:
+        raise ValueError(f"at most d = {d} vectors are orthonormal, got m = {m}")
+    axes = torch.eye(d, dtype=directions.dtype, device=directions.device)
+    mean = axes[:m].sum(0) / math.sqrt(m)
+    sign = torch.where(directions @ mean < 0, 1.0, -1.0)[:, None].to(axes)  # the better conditioned of two reflections
+    normal = normalize(mean - sign * directions, dim=1)
+    return sign[:, None] * (axes[:m] - 2 * normal[:, :m, None] * normal[:, None])
 
 
 def saddle(n1: int, d1: int, n2: int, d2: int) -> Saddle:

@@ -28,6 +28,17 @@ def linear_problem(mu: Float[Array, " m"], *, seed: int = 0) -> tuple[Float[Arra
     return basis @ basis.T, basis * mu @ basis.T
 
 
+def graph_problem(joint: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, "m m"]]:
+    """(Σ, Σ_a) of free functions on m views, one-hot inputs, of which joint[x, x'] is the probability as a pair.
+
+    Σ is diagonal, with the probabilities of the views, and Σ_a = Σ - joint: their generalised eigenvalues are those of
+    the normalised Laplacian of the augmentation graph, the first of them 0, of the constant function.
+    """
+    joint = (joint + joint.T) / 2
+    sigma = np.diag(joint.sum(1))
+    return sigma, sigma - joint
+
+
 def view_covariances(views: Float[Tensor, "2 n m"]) -> tuple[Float[Array, "m m"], Float[Array, "m m"]]:
     """Estimates of (Σ, Σ_a), uncentred, from two views of each of n images as rows."""
     x = views.double().numpy()
@@ -39,7 +50,34 @@ def view_covariances(views: Float[Tensor, "2 n m"]) -> tuple[Float[Array, "m m"]
 
 def modes(sigma: Float[Array, "m m"], sigma_a: Float[Array, "m m"]) -> Float[Array, " m"]:
     """The generalised eigenvalues μ of (Σ_a, Σ), ascending."""
-    return eigh(sigma_a, sigma, eigvals_only=True)
+    return eigh(sigma_a, sigma, eigvals_only=True).clip(min=0)  # Σ_a ≥ 0: what is below is rounding
+
+
+@torch.no_grad()
+def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) -> Float[Array, " h"]:
+    """Generalised eigenvalues μ, ascending, of what the last linear layer of an encoder gets from views, its bias a 1.
+
+    encoder: a `Linear`, or a `Sequential` that ends with one. Given its input the last layer is a linear encoder, so
+    that `theory.water_filling` of these μ is where it rests, whatever is below it.
+    """
+    *below, last = encoder if isinstance(encoder, torch.nn.Sequential) else [encoder]
+    x = torch.nn.Sequential(*below)(views)
+    x = x if last.bias is None else torch.nn.functional.pad(x, (0, 1), value=1.0)
+    return modes(*view_covariances(x))
+
+
+def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> Float[Array, " alive"]:
+    """Shares μ of the variance that differs between views, ascending: directions found on `train`, measured on `test`.
+
+    Both centred by the training mean, since the constant is no spread around total collapse. On the images that they
+    were searched on the smallest shares would be biased low. Directions with less than a millionth of the mean variance
+    are left out.
+    """
+    mean = train.mean((0, 1))
+    (sigma, sigma_a), (seen, seen_a) = (view_covariances(x - mean) for x in (train, test))
+    _, v = eigh(sigma_a, sigma + 1e-6 * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
+    found, differing, all_ = (np.einsum("ij,ik,kj->j", v, a, v) for a in (sigma, seen_a, seen))
+    return np.sort((differing / all_)[found > 0.5])  # else most of the found variance is the ridge's
 
 
 def powers(w: Float[Array, "*t d m"], sigma: Float[Array, "m m"]) -> Float[Array, "*t d"]:
@@ -56,8 +94,8 @@ def linear_optimum(
     alpha: float,
     norm: float | None = None,
     seed: int = 0,
-) -> Float[Array, " d"]:
-    """Powers of the encoder (d, m) that minimises the loss, by L-BFGS from a random start.
+) -> Float[Array, "d m"]:
+    """The encoder W that minimises the loss, by L-BFGS from a random start.
 
     norm: the value at which E‖z‖² = tr WΣWᵀ is held by rescaling W; None leaves it free.
     """
@@ -78,7 +116,7 @@ def linear_optimum(
     start = np.random.default_rng(seed).standard_normal(d * len(m)) * 0.3
     options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0, "gtol": 1e-10, "maxcor": 30}
     u = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(d, -1)
-    return powers(u if norm is None else np.sqrt(norm) * u / np.linalg.norm(u), np.eye(len(m)))
+    return (u if norm is None else np.sqrt(norm) * u / np.linalg.norm(u)) @ white
 
 
 def descent(
@@ -94,21 +132,24 @@ def descent(
     every: int = 1,
     scale: float = 0.3,
     orthogonal: bool = False,
+    rate_of: Literal["student", "mean"] = "student",
     seed: int = 0,
 ) -> Float[Array, "t d m"]:
     """The encoder every few steps of gradient descent, the start included.
 
     momentum=None: both views carry gradients, d/dW of the alignment is 2WΣ_a. momentum=ρ: the other view is seen by a
     teacher without gradient, W_t ← ρW_t + (1-ρ)W after each step (ρ = 0: the student itself), and the derivative is
-    WΣ - W_t(Σ - Σ_a). The start has entries of standard deviation `scale`, or orthogonal columns of that norm.
+    WΣ - W_t(Σ - Σ_a); rate_of: the rate is that of W, or of (W + W_t)/2, which passes half of its gradient. The start
+    has entries of standard deviation `scale`, or orthogonal columns of that norm.
     """
     w = np.random.default_rng(seed).standard_normal((d, len(sigma)))
     w = scale * (np.linalg.qr(w)[0] if orthogonal else w)
     teacher, eye, path = w, np.eye(d), [w]
     for step in range(1, steps + 1):
         alignment = 2 * w @ sigma_a if momentum is None else w @ sigma - teacher @ (sigma - sigma_a)
-        seen = w @ sigma
-        w = w - lr * (alignment - gamma * alpha * np.linalg.solve(eye + alpha * seen @ w.T, seen))
+        share, rated = (1.0, w) if momentum is None or rate_of == "student" else (0.5, (w + teacher) / 2)
+        expansion = alpha * np.linalg.solve(eye + alpha * rated @ sigma @ rated.T, rated @ sigma)
+        w = w - lr * (alignment - gamma * share * expansion)
         if momentum is not None:
             teacher = momentum * teacher + (1 - momentum) * w
         if step % every == 0:
@@ -125,8 +166,8 @@ def solutions(
         sigma, sigma_a = linear_problem(mu, seed=seed)
         path = descent(sigma, sigma_a, **options, momentum=None, lr=lr, steps=steps, every=steps, seed=seed)
         one = (linear_optimum(sigma, sigma_a, **options, norm=norm, seed=seed) for norm in (None, 1.0))
-        for values, p in zip(found.values(), (*one, powers(path[-1], sigma)), strict=True):
-            values.append(p)
+        for values, w in zip(found.values(), (*one, path[-1]), strict=True):
+            values.append(powers(w, sigma))
     return found
 
 
@@ -138,6 +179,19 @@ def crossing_times(powers: Float[Array, "t m"], level: float | Float[Array, " m"
     low, high = np.log(powers[np.maximum(i - 1, 0), column]), np.log(powers[i, column])
     times = dt * (i - 1 + (np.log(level) - low) / np.where(high > low, high - low, 1))
     return np.where(above.any(0) & (i > 0), times, np.nan)
+
+
+def growth_boundary(
+    chi: Float[Array, " k"], spread: Float[Array, "k t"]
+) -> tuple[Float[Array, " k"], float | np.floating]:
+    """Growth of log spread from the third to the last quarter of its times, and the χ at which it first passes 0.
+
+    chi: a geometric grid, ascending; between two of its values the growth is interpolated. nan if it never passes.
+    """
+    quarter = spread.shape[1] // 4
+    growth = np.log(spread[:, -quarter:]).mean(1) - np.log(spread[:, -2 * quarter : -quarter]).mean(1)
+    place = crossing_times(np.exp(growth)[:, None], 1.0, dt=np.log(chi[1] / chi[0]))[0]
+    return growth, chi[0] * np.exp(place)
 
 
 def train_encoder(

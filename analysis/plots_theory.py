@@ -33,7 +33,8 @@ def plot_hessian_nullity(spectra, nullities, curvatures, ax=None):
         edge = nullities[label] + 0.5
         ax.plot([edge, edge], [1e-17, curvatures[label]], **THEORY, linewidth=1)
         ax.plot([edge, rank[-1] + 0.5], [curvatures[label]] * 2, **THEORY, linewidth=1)
-        ax.annotate(f"{nullities[label]}", (edge, 2e-9), (-3, 0), textcoords="offset points", ha="right", color=f"C{i}")
+        where = {"xy": (edge, 2e-9 * 9**i), "xytext": (-3, 0), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(f"{nullities[label]}", color=f"C{i}", **where)
     ax.axhspan(1e-18, 1e-10, color="0.95", zorder=0)
     where = ax.get_yaxis_transform()
     ax.text(0.98, 2e-11, "zero to rounding", transform=where, ha="right", va="center", fontsize=8, color="0.25")
@@ -106,7 +107,7 @@ def plot_batch_potential(sizes, stochastic, exact_sizes, exact, bound, ax=None):
     ax.set_xticks(sizes, list(map(str, sizes)))
     ax.minorticks_off()
     ax.legend(loc="upper left")
-    return plot_level(bound, "projective design", ax)
+    return plot_level(bound, "projective design", ax, x=0.6)
 
 
 def plot_free_curvature(batches, measured, predicted, ax=None):

@@ -22,8 +22,11 @@ PROPOSITIONS = {
     "B5": "modes grow one after another, in a time known in closed form",
     "B6": "total collapse is stable iff γα²/(1+α) < c·μ_min",
     "C1": "the cross-entropy of DINO is blind to collapse",
+    "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighbouring losses",
     "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
+    "E1": "whose rate it is decides whether a stop-gradient doubles γ, for every network",
+    "E2": "the trace of the Hessian is one number on the whole optimal set, shared equally by projective 2-designs",
 }
 
 
@@ -110,7 +113,7 @@ def spectral_curvature(n, d, eps):
 
 
 def hessian_trace(n, d, eps):
-    """A4: the trace of the Riemannian Hessian of R at any maximiser, in nats; the same for all of them.
+    """E2: the trace of the Riemannian Hessian of R at any maximiser, in nats; the same for all of them.
 
     n ≤ d: n(n-1)/2 eigenvalues, all equal to -2 (α/(n+α))². n ≥ d: the trace is -(d-1)/n (α/(1+α/d))², shared
     equally by d(d+1)/2 - 1 eigenvalues iff the frame is a projective 2-design.
@@ -135,11 +138,32 @@ def gradient_bound(n, d, eps):
     return 0.5 * math.sqrt(alpha * min(n, d) / n)
 
 
+def rate_gradient(spectrum, n, eps):
+    """A5: the Frobenius norm of ∇_Z R from the d eigenvalues λ of Γ, (α/√n) sqrt(Σ λ/(1+αλ)²).
+
+    At A1's optimum it is α/(√n (1 + α/r)): for α ≫ r far below `gradient_bound`, by 2 sqrt(r/α).
+    Proof: ∇R = (α/n) Z (I + αΓ)⁻¹ and ZᵀZ = nΓ.
+    """
+    spectrum = np.asarray(spectrum, dtype=float)
+    alpha = _alpha(len(spectrum), eps)
+    _counts(n=n)
+    return alpha / math.sqrt(n) * math.sqrt((spectrum / (1 + alpha * spectrum) ** 2).sum())
+
+
+def alignment_gradient(alignment, n):
+    """A5: the Frobenius norm of the gradient of A = mean ½‖z_i - t_i‖² of n features and their targets, sqrt(2A/n).
+
+    At most 2/√n on the sphere, where A ≤ 2. Proof: the rows of the gradient are (z_i - t_i)/n.
+    """
+    _counts(n=n)
+    return np.sqrt(2 * np.asarray(alignment, dtype=float) / n)
+
+
 def gamma_rules(n, d, eps):
     """A5: three weights of the expansion term as a dict: "balanced", "bounded" (both up to a factor) and "official".
 
     balanced ε/sqrt(d r): the bound on ‖∇R‖ equals the alignment's 2/√n up to the factor 4.
-    bounded ε sqrt(n/(d r)): the paper's scale, γ‖∇R‖ of order one (at most ½).
+    bounded ε sqrt(n/(d r)): the paper's scale, γ‖∇R‖ of order one: at most ½, so that twice as much is at most 1.
     official (d+n)/(dn): the code's heuristic.
     """
     _alpha(d, eps)
@@ -253,6 +277,9 @@ def water_filling(mu, gamma, alpha, d, *, norm=None):
     is in the same order. norm=None: ν = 0, and a mode is dead exactly when μ_i ≥ γα/2 (`collapse_threshold`); μ_i = 0
     gets inf. norm=1: E‖z‖² = 1, ν from `water_level`.
     Proof: in the modes' basis the loss is Σ μ_i p_i - (γ/2) log(1 + αp_i), convex in p ≥ 0; set its derivative to -ν.
+    Features that are free functions on finitely many views are linear in the one-hot code of the view: then μ are the
+    eigenvalues of the normalised Laplacian of the augmentation graph (`linear.graph_problem`). The constant has μ = 0,
+    so the uncentred rate spends its largest share on the mean: with norm=1, ‖E z‖² = p_0 ≥ 1/d, the mean collapse.
     """
     kept = _modes(mu, gamma, alpha, d)
     nu = 0.0 if norm is None else water_level(mu, gamma, alpha, d, norm=norm)
@@ -268,13 +295,28 @@ def collapse_threshold(gamma, alpha):
     return gamma * alpha / 2
 
 
-def distillation_fixed_point(mu, gamma, alpha, d, *, norm=None):
-    """B4: the powers where self-distillation with a stop-gradient teacher rests: `water_filling` with γ doubled.
+def effective_gamma(gamma, *, rate_of="student"):
+    """E1: the γ at which the joint loss, both views with gradients, has the critical points of self-distillation at γ.
+
+    2γ if the rate is the student's; γ itself if it is that of (student + teacher)/2, the default of the official code
+    (`expa_type=1`): there a stop-gradient changes nothing but the speed. For every network and batch without local
+    crops (views that only the student sees). B3's threshold, B5 and B6 (c = 2γ/effective γ) follow.
+    Proof: where teacher = student, ½‖s_i - t_j‖² + ½‖s_j - t_i‖² passes half of its joint gradient on, each view being
+    a target once; so does the rate of the mean, as ∂(s+t)/2 = ½∂s, while the student's rate passes all. Hence
+    ∇L(γ) = ½∇J(effective γ): one flow at two speeds, and one path of an optimiser that no factor moves (Adam).
+    """
+    if rate_of not in ("student", "mean"):
+        raise ValueError(f"rate_of must be 'student' or 'mean', not {rate_of!r}")
+    return gamma * (2 if rate_of == "student" else 1)
+
+
+def distillation_fixed_point(mu, gamma, alpha, d, *, norm=None, rate_of="student"):
+    """B4: the powers where self-distillation with a stop-gradient teacher rests: `water_filling` at `effective_gamma`.
 
     Proof: with teacher = student the alignment's gradient in W is WΣ_a, half of that of the joint loss, so the fixed
     point is WΣ_a = γα(I+αΓ)⁻¹WΣ. The momentum of the teacher does not enter.
     """
-    return water_filling(mu, 2 * gamma, alpha, d, norm=norm)
+    return water_filling(mu, effective_gamma(gamma, rate_of=rate_of), alpha, d, norm=norm)
 
 
 def mode_velocity(p, mu, gamma, alpha, *, stop_gradient=True):
@@ -305,7 +347,7 @@ def collapse_number(d, eps, gamma):
     """B6: the collapse number χ = γα²/(1+α); total collapse is linearly stable iff χ < c·μ_min.
 
     μ_min is the smallest share of variance that differs between views. c = 1 with a stop-gradient teacher, 2 without;
-    and 2 with one if the rate is taken of (student + teacher)/2, whose gradient is halved as the alignment's is.
+    and 2 with one if the rate is taken of (student + teacher)/2, whose gradient is halved as the alignment's is (E1).
     Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α) and costs the
     alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
     """
@@ -313,6 +355,34 @@ def collapse_number(d, eps, gamma):
     if not (np.isfinite(gamma) and gamma >= 0):
         raise ValueError(f"gamma must be finite and not negative, got {gamma}")
     return gamma * alpha**2 / (1 + alpha)
+
+
+def reported_runs():
+    """B6: runs of the official code, {label: (χ, whether it collapsed)}: ranks × images a rank, issue of its tracker.
+
+    All with d = 256, eps = 0.05, which is ε²/ranks as the covariance is not gathered, and the code's γ.
+    """
+    reported = {
+        "1 × 24 (#12)": (1, 24, False),
+        "2 × 256 (#48)": (2, 256, False),
+        "8 × 64 (README)": (8, 64, False),
+        "8 × 128 (v2)": (8, 128, False),
+        "16 × 64, collapsed (#29)": (16, 64, True),
+        "32 × 78, collapsed (#20)": (32, 78, True),
+    }
+    return {
+        label: (collapse_number(256, math.sqrt(0.05 * ranks), gamma_rules(ranks * n, 256, 1.0)["official"]), died)
+        for label, (ranks, n, died) in reported.items()
+    }
+
+
+def collapse_spread(rate, d, eps):
+    """B6: the variance s of unit features around their mean that a rate next to `rate_collapsed` tells of.
+
+    Proof: R ≈ R_collapsed + ½ s α²/(1+α) to first order in s ≪ 1/α, as in `collapse_number`.
+    """
+    alpha = _alpha(d, eps)
+    return 2 * (np.asarray(rate, dtype=float) - rate_collapsed(d, eps)) * (1 + alpha) / alpha**2
 
 
 def cross_entropy_parts(teacher, student):
@@ -328,6 +398,21 @@ def cross_entropy_parts(teacher, student):
     return float(entropy), float(divergence)
 
 
+def patch_loss_minimum(n, d, eps, gamma, *, patch_gamma=0.0, masked=()):
+    """C2: the smallest value of SimDINOv2's loss, -γR*(n) - patch_gamma (mean_c R*(m_c) + R*(C)), R* of `rate_maximum`.
+
+    n images a view; masked: the numbers m_c ≤ d of masked patches of the C crops that have any. With patch_gamma = 0 it
+    is `loss_minimum`, reached with any tokens that teacher and student agree on, constant ones included. With
+    patch_gamma > 0 constant tokens, whose two rates are `rate_collapsed`, cost what these lack, and are no optimum.
+    Proof: every term is bounded separately, and all bounds hold at once: tokens of a crop are orthonormal, and as their
+    mean is not zero, each crop's set can be turned so that the means of the crops form a tight frame, too.
+    """
+    if not len(masked):
+        return loss_minimum(n, d, eps, gamma)
+    within = np.mean([rate_maximum(m, d, eps) for m in masked])
+    return loss_minimum(n, d, eps, gamma) - patch_gamma * float(within + rate_maximum(len(masked), d, eps))
+
+
 def nuclear_norm_maximum(n, d):
     """C3: the largest nuclear norm of n unit vectors (MMCR), sqrt(n·min(n, d)), at A1's optima (Cauchy-Schwarz)."""
     _counts(n=n, d=d)
@@ -337,12 +422,16 @@ def nuclear_norm_maximum(n, d):
 def uniformity_minimum(n, d, *, t=2.0):
     """C3: the smallest log mean_{i≠j} exp(-t‖z_i - z_j‖²) where it is known, else nan.
 
-    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, universally optimal (Cohn-Kumar 2007).
+    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, n = 12 in d = 3: the icosahedron, which are
+    universally optimal (Cohn and Kumar 2007).
     """
     _counts(n=n, d=d)
     if 2 <= n <= d + 1:
         return -2 * t * n / (n - 1)
-    return math.log((math.exp(-4 * t) + (n - 2) * math.exp(-2 * t)) / (n - 1)) if n == 2 * d else math.nan
+    if n == 2 * d:
+        return math.log((math.exp(-4 * t) + (n - 2) * math.exp(-2 * t)) / (n - 1))
+    near, far = (math.exp(-2 * t * (1 - c / math.sqrt(5))) for c in (1, -1))
+    return math.log((5 * near + 5 * far + math.exp(-4 * t)) / 11) if (n, d) == (12, 3) else math.nan
 
 
 def koleo_minimum(n, d):
@@ -359,6 +448,15 @@ def vicreg_minimum(n, d, *, variance=25.0):
     """
     _counts(n=n, d=d)
     return variance * max(0.0, 1 - math.sqrt(n / ((n - 1) * d) + 1e-4)) if n > d else math.nan
+
+
+def wmse_minimum(n, d):
+    """C3: the smallest `energies.wmse_energy` of n ≥ d+1 unit vectors, 2d; nan for fewer, which cannot be whitened.
+
+    Proof: tr C⁻¹ ≥ d²/tr C and tr C ≤ 1, with equality for tight frames of mean zero.
+    """
+    _counts(n=n, d=d)
+    return 2.0 * d if n > d else math.nan
 
 
 def infonce_minimum(n, d, *, temperature=0.1):
@@ -378,3 +476,14 @@ def rate_isotropic(n, d, eps):
     _counts(n=n)
     f = (math.sqrt(1 + s * (1 + math.sqrt(beta)) ** 2) - math.sqrt(1 + s * (1 - math.sqrt(beta)) ** 2)) ** 2
     return d / 2 * (beta * math.log(1 + s - f / 4) + math.log(1 + s * beta - f / 4) - f / (4 * s))
+
+
+def isotropic_gradient(n, d, eps):
+    """D1: the Frobenius norm of ∇_Z R at n independent uniform unit vectors, to 1 % from d = 64 on.
+
+    Proof: the sum in `rate_gradient` is a second derivative of the rate in log α, ‖∇R‖² = (2α/n) d²R/d(log α)², which
+    is taken of `rate_isotropic` by central differences.
+    """
+    h = 1e-2
+    low, middle, high = (rate_isotropic(n, d, eps * math.exp(t / 2)) for t in (h, 0, -h))
+    return math.sqrt(2 * _alpha(d, eps) / n * (low - 2 * middle + high)) / h

@@ -19,15 +19,37 @@ def _masked(model: Model) -> Model:
     return replace(model, mask_token=True, patch_head="shared")
 
 
+def _joint(config: Config, gamma: float) -> Config:
+    """Both views carry gradients: twice the alignment's gradient, so that it is clipped at twice the norm."""
+    optim = replace(config.optim, teacher="student-with-gradient", clip=2 * config.optim.clip)
+    return replace(config, objective=SimDINO(gamma=gamma), optim=optim)
+
+
+_STUDENT = replace(_SIMDINO.optim, teacher="student")
+_EPS, _OUT, _BATCH = SimDINO.eps, Model.out, Optim.batch_size  # n = d = 64
+_V2 = replace(_SIMDINO, model=_masked(_SIMDINO.model), objective=SimDINOv2(gamma=0.01))
+_SEPARATE = replace(_V2, model=replace(_V2.model, patch_head="separate"))
+
 _SMALL: dict[str, Config] = {
     "simdino": _SIMDINO,
-    "simdino-no-teacher": replace(_SIMDINO, optim=replace(_SIMDINO.optim, teacher="student")),
+    "simdino-no-teacher": replace(_SIMDINO, optim=_STUDENT),
     "simdino-no-expansion": replace(_SIMDINO, objective=SimDINO(gamma=0.0)),
     "dino": _DINO,
     "dino-no-centering": replace(_DINO, objective=replace(_DINO.objective, center_momentum=1.0)),
     "dino-no-teacher": replace(_DINO, optim=replace(_DINO.optim, teacher="student")),
-    "simdinov2": replace(_SIMDINO, model=_masked(_SIMDINO.model), objective=SimDINOv2(gamma=0.01)),
+    "simdinov2": _V2,
     "dinov2": replace(_DINO, model=_masked(_DINO.model), objective=DINOv2(center_momentum=0.5)),
+    # three rules for γ (theory.gamma_rules)
+    "simdino-gamma-balanced": replace(_SIMDINO, objective=SimDINO(gamma=_EPS / _OUT)),
+    "simdino-gamma-bounded": replace(_SIMDINO, objective=SimDINO(gamma=_EPS / _OUT * _BATCH**0.5)),
+    "simdino-gamma-official": replace(_SIMDINO, objective=SimDINO(gamma=(_OUT + _BATCH) / (_OUT * _BATCH))),
+    # what a stop-gradient does to γ (theory.effective_gamma)
+    "simdino-joint": _joint(_SIMDINO, 0.01),
+    "simdino-joint-2gamma": _joint(_SIMDINO, 0.02),
+    "simdino-mean-rate-no-teacher": replace(_SIMDINO, objective=SimDINO(gamma=0.01, rate_of="mean"), optim=_STUDENT),
+    # patches with a head of their own, which no rate of image features keeps open, without and with a rate of theirs
+    "simdinov2-separate": _SEPARATE,
+    "simdinov2-separate-patch-rate": replace(_SEPARATE, objective=SimDINOv2(gamma=0.01, patch_gamma=0.01)),
 }
 
 # --- ImageNet-1k, the published recipes: 8 ranks, 100 epochs

@@ -12,6 +12,8 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
+from analysis.landscape import orthonormal_sets
+from simdino.losses import simdino_loss, simdinov2_loss
 
 RNG = np.random.default_rng
 OFFICIAL = [  # head dimension, rows per rank, ranks, the code's eps, ceiling, collapsed: facts of the official recipes
@@ -37,11 +39,13 @@ def sphere(rng, n, d):
 
 
 @pytest.mark.parametrize("proposition", theory.PROPOSITIONS)
-def test_every_proposition_has_a_function_and_a_test(proposition):
+def test_every_proposition_has_a_function_a_test_and_a_notebook(proposition):
     functions = [f for _, f in inspect.getmembers(theory, inspect.isfunction) if f.__module__ == theory.__name__]
     assert any((f.__doc__ or "").startswith(f"{proposition}: ") for f in functions)
     tests = "".join(Path(__file__).with_name(name).read_text() for name in ("test_theory.py", "test_landscape.py"))
     assert re.search(rf"^def test_{proposition}_", tests, re.MULTILINE)
+    notebooks = "".join(path.read_text() for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+    assert re.search(rf"\b{proposition}\b", notebooks), "no notebook shows it"
 
 
 # A ---------------------------------------------------------------------------------------------------------------
@@ -129,6 +133,25 @@ def test_A5_three_rules_for_gamma_differ_by_a_factor_of_twenty():
     bound = theory.gradient_bound(512, 256, math.sqrt(0.05))
     assert 4 * rules["balanced"] * bound == pytest.approx(2 / math.sqrt(512), abs=1e-10)
     assert rules["bounded"] * bound == pytest.approx(0.5, abs=1e-10)
+
+
+@pytest.mark.parametrize(("n", "d"), [(3, 8), (8, 8), (40, 8)])
+def test_A5_gradient_norms_follow_from_spectrum_and_alignment(n, d):
+    z, t = (torch.tensor(sphere(RNG(seed), n, d)) for seed in (0, 1))
+    z.requires_grad_()
+    alpha, rank = d / 0.3**2, min(n, d)
+    value = torch.logdet(torch.eye(d) + alpha / n * z.mT @ z) / 2
+    expected = torch.autograd.grad(value, z)[0].norm().item()
+    spectrum = np.linalg.eigvalsh((z.mT @ z / n).detach().numpy())
+    assert theory.rate_gradient(spectrum, n, 0.3) == pytest.approx(expected, abs=1e-10)
+    flat = np.where(np.arange(d) < rank, 1 / rank, 0)
+    assert theory.rate_gradient(flat, n, 0.3) == pytest.approx(alpha / math.sqrt(n) / (1 + alpha / rank), abs=1e-10)
+    tight = np.where(np.arange(d) < rank, 1 / alpha, 0)
+    assert theory.rate_gradient(tight, n, 0.3) == pytest.approx(theory.gradient_bound(n, d, 0.3), abs=1e-10)
+    alignment = (z - t).square().sum(1).mean() / 2
+    expected = torch.autograd.grad(alignment, z)[0].norm().item()
+    assert theory.alignment_gradient(alignment.item(), n) == pytest.approx(expected, abs=1e-10)
+    assert expected < theory.alignment_gradient(2, n) == pytest.approx(2 / math.sqrt(n), abs=1e-10)
 
 
 # B ---------------------------------------------------------------------------------------------------------------
@@ -333,6 +356,16 @@ def test_B6_collapse_number_of_the_official_recipes(rows, ranks, expected):
     gamma = (256 + rows * ranks) / (256 * rows * ranks)
     measured = theory.collapse_number(256, math.sqrt(ranks * 0.05), gamma)
     assert measured == pytest.approx(expected, abs=0.05 if rows * ranks == 512 else 0.005)
+    (reported,) = (chi for label, (chi, _) in theory.reported_runs().items() if label.startswith(f"{ranks} × {rows}"))
+    assert reported == pytest.approx(measured, rel=1e-12)
+
+
+def test_B6_spread_next_to_collapse_is_read_off_the_rate():
+    u, eps = np.eye(5)[0], 0.5
+    z = u + 1e-4 * RNG(0).standard_normal((4000, 5))
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    spread = ((z - z.mean(0)) ** 2).sum(1).mean()
+    assert theory.collapse_spread(rate(z, eps), 5, eps) == pytest.approx(spread, rel=1e-3)
 
 
 # C ---------------------------------------------------------------------------------------------------------------
@@ -346,6 +379,39 @@ def test_C1_cross_entropy_is_blind_to_collapse():
     assert theory.cross_entropy_parts(collapsed, collapsed) == theory.cross_entropy_parts(spread, spread) == (0, 0)
 
 
+def masked(tokens):
+    """Tokens of crops, each (m_c, d), as `simdinov2_loss` packs them, with their weights."""
+    weights = [torch.full((len(t),), 1 / len(t) / len(tokens), dtype=torch.float64) for t in tokens]
+    return torch.cat(tokens), torch.cat(weights)
+
+
+def test_C2_constant_patches_are_a_global_optimum_and_a_rate_of_patches_excludes_them():
+    n, d, eps, gamma = 8, 6, 0.5, 0.1
+    angle = 2 * torch.pi / n * torch.outer(torch.arange(n), torch.arange(1, 4)).double()
+    image = torch.cat([angle.cos(), angle.sin()], 1).expand(2, n, d) / math.sqrt(3)  # a tight frame, in both views
+    counts = [2, 3, 2, 4, 3, 2, 2, 3] * 2
+    constant = [torch.eye(d, dtype=torch.float64)[:1].expand(m, d) for m in counts]
+    spread = [orthonormal_sets(m, u[None])[0] for m, u in zip(counts, image.flatten(0, 1), strict=True)]
+
+    def loss(tokens, patch_gamma, student=image):
+        packed, weights = masked(tokens)
+        terms = {"eps": eps, "gamma": gamma, "patch_gamma": patch_gamma}
+        return simdinov2_loss(student, student, packed, packed, weights, **terms)[0].item()
+
+    minimum = theory.patch_loss_minimum(n, d, eps, gamma)
+    assert minimum == theory.loss_minimum(n, d, eps, gamma)
+    assert loss(constant, 0.0) == pytest.approx(minimum, abs=1e-10)
+    assert loss(spread, 0.0) == pytest.approx(minimum, abs=1e-10)
+    other = torch.tensor(sphere(RNG(0), n, d)).expand(2, n, d)
+    assert loss(constant, 0.0, other) > minimum + 1e-3
+
+    minimum = theory.patch_loss_minimum(n, d, eps, gamma, patch_gamma=0.2, masked=counts)
+    missing = np.mean([theory.rate_maximum(m, d, eps) for m in counts]) + theory.rate_maximum(16, d, eps)
+    missing -= 2 * theory.rate_collapsed(d, eps)
+    assert loss(spread, 0.2) == pytest.approx(minimum, abs=1e-7)  # the loss counts tokens in float32
+    assert loss(constant, 0.2) == pytest.approx(minimum + 0.2 * missing, abs=1e-7)
+
+
 def test_C3_known_optima():
     simplex = np.eye(5) - 1 / 5
     simplex /= np.linalg.norm(simplex, axis=1, keepdims=True)
@@ -357,6 +423,7 @@ def test_C3_known_optima():
         if n == 5:
             assert -np.log(distance.min(1)).mean() == pytest.approx(theory.koleo_minimum(5, 4), abs=1e-10)
     assert math.isnan(theory.uniformity_minimum(7, 4))
+    assert math.isnan(theory.wmse_minimum(4, 4))
     assert math.isnan(theory.koleo_minimum(7, 4))
     assert np.linalg.norm(cross, "nuc") == pytest.approx(theory.nuclear_norm_maximum(8, 4), abs=1e-10)
     assert ((cross @ cross.T) ** 2).mean() == pytest.approx(theory.frame_potential_minimum(8, 4), abs=1e-10)
@@ -379,6 +446,14 @@ def test_D1_isotropic_rate_matches_monte_carlo(n, d, eps):
     assert np.mean(values) < theory.rate_maximum(n, d, eps)
 
 
+@pytest.mark.parametrize(("n", "d", "eps"), [(64, 64, 0.22), (256, 64, 0.5), (16, 64, 0.5), (64, 256, 0.63)])
+def test_D1_isotropic_gradient_matches_monte_carlo(n, d, eps):
+    draws = [sphere(RNG(seed), n, d) for seed in range(30)]
+    values = [theory.rate_gradient(np.linalg.eigvalsh(z.T @ z / n), n, eps) for z in draws]
+    assert theory.isotropic_gradient(n, d, eps) == pytest.approx(np.mean(values), rel=0.01)
+    assert np.mean(values) < theory.gradient_bound(n, d, eps)
+
+
 def test_D1_isotropic_value_of_the_published_run():
     eps, gamma = math.sqrt(8 * 0.05), (256 + 512) / (256 * 512)  # 8 ranks of 64, covariance not gathered
     assert gamma * theory.rate_isotropic(64, 256, eps) == pytest.approx(0.4294, abs=0.0007)
@@ -389,3 +464,25 @@ def test_D1_isotropic_value_of_the_published_run():
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=r"^(n|d|eps) must be"):
         theory.rate_maximum(*arguments)
+
+
+# E ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate_of", ["student", "mean"])
+def test_E1_gradient_of_self_distillation_is_half_the_joint_one_at_the_effective_gamma(rate_of):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).double()
+    views = torch.randn(2, 12, 5, dtype=torch.float64)
+
+    def gradient(gamma, *, joint):
+        z = torch.nn.functional.normalize(network(views), dim=-1)
+        options = {"eps": 0.5, "gamma": gamma, "rate_of": "student" if joint else rate_of}
+        loss, _ = simdino_loss(z, z if joint else z.detach(), **options)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, network.parameters())])
+
+    half = gradient(theory.effective_gamma(0.1, rate_of=rate_of), joint=True) / 2
+    torch.testing.assert_close(gradient(0.1, joint=False), half, atol=1e-12, rtol=0)
+    assert (gradient(0.1, joint=False) - gradient(0.15, joint=True) / 2).norm() > 1e-3
+    with pytest.raises(ValueError, match="rate_of"):
+        theory.effective_gamma(0.1, rate_of="teacher")
