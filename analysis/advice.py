@@ -24,7 +24,8 @@ def next_steps(reports: Mapping[str, Report], facts: Mapping[str, float] | None 
 
     facts of a run: knn, knn_untrained and knn_pixels (accuracies on `images` images), spread and spread_halfway (where
     the head's rate is between total collapse, 0, and isotropy, 1, at the end and half way), alignment ½E‖z − z′‖² of
-    the head, and pull, if it is SimDINO: the norm of the expansion's gradient over the alignment's, at the features.
+    the head; pull, if it is SimDINO: the norm of the expansion's gradient over the alignment's, at the features; and
+    patches, if its objective has them: the rest in `layers.token_shares` over all that is not common.
     """
     found = [f"{name}: {ADVICE[told.judgement]}" for name, told in reports.items() if told.judgement in ADVICE]
     told = min(reports.values(), key=lambda told: told.n / told.d)
@@ -55,6 +56,11 @@ def _of_run(facts: Mapping[str, float]) -> list[str]:
         found.append(
             f"Two views of an image end {facts['alignment']:.2f} apart (½E‖z − z′‖², 1: unrelated): milder "
             "augmentation, less weight on the expansion, or more steps."
+        )
+    if facts.get("patches", 1.0) < 0.05:
+        found.append(
+            f"Place and image aside, only {facts['patches']:.1%} of what varies tells patches apart: a patch collapse, "
+            "which the loss allows. `patch_gamma` gives the patches a rate of their own."
         )
     pull = facts.get("pull", 1.0)
     if pull > 3 or pull < 1 / 3:

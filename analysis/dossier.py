@@ -20,6 +20,7 @@ from analysis._files import read_features, read_labels
 from analysis._input import as_features, as_labels, unit_rows
 from analysis.advice import next_steps
 from analysis.diagnose import EPS, diagnose
+from analysis.layers import token_shares
 from analysis.rates import Preflight, preflight
 from analysis.references import white_noise_spectrum
 from analysis.report import SUBSET, Report, RunReport, report, run_report
@@ -91,6 +92,10 @@ def _of_run(run: Run) -> Dossier:
     branch = "teacher" if "teacher/head/test" in last else "student"
     tables = _tables({tap: last[f"{branch}/{tap}/test"] for tap in told.taps}, told.taps, run.probe["test_labels"])
     before, facts = _preflight(run.config, log), _facts(curves, log)
+    patches = last.get(f"{branch}/backbone/patches")
+    if patches is not None and "patch_weight" in run.config["objective"]:
+        shares = token_shares(unit_rows(patches))
+        facts["patches"] = (shares["rest"] / (1 - shares["common"]).clamp(min=1e-12)).item()
     return Dossier(run.name, told, told.taps, *tables, next_steps(told.taps, facts), facts, curves, log, before)
 
 

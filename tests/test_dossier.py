@@ -9,13 +9,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from analysis.advice import ADVICE, NOTHING, next_steps
 from analysis.dossier import dossier
+from analysis.layers import token_shares
 from analysis.plots_studies import plot_dossier
 from analysis.report import SUBSET, report
 from analysis.spectra import effective_rank, eigenvalues
-from simdino.config import DINO
+from simdino.config import DINO, SimDINOv2
 from simdino.train import get_run
 from tests.configurations import sphere
 from tests.test_train import TINY
@@ -35,14 +37,22 @@ def white(tmp_path_factory):
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     dino = replace(TINY, recipe="dino", objective=DINO(), model=replace(TINY.model, prototypes=32))
-    return {config.recipe: get_run(config, root, progress=False) for config in (TINY, dino)}
+    two = replace(TINY.model, mask_token=True, patch_head="shared")
+    two = replace(TINY, recipe="simdinov2", objective=SimDINOv2(gamma=0.01), model=two)
+    return {config.recipe: get_run(config, root, progress=False) for config in (TINY, dino, two)}
+
+
+@pytest.fixture(scope="module")
+def found(white, runs):
+    """The dossiers of random features and of a run of each kind."""
+    return {"features": dossier(white)} | {name: dossier(run.path) for name, run in runs.items()}
 
 
 # --- Features
 
 
-def test_random_features_are_like_white_noise(white):
-    found = dossier(white)
+def test_random_features_are_like_white_noise(found):
+    found = found["features"]
     assert found.next == (NOTHING,)
     assert found.report.judgement == "healthy"
     assert (found.curves, found.log, found.preflight, found.facts) == (None, None, None, {})
@@ -70,8 +80,8 @@ def test_spectrum_and_sizes_are_of_the_unit_rows(tmp_path):
     assert found.cosines["pairs"].unique().tolist() == ["all"]
 
 
-def test_the_shares_of_white_noise_are_those_of_the_report(white):
-    found, told = dossier(white), report(sphere(N, D), labels=torch.arange(N) % 4)
+def test_the_shares_of_white_noise_are_those_of_the_report(found):
+    found, told = found["features"], report(sphere(N, D), labels=torch.arange(N) % 4)
     row = next(row for row in told.rows if row.measure == "effective rank")
     share = found.relative.set_index("measure").loc["effective rank"]
     assert share["value"] == pytest.approx(row.value / row.white_noise)
@@ -113,9 +123,9 @@ def test_bad_files_are_named(tmp_path, white):
 # --- Runs
 
 
-def test_a_run_brings_its_curves_its_preflight_and_its_facts(runs):
+def test_a_run_brings_its_curves_its_preflight_and_its_facts(runs, found):
     run = runs["simdino"]
-    found, last = dossier(run.path), run.snapshot(12)["teacher/head/test"]
+    found, last = found["simdino"], run.snapshot(12)["teacher/head/test"]
     assert list(found.reports) == ["head", "backbone"]
     assert found.log["step"].tolist() == run.metrics["step"].tolist()
     assert found.curves["step"].values.tolist() == run.steps
@@ -132,11 +142,19 @@ def test_a_run_brings_its_curves_its_preflight_and_its_facts(runs):
     assert run.name in html
 
 
-def test_a_run_without_an_expansion_has_no_preflight(runs):
-    found = dossier(runs["dino"].path)
+def test_a_run_without_an_expansion_has_no_preflight(found):
+    found = found["dino"]
     assert found.preflight is None
     assert "pull" not in found.facts
     assert "Known before the run" not in found._repr_html_()
+
+
+def test_patches_are_a_fact_where_the_objective_has_them(runs, found):
+    assert "patches" not in found["simdino"].facts
+    tokens = F.normalize(runs["simdinov2"].snapshot(12)["teacher/backbone/patches"], dim=-1)
+    shares = token_shares(tokens)
+    expected = shares["rest"].item() / (1 - shares["common"].item())
+    assert found["simdinov2"].facts["patches"] == pytest.approx(expected)
 
 
 def test_labels_and_eps_are_not_for_runs(runs):
@@ -145,9 +163,8 @@ def test_labels_and_eps_are_not_for_runs(runs):
 
 
 @pytest.mark.parametrize("kind", ["simdino", "dino", "features"])
-def test_it_is_drawn(runs, white, kind):
-    found = dossier(white if kind == "features" else runs[kind].path)
-    fig = plot_dossier(found)
+def test_it_is_drawn(found, kind):
+    fig = plot_dossier(found[kind])
     assert len(fig.axes) == (4 if kind == "features" else 8)
     assert all(ax.get_title() + ax.get_title(loc="left") and ax.get_xlabel() for ax in fig.axes)
     assert all(ax.has_data() for ax in fig.axes)
@@ -181,6 +198,7 @@ def test_a_sound_run_has_nothing_to_mend():
         ({"knn_pixels": 0.9}, "is not above that of raw pixels, 0.900"),
         ({"spread_halfway": 0.5}, "The rate was still rising, from 50% of the way"),
         ({"alignment": 0.7}, "Two views of an image end 0.70 apart"),
+        ({"patches": 0.01}, "only 1.0% of what varies tells patches apart: a patch collapse"),
         ({"pull": 12.0}, "the expansion pulls 12 times as hard as the alignment"),
         ({"pull": 0.1}, "the alignment pulls 10 times as hard as the expansion"),
         ({"pull": 0.0}, "the alignment pulls over 1000 times as hard"),

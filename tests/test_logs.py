@@ -14,6 +14,7 @@ from analysis._files import located
 from analysis._input import unit_rows
 from analysis.logs import (
     PUBLISHED,
+    REPORTED,
     explain,
     flat_dimension,
     published_log,
@@ -173,6 +174,13 @@ def test_reported_runs_lie_where_they_ended():
     logged = table[table["expansion"].notna()]
     assert (logged["expansion"] <= logged["ceiling"]).all()
     assert (table["collapse_number"][table["outcome"].str.startswith("collapsed")] < 2).all()
+
+
+def test_runs_whose_ranks_were_not_said_had_one():
+    for where in ("#12, start", "#12, end", "#50"):
+        (run,) = (r for r in REPORTED if r.where == where)
+        assert run.ranks == 1
+        assert reported((run._replace(ranks=2),))["ceiling"][0] < run.expansion
 
 
 # --- Simulations, own runs
