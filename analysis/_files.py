@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from analysis._input import Array
 
 NAMES = ("z", "features")
+ROOT = Path(__file__).parents[1]
 DAMAGE = (OSError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error)
 
 
@@ -24,6 +25,12 @@ class Stream(NamedTuple):
 
     shape: tuple[int, ...]
     chunks: Callable[[int], Iterator[Array]]
+
+
+def located(path: str | Path | None) -> Path | None:
+    """A path as it stands or, if relative, from the checkout's folder; None if it is at neither place, or None."""
+    places = [] if path is None else [Path(path).expanduser(), ROOT / Path(path).expanduser()]
+    return next((place for place in places if place.exists()), None)
 
 
 def read_features(path: Path) -> tuple[Stream, Array | None]:

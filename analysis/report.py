@@ -137,7 +137,7 @@ def report(
         raise ValueError("z as Moments must be of unit rows, and comes without labels")
     low = f"n/d = {n / d:.3g} is below 10: ranks and rates are biased low, and corrected values still are"
     notes = [low] * (n < 10 * d)
-    moments, zeros, sample, index = (z, 0, None, None) if streamed else _read(z, blocks)
+    moments, zeros, sample, index = (z, 0, None, None) if streamed else read_rows(z, blocks)
     if zeros:
         notes.append(f"{zeros} of {n} rows are zero and were left so")
     if n > SUBSET and not streamed:
@@ -236,7 +236,7 @@ def run_report(run: Run | str | Path) -> RunReport:
     return RunReport(f"{run.name}, {branch} network, steps {steps[0]} to {steps[-1]}", layers, sentences, taps)
 
 
-def _read(z: Array | Stream, blocks: int) -> tuple[Moments, int, Float[Tensor, "m d"], Int[Tensor, " m"]]:
+def read_rows(z: Array | Stream, blocks: int) -> tuple[Moments, int, Float[Tensor, "m d"], Int[Tensor, " m"]]:
     """In one pass, chunk by chunk, of unit rows: moments, the number of zero rows, and random rows with their index."""
     n, d = z.shape
     index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values

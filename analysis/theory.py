@@ -25,6 +25,7 @@ PROPOSITIONS = {
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighbouring losses",
     "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
+    "D2": "the rate of (student + teacher)/2 is that of unit vectors at a larger ε",
     "E1": "whose rate it is decides whether a stop-gradient doubles γ, for every network",
     "E2": "the trace of the Hessian is one number on the whole optimal set, shared equally by projective 2-designs",
 }
@@ -487,3 +488,32 @@ def isotropic_gradient(n, d, eps):
     h = 1e-2
     low, middle, high = (rate_isotropic(n, d, eps * math.exp(t / 2)) for t in (h, 0, -h))
     return math.sqrt(2 * _alpha(d, eps) / n * (low - 2 * middle + high)) / h
+
+
+# --- The rate of (student + teacher)/2, which the official code takes by default (`expa_type` 1)
+
+
+def eps_of_mean(eps, cosine):
+    """D2: the ε at which unit vectors have the rate of (s + t)/2 with cosine c of s_i and t_i: ε sqrt(2/(1+c)), c > -1.
+
+    With it the closed forms hold for the mean, `rate_maximum(n, d, eps_of_mean(eps, c))` and so on. If the cosines
+    differ, c is their mean; then the maximum is a bound, and so is `rate_isotropic`, for directions that are isotropic
+    and independent of the cosines.
+    Proof: (s_i + t_i)/2 = sqrt(w_i) u_i, w_i = (1+c_i)/2 and ‖u_i‖ = 1, so that equal w_i scale α. Else trΓ is the mean
+    of w, all that A1 uses; and E R is concave in w and symmetric, so largest where the w_i are equal.
+    """
+    _positive(eps=eps)
+    c = np.asarray(cosine, dtype=float)
+    if not np.all((c > -1) & (c <= 1)):
+        raise ValueError(f"cosine must lie in (-1, 1], got {cosine}")
+    return eps * np.sqrt(2 / (1 + c))[()]
+
+
+def mean_cosine_bound(rate, n, d, eps):
+    """D2: the smallest mean cosine of s_i and t_i with which (s + t)/2 can have a rate: 2(r/α)(exp(2R/r) - 1) - 1.
+
+    Proof: solve R = `rate_maximum` at `eps_of_mean` for c. Above 1 no unit vectors have that rate; r = min(n, d).
+    """
+    _counts(n=n)
+    r = min(n, d)
+    return 2 * r / _alpha(d, eps) * np.expm1(2 * np.asarray(rate, dtype=float) / r)[()] - 1

@@ -460,6 +460,51 @@ def test_D1_isotropic_value_of_the_published_run():
     assert 0.4238 / (gamma * theory.rate_maximum(64, 256, eps)) == pytest.approx(0.943, abs=5e-4)
 
 
+def pairs(rng, n, d, cosines):
+    """Unit vectors s, t (n, d) with these cosines, in isotropic directions."""
+    s, t = sphere(rng, n, d), sphere(rng, n, d)
+    t -= (s * t).sum(1, keepdims=True) * s
+    t /= np.linalg.norm(t, axis=1, keepdims=True)
+    c = np.broadcast_to(cosines, n)[:, None]
+    return s, c * s + np.sqrt(1 - c**2) * t
+
+
+@pytest.mark.parametrize("cosine", [-0.9, 0.0, 0.6, 1.0])
+def test_D2_the_mean_of_pairs_has_the_rate_of_unit_vectors_at_another_eps(cosine):
+    s, t = pairs(RNG(0), 12, 7, cosine)
+    mean = (s + t) / 2
+    unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    assert rate(mean, 0.4) == pytest.approx(rate(unit, theory.eps_of_mean(0.4, cosine)), abs=1e-10)
+
+
+@pytest.mark.parametrize(("n", "d"), [(64, 256), (128, 64)])
+@pytest.mark.parametrize(("cosine", "every"), [(0.2, 2), (0.86, 8)])
+def test_D2_isotropic_rate_of_the_mean_matches_monte_carlo_and_unequal_cosines_stay_below(n, d, cosine, every):
+    eps = 0.63
+    expected = theory.rate_isotropic(n, d, theory.eps_of_mean(eps, cosine))
+    equal = [rate(sum(pairs(RNG(seed), n, d, cosine)) / 2, eps) for seed in range(30)]
+    assert np.mean(equal) == pytest.approx(expected, rel=0.005)
+    spread = np.where(np.arange(n) % every, 1, 1 - every * (1 - cosine))  # of the same mean
+    unequal = [rate(sum(pairs(RNG(seed), n, d, spread)) / 2, eps) for seed in range(30)]
+    assert np.mean(unequal) < np.mean(equal) - 3 * np.std(equal) / math.sqrt(30)
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 9), (9, 5)])
+def test_D2_the_cosine_that_a_rate_needs_is_the_one_of_the_optimum(n, d):
+    for cosine in (-0.5, 0.0, 0.7, 1.0):
+        ceiling = theory.rate_maximum(n, d, theory.eps_of_mean(0.3, cosine))
+        assert theory.mean_cosine_bound(ceiling, n, d, 0.3) == pytest.approx(cosine, abs=1e-10)
+    s, t = pairs(RNG(1), n, d, RNG(2).uniform(-0.5, 1, n))
+    assert theory.mean_cosine_bound(rate((s + t) / 2, 0.3), n, d, 0.3) <= (s * t).sum(1).mean()
+
+
+def test_D2_bad_cosines_are_named_and_arrays_are_taken():
+    for cosine in (-1.0, 1.1, math.nan):
+        with pytest.raises(ValueError, match="cosine must lie in"):
+            theory.eps_of_mean(0.5, cosine)
+    np.testing.assert_allclose(theory.eps_of_mean(0.5, np.array([1.0, -0.5])), [0.5, 1.0])
+
+
 @pytest.mark.parametrize("arguments", [(0, 4, 0.5), (4, 0, 0.5), (4, 4, 0.0), (4, 4, math.nan), (2.5, 4, 0.5)])
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=r"^(n|d|eps) must be"):

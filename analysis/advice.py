@@ -1,0 +1,71 @@
+"""What to look at next, in sentences, from the judgements of a report and the numbers of a run."""
+
+import math
+from collections.abc import Mapping
+
+from analysis.report import Report
+
+ADVICE = {  # by judgement
+    "mean collapse": "most of the energy is one common direction. If a loss sees these features, give its expansion "
+    "more weight (`python -m analysis.preflight` says how much; notebook 08). If they are a residual stream, read them "
+    "after the final norm (notebook 15).",
+    "dimensional collapse": "a few directions carry most of the energy. Look at the spectrum beside white noise: a "
+    "power law is what natural images give, a cliff is an expansion too weak for the augmentation (notebook 06).",
+    "class collapse": "within a class the features agree up to ε, so that only the label is left. Probe another task "
+    "before you call it good.",
+    "view problem": "augmentation moves the features more than content does: milder crops and colours, or more steps.",
+    "too few samples to judge": "there are fewer samples than dimensions, and no rank above their number can be seen.",
+}
+NOTHING = "Nothing stands out. Repeat it with other seeds: the spread between them is the error that counts."
+
+
+def next_steps(reports: Mapping[str, Report], facts: Mapping[str, float] | None = None) -> tuple[str, ...]:
+    """What to look at next: a sentence for each set of features that is not healthy, for few samples, and for a run.
+
+    facts of a run: knn, knn_untrained and knn_pixels (accuracies on `images` images), spread and spread_halfway (where
+    the head's rate is between total collapse, 0, and isotropy, 1, at the end and half way), alignment ½E‖z − z′‖² of
+    the head; pull, if it is SimDINO: the norm of the expansion's gradient over the alignment's, at the features; and
+    patches, if its objective has them: the rest in `layers.token_shares` over all that is not common.
+    """
+    found = [f"{name}: {ADVICE[told.judgement]}" for name, told in reports.items() if told.judgement in ADVICE]
+    told = min(reports.values(), key=lambda told: told.n / told.d)
+    if told.n < 10 * told.d:
+        found.append(
+            f"n/d is {told.n / told.d:.2g}: ranks and rates read low. Read white noise of the same size beside them, "
+            f"or take {10 * told.d} samples (notebook 04)."
+        )
+    found += _of_run(facts) if facts else []
+    return tuple(found or [NOTHING])
+
+
+def _of_run(facts: Mapping[str, float]) -> list[str]:
+    found, knn, spread = [], facts["knn"], facts["spread"]
+    error = 2 * math.sqrt(max(knn * (1 - knn), 0.01) / facts["images"])
+    for name, says in (("untrained", "the untrained network"), ("pixels", "raw pixels")):
+        if knn <= facts[f"knn_{name}"] + error:
+            found.append(
+                f"k-NN accuracy {knn:.3f} is not above that of {says}, {facts[f'knn_{name}']:.3f}, by two standard "
+                f"errors ({error:.3f}). Look whether the loss fell; then at learning rate, augmentation and steps."
+            )
+    if spread - facts["spread_halfway"] > 0.05:
+        found.append(
+            f"The rate was still rising, from {facts['spread_halfway']:.0%} of the way from collapse to isotropy half "
+            f"way through to {spread:.0%}: train longer, or compare runs at equal steps only."
+        )
+    if facts["alignment"] > 0.5:
+        found.append(
+            f"Two views of an image end {facts['alignment']:.2f} apart (½E‖z − z′‖², 1: unrelated): milder "
+            "augmentation, less weight on the expansion, or more steps."
+        )
+    if facts.get("patches", 1.0) < 0.05:
+        found.append(
+            f"Place and image aside, only {facts['patches']:.1%} of what varies tells patches apart: a patch collapse, "
+            "which the loss allows. `patch_gamma` gives the patches a rate of their own."
+        )
+    pull = facts.get("pull", 1.0)
+    if pull > 3 or pull < 1 / 3:
+        strong, weak = ("expansion", "alignment") if pull > 1 else ("alignment", "expansion")
+        times = max(pull, 1 / max(pull, 1e-9))
+        much = f"{times:.2g}" if times < 1000 else "over 1000"
+        found.append(f"At the end the {strong} pulls {much} times as hard as the {weak}: look at γ.")
+    return found
