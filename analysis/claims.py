@@ -23,7 +23,7 @@ import torch
 from simdino.runs import Run, environment, write_json, write_text
 
 REPOSITORY = Path(__file__).parents[1]
-PROFILES = ("smoke", "cpu")  # the keys of simdino.config.PROFILES
+PROFILES = ("smoke", "cpu", "gpu", "gpu-tiny", "gpu-folder")  # the keys of simdino.recipes.PROFILES
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _STARTED = time.perf_counter()  # a notebook imports this module in its first cell
 
