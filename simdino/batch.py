@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from simdino.config import Config, Model
+from simdino.config import Config, Model, nearest
 from simdino.recipes import PROFILES, recipe
 from simdino.studies import study
 from simdino.train import CHECKOUT, get_run, join_ranks, ranks
@@ -46,8 +46,9 @@ def parameters(notebook: str | Path) -> dict[str, object]:
 def needed(notebook: str | Path, profile: str) -> list[Config]:
     """The configurations whose runs a notebook needs under a profile."""
     p = parameters(notebook)
-    seeds, settings = p.get("seeds"), study(p["study"], profile, p.get("seeds")) if p.get("study") else []
-    pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds or PROFILES[profile].seeds]
+    seeds = p.get("seeds") or PROFILES[nearest(profile, PROFILES, "profile")].seeds
+    settings = study(p["study"], profile, p.get("seeds")) if p.get("study") else []
+    pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
     pairs += [(setting.recipe, seed) for setting in settings for seed in setting.seeds]
     return list({config.run_name: config for config in (recipe(name, profile, seed) for name, seed in pairs)}.values())
 
@@ -80,7 +81,7 @@ def core_seconds(config: Config) -> float:
 
 
 @functools.cache
-def _operations(model: Model, built: int, size: int) -> float:
+def _operations(model: Model, built: int, size: int) -> int:
     """Multiplications and additions of one image's forward pass."""
     network = Network(model, size=built, channels=1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

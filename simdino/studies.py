@@ -35,28 +35,30 @@ def study(name: str, profile: str = "cpu", seeds: Sequence[int] | None = None) -
 def _setting(method: str, profile: str, at: dict, changes: dict, seeds: Sequence[int]) -> Setting:
     """A setting at a study's length: shorter than the recipe, and only its end recorded."""
     length = {"optim.steps": 10_000 if profile.startswith("gpu") else 400, "record.snapshots": 1}
-    return Setting(method, at, f"{method}@{write_changes(length | changes)}", tuple(seeds))
+    name = recipe(f"{method}@{write_changes(length | changes)}", profile).recipe  # as a run is named
+    return Setting(method, at, name, tuple(seeds))
 
 
 # --- How far a method works around its recipe
 
 # Factor -> the fields that it multiplies, and by what.
 _SHARED: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
-    "learning rate": (("optim.lr",), (0.25, 0.5, 2, 4)),
-    "batch size": (("optim.batch_size",), (0.25, 0.5, 2)),
-    "teacher's memory": (("optim.ema", "optim.ema_end"), (0.25, 0.5, 2, 4)),  # 1/(1 − m) steps
-    "weight decay": (("optim.weight_decay", "optim.weight_decay_end"), (0.25, 4, 16)),
-    "smallest crop": (("crops.global_scale",), (0.25, 0.5, 2)),
-    "head's width": (("model.hidden",), (0.25, 0.5, 2)),
+    "learning rate": (("optim.lr",), (0.25, 0.5, 2.0, 4.0)),
+    "batch size": (("optim.batch_size",), (0.25, 0.5, 2.0)),
+    "teacher's memory": (("optim.ema", "optim.ema_end"), (0.25, 0.5, 2.0, 4.0)),  # 1/(1 − m) steps
+    "weight decay": (("optim.weight_decay", "optim.weight_decay_end"), (0.25, 4.0, 16.0)),
+    "smallest crop": (("crops.global_scale",), (0.25, 0.5, 2.0)),
+    "head's width": (("model.hidden",), (0.25, 0.5, 2.0)),
 }
+_FEWER = ("learning rate", "batch size", "teacher's memory")  # of version 2
 _OWN = {
     "simdino": {
-        "γ": (("objective.gamma",), (0.25, 0.5, 2, 4)),
-        "ε": (("objective.eps",), (0.25, 0.5, 2, 4)),
+        "γ": (("objective.gamma",), (0.25, 0.5, 2.0, 4.0)),
+        "ε": (("objective.eps",), (0.25, 0.5, 2.0, 4.0)),
     },
     "dino": {
-        "temperature": (("objective.teacher_temp", "optim.teacher_temp_start"), (0.25, 0.5, 2, 4)),
-        "prototypes": (("model.prototypes",), (0.25, 0.5, 2, 4)),
+        "temperature": (("objective.teacher_temp", "optim.teacher_temp_start"), (0.25, 0.5, 2.0, 4.0)),
+        "prototypes": (("model.prototypes",), (0.25, 0.5, 2.0, 4.0)),
     },
 }
 _ARCHITECTURES: dict[str, Callable[[Config], dict[str, object]]] = {
@@ -71,30 +73,26 @@ _ARCHITECTURES: dict[str, Callable[[Config], dict[str, object]]] = {
 def _robustness(profile: str) -> list[Setting]:
     """One factor at a time, and two together: the learning rate and the one that the method's loss turns on.
 
-    Version 2 has fewer factors. Neighbours have one seed on a CPU, recipes those of the profile. smoke: the largest
-    multiple of each factor, and version 1's ConvNet.
+    Version 2 has fewer factors. Neighbours have one seed on a CPU, recipes those of the profile. smoke: of each factor
+    the largest multiple, and the ConvNet.
     """
-    settings, all_seeds, smoke = [], PROFILES[profile].seeds, profile == "smoke"
+    settings, smoke, all_seeds = [], profile == "smoke", PROFILES[profile].seeds
     seeds = all_seeds if profile.startswith("gpu") else all_seeds[:1]
     for method in METHODS:
-        first = not method.endswith("v2")
-        own = _OWN[method.removesuffix("v2")]
-        loss = list(own)[0]
-        factors = {name: f for name, f in (_SHARED | own).items() if first or name in (*list(_SHARED)[:3], loss)}
-        ways = {name: {k: (fields, k) for k in ks if not smoke or k == max(ks)} for name, (fields, ks) in factors.items()}
-        config = recipe(method, profile)
-        settings.append(_setting(method, profile, {}, {}, all_seeds))
-        for name, values in ways.items():
-            for k, (fields, _) in values.items():
-                if changes := _scaled(config, fields, k):
-                    settings.append(_setting(method, profile, {name: k}, changes, seeds))
-        pairs = product(*(ways[name] for name in ("learning rate", loss)))
-        for k, other in pairs if first else [p for p in pairs if {*p} <= {0.25, 4}]:
-            changes = _scaled(config, factors["learning rate"][0], k) | _scaled(config, factors[loss][0], other)
-            settings.append(_setting(method, profile, {"learning rate": k, loss: other}, changes, seeds))
-        for name, change in _ARCHITECTURES.items():
-            if first and (not smoke or name == "ConvNet"):
-                settings.append(_setting(method, profile, {"architecture": name}, change(config), seeds))
+        config, first, own = recipe(method, profile), not method.endswith("v2"), _OWN[method.removesuffix("v2")]
+        lr, loss = "learning rate", next(iter(own))
+        factors = {name: f for name, f in (_SHARED | own).items() if first or name in (*_FEWER, loss)}
+        changes = {
+            name: {k: _scaled(config, fields, k) for k in multiples if not smoke or k == max(multiples)}
+            for name, (fields, multiples) in factors.items()
+        }
+        points: list[tuple[dict, dict]] = [({}, {})]
+        points += [({name: k}, change) for name, ways in changes.items() for k, change in ways.items() if change]
+        pairs = [(k, j) for k, j in product(changes[lr], changes[loss]) if first or {k, j} <= {0.25, 4.0}]
+        points += [({lr: k, loss: j}, changes[lr][k] | changes[loss][j]) for k, j in pairs]
+        names = [name for name in _ARCHITECTURES if first and (not smoke or name == "ConvNet")]
+        points += [({"architecture": name}, _ARCHITECTURES[name](config)) for name in names]
+        settings += [_setting(method, profile, at, change, seeds if at else all_seeds) for at, change in points]
     return settings
 
 
