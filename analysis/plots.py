@@ -18,6 +18,8 @@ COLORS = {
     "dinov2": "#7A3600",
     "dino-no-centering": "#E69F00",
     "dino-no-teacher": "#CC79A7",
+    "simdinov2": "#003B5C",
+    "dinov2": "#7A3600",
 }
 BASELINES = {"random": "0.65", "pixels": "0.25"}
 THEORY = {"linestyle": "--", "color": "0.25"}
