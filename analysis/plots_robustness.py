@@ -4,18 +4,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 
-from analysis.plots import COLORS, plot_level
+from analysis.plots import COLORS
 
 # k-NN accuracy as a share of the method's best: the brightest class is "within 5 % of it".
 LEVELS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+_NEAR = {"textcoords": "offset points"}
 FRACTIONS = {0.25: "¼", 0.5: "½", 1.0: "1", 2.0: "2", 4.0: "4", 16.0: "16"}
 
 
 def plot_strips(table, ax=None):
-    """One method's settings that change one factor, from `robustness.neighbourhood`: a row a factor, a column a multiple.
+    """One method's settings that change one factor, of `robustness.neighbourhood`: a row each, a column a multiple.
 
-    Colour: k-NN accuracy as a share of the method's best. In each cell k-NN accuracy and effective rank; × where the
-    features collapsed. Named settings (architectures) fill their row from the left.
+    Colour: k-NN accuracy as a share of the method's best. In each cell k-NN accuracy, below it the effective rank; a
+    cross where the features collapsed. Named settings (architectures) fill their row from the left.
     """
     ax = ax or plt.gca()
     factors = [f for f in dict.fromkeys(table["factor"].dropna()) if f]
@@ -28,7 +29,7 @@ def plot_strips(table, ax=None):
         cells |= {} if named else {(y, multiples.index(1.0)): (own, "")}
         for _, row in part.iterrows():
             x = named.index(row["multiple"]) if named else multiples.index(row["multiple"])
-            cells[y, x] = row, f"{row['multiple']}\n" if named else ""
+            cells[y, x] = row, row["multiple"] if named else ""
     _draw(ax, cells, (len(factors), max(x for _, x in cells) + 1))
     ax.set_yticks(range(len(factors)), factors)
     ax.set_xticks(range(len(multiples)), [FRACTIONS.get(m, f"{m:g}") for m in multiples])
@@ -54,20 +55,22 @@ def plot_phases(table, x, y, ax=None):
 
 
 def _draw(ax, cells, shape):
-    """Cells (row, column) -> (setting, text before its numbers) as coloured squares."""
+    """Cells (row, column) -> (setting, its name) as coloured squares with their numbers; the first row on top."""
     relative = np.full(shape, np.nan)
     for place, (row, _) in cells.items():
         relative[place] = row["relative"]
+    edges = [np.arange(n + 1) - 0.5 for n in shape]
     colors = plt.get_cmap("cividis")
-    norm = BoundaryNorm(LEVELS, colors.N)
-    ax.imshow(relative, cmap=colors, norm=norm, aspect="auto")
-    for (y, x), (row, text) in cells.items():
-        ink = "black" if row["relative"] >= 0.85 else "white"
-        text += f"{row['knn']:.2f}".removeprefix("0") + f" · {row['effective_rank']:.0f}"
-        ax.text(x, y, text, ha="center", va="center", fontsize=7, color=ink, linespacing=1.0)
+    ax.pcolormesh(edges[1], edges[0], relative, cmap=colors, norm=BoundaryNorm(LEVELS, colors.N), edgecolors="white")
+    text = {"ha": "center", "va": "center"}
+    for (y, x), (row, name) in cells.items():
+        text["color"] = "black" if row["relative"] >= 0.85 else "white"
+        ax.annotate(f"{row['knn']:.2f}".removeprefix("0"), (x, y), (0, 4 - 3 * bool(name)), fontsize=9, **_NEAR, **text)
+        ax.annotate(f"{row['effective_rank']:.0f}", (x, y), (0, -6 - 3 * bool(name)), fontsize=7, **_NEAR, **text)
+        ax.annotate(name, (x, y), (0, 10), fontsize=7, **_NEAR, **text)
         if row["collapsed"] > 0:
-            ax.plot([x - 0.45, x + 0.45, np.nan, x - 0.45, x + 0.45], [y - 0.4, y + 0.4, np.nan, y + 0.4, y - 0.4], color="#D55E00", linewidth=1)
-    ax.set_xlim(-0.5, shape[1] - 0.5)
+            sides = (x - 0.42, x + 0.42), (y - 0.38, y + 0.38)
+            ax.plot(sides[0], sides[1], sides[0], sides[1][::-1], color="#D55E00", linewidth=1.2)
     ax.set_ylim(shape[0] - 0.5, -0.5)
     ax.grid(visible=False)
     ax.tick_params(length=0)
@@ -75,14 +78,67 @@ def _draw(ax, cells, shape):
 
 
 def plot_shares(shares, ax=None):
-    """The share of each method's settings that stays near its best, from `robustness.share_within`: dot and interval."""
+    """Of `robustness.share_within`: the share near each method's best as dot and interval, what collapsed as cross."""
     ax = ax or plt.gca()
     for y, (method, row) in enumerate(shares.iterrows()):
         color = COLORS.get(method, f"C{y}")
         ax.plot([row["low"], row["high"]], [y, y], color=color)
         ax.plot(row["share"], y, "o", color=color, markersize=7)
         ax.plot(row["collapsed"], y, "x", color=color, markersize=7, markeredgewidth=2)
-        ax.annotate(f"{row['within']:.0f} of {row['n']:.0f}", (row["share"], y), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        ax.annotate(
+            f"{row['within']:.0f} of {row['n']:.0f}", (row["share"], y), (0, 7), ha="center", fontsize=9, **_NEAR
+        )
     ax.set_yticks(range(len(shares)), shares.index)
     ax.set(xlim=(-0.03, 1.03), ylim=(len(shares) - 0.5, -0.6), xlabel="share of the settings")
+    return ax
+
+
+TEACHERS = ("full gradient", 0.0, 0.5, 0.9, 0.99, 0.999, "frozen")
+
+
+def plot_teachers(runs, quantity, ax=None, *, logy=False):
+    """A quantity against what the teacher is, from `robustness.labelled`: a dot a run, a line through the means.
+
+    A teacher's momentum rises to the right, from the student itself (0) to one that never moves. Dotted: the recipe,
+    whose momentum rises while it trains.
+    """
+    ax = ax or plt.gca()
+    for method, part in runs.groupby("method", sort=False):
+        color, own = COLORS.get(method), part[part["factor"] == ""]
+        ax.axhline(own[quantity].mean(), color=color, linestyle=":", linewidth=1.2)
+        changed = part[part["factor"] == "teacher"]
+        x = np.array([TEACHERS.index(teacher) for teacher in changed["multiple"]])
+        ax.plot(x, changed[quantity], "o", color=color, markersize=3, alpha=0.5)
+        means = changed[quantity].groupby(x).mean()
+        ax.plot(means.index, means, "o-", color=color, label=method, markersize=6)
+    ax.set_xticks(range(len(TEACHERS)), [t if isinstance(t, str) else f"{t:g}" for t in TEACHERS])
+    ax.set_xlabel("teacher: momentum, or none at all, or frozen")
+    ax.set_yscale("log" if logy else "linear")
+    return ax
+
+
+def plot_teacher_spectra(runs, ax=None, *, floor=1e-9):
+    """One method's spectra at the end of training, means over seeds, a colour a teacher; black the recipe."""
+    ax = ax or plt.gca()
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(TEACHERS)))
+    for teacher, color in [*zip(TEACHERS, colors, strict=True), (None, "black")]:
+        part = runs[runs["multiple"].isna()] if teacher is None else runs[runs["multiple"] == teacher]
+        if len(part):
+            mean = np.mean(np.stack(part["spectrum"]), 0)
+            label = {None: "recipe"}.get(teacher, teacher if isinstance(teacher, str) else f"momentum {teacher:g}")
+            ax.plot(range(1, len(mean) + 1), np.where(mean > floor, mean, np.nan), color=color, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
+    return ax
+
+
+def plot_with_and_without(pairs, ax=None, *, labels=("with", "without")):
+    """Of each method a quantity with and without something, {method: (with, without)}, series of one number a seed."""
+    ax = ax or plt.gca()
+    for method, sides in pairs.items():
+        color = COLORS.get(method)
+        ax.plot([0, 1], [side.mean() for side in sides], "o-", color=color, label=method, markersize=7)
+        for x, side in enumerate(sides):
+            ax.plot(np.full(len(side), x + 0.03 - 0.06 * (x == 0)), side, ".", color=color, alpha=0.6)
+    ax.set_xticks([0, 1], labels)
+    ax.set_xlim(-0.3, 1.3)
     return ax

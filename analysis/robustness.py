@@ -19,8 +19,8 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     """What each run ended with, a row a run, indexed by recipe and seed.
 
     Of the network that is evaluated, on held-out images: knn, of the backbone's feature; knn_pixels, of raw pixels;
-    effective_rank and alignment of the features that the loss sees; spread, their coding rate's place between total
-    collapse (0) and isotropy (1), at ε² = 0.05 for all, whatever the objective's own; mean_collapse of the backbone.
+    effective_rank, alignment and spectrum (d,) of the features that the loss sees; spread, their coding rate's place
+    between total collapse (0) and isotropy (1), at ε² = 0.05 for all, whatever the objective's own.
     collapsed: spread < 0.05 or effective_rank < 2, the one criterion for every method. (Neither k-NN nor a scale-free
     measure alone sees a collapse: rounding noise classifies like an untrained network.)
 
@@ -32,8 +32,8 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
         head, backbone = end.sel(layer="head"), end.sel(layer="backbone")
         row = {"recipe": run.config["recipe"], "seed": run.config["seed"], "knn": backbone["knn"]}
         row |= {name: head[name] for name in ("effective_rank", "spread", "alignment")}
-        row |= {"mean_collapse": backbone["mean_collapse"], "knn_pixels": end["knn_pixels"]}
-        rows.append({k: v.item() if hasattr(v, "item") else v for k, v in row.items()})
+        row = {k: v.item() if hasattr(v, "item") else v for k, v in (row | {"knn_pixels": end["knn_pixels"]}).items()}
+        rows.append(row | {"spectrum": head["eigenvalues"].values[: end.attrs["d"]]})
     table = pd.DataFrame(rows).set_index(["recipe", "seed"])
     if not table.index.is_unique:
         recipe, seed = table.index[table.index.duplicated()][0]
@@ -41,22 +41,34 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     return table.assign(collapsed=(table["spread"] < SPREAD) | (table["effective_rank"] < RANK))
 
 
-def neighbourhood(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a setting: its factors and the means over its seeds of what `outcomes` says.
+def labelled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a run of a study's settings: what `outcomes` says of it, after what was changed.
 
-    Besides the columns of `outcomes`: method, at, factor and multiple (of a setting that changes one; else None, and
-    "" of the recipe itself), seeds, knn_sd (NaN with one seed), and relative, the k-NN accuracy as a share of the best
-    of the method's settings, whichever that is. ValueError: a setting without a run.
+    Columns before those of `runs`: method, at, factor and multiple (of a setting that changes one; "" and None of the
+    recipe itself, None and None of two changes), recipe, seed. ValueError: a setting without a run.
     """
     rows = []
     for method, at, recipe, seeds in settings:
-        keys = [(recipe, seed) for seed in seeds]
-        if missing := [key for key in keys if key not in runs.index]:
-            raise ValueError(f"{missing[0][0]} has no run with seed {missing[0][1]}")
-        own = runs.loc[keys]
-        one = {0: ("", None), 1: next(iter(at.items()), None)}.get(len(at), (None, None))
-        row = {"method": method, "at": at, "factor": one[0], "multiple": one[1], "recipe": recipe, "seeds": len(keys)}
-        rows.append(row | own.mean().to_dict() | {"knn_sd": own["knn"].std()})
+        factor, multiple = {0: ("", None), 1: next(iter(at.items()), None)}.get(len(at), (None, None))
+        for seed in seeds:
+            if (recipe, seed) not in runs.index:
+                raise ValueError(f"{recipe} has no run with seed {seed}")
+            row = {"method": method, "at": at, "factor": factor, "multiple": multiple, "recipe": recipe, "seed": seed}
+            rows.append(row | runs.loc[(recipe, seed)].to_dict())
+    return pd.DataFrame(rows)
+
+
+def neighbourhood(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a setting: what was changed, as in `labelled`, and the means over its seeds of what `outcomes` says.
+
+    Besides: seeds, their number; knn_sd, NaN of one; relative, the k-NN accuracy as a share of the best of all the
+    method's settings.
+    """
+    rows = []
+    for _, own in labelled(settings, runs).groupby("recipe", sort=False):
+        same = own.iloc[0][["method", "at", "factor", "multiple", "recipe"]].to_dict()
+        means = own.drop(columns="seed").mean(numeric_only=True).to_dict()
+        rows.append(same | {"seeds": len(own)} | means | {"knn_sd": own["knn"].std()})
     table = pd.DataFrame(rows)
     return table.assign(relative=table["knn"] / table.groupby("method")["knn"].transform("max"))
 
@@ -93,6 +105,42 @@ def matched(table: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
     """The settings that two methods share, the recipes among them: knn, effective_rank, collapsed of both."""
     columns = ["knn", "effective_rank", "collapsed"]
     sides = [table[table["method"] == m].dropna(subset="factor") for m in (method, rival)]
-    keys = [side["factor"] + " " + side["multiple"].astype(str) for side in sides]
-    a, b = (side.set_index(key)[columns] for side, key in zip(sides, keys, strict=True))
-    return a.join(b, how="inner", lsuffix="", rsuffix=f"_{rival}")
+    a, b = (side.assign(setting=[_label(at) for at in side["at"]]).set_index("setting")[columns] for side in sides)
+    return a.join(b, how="inner", rsuffix=f"_{rival}")
+
+
+def _label(at: dict[str, float | str]) -> str:
+    """A setting in words: "γ × 2", "ConvNet"; "recipe" where nothing is changed."""
+    words = (k if isinstance(k, str) else f"{name} × {k:g}" for name, k in at.items())
+    return ", ".join(words) or "recipe"
+
+
+def linear_accuracy(runs: Iterable[Run], *, step: int = -1, progress: bool = False) -> pd.Series:
+    """Accuracy of a linear probe on the backbone's features, a row a run, indexed by recipe and seed.
+
+    Multinomial logistic regression on the recorded training images, standardised, strength chosen by 3-fold
+    cross-validation among them; accuracy on the recorded held-out images. Of the network that is evaluated, at the
+    last recorded step or the `step`-th of them.
+    """
+    from sklearn.linear_model import LogisticRegressionCV  # needs the extra "train"
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = {}
+    for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
+        snapshot, probe = run.snapshot(run.steps[step]), run.probe
+        branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
+        probe_of = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=(1e-3, 1e-2, 0.1, 1.0), cv=3, max_iter=200))
+        probe_of.fit(snapshot[f"{branch}/backbone/bank"].numpy(), probe["bank_labels"].numpy())
+        score = probe_of.score(snapshot[f"{branch}/backbone/test"].numpy(), probe["test_labels"].numpy())
+        rows[run.config["recipe"], run.config["seed"]] = score
+    return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
+
+
+def gain_kept(with_: pd.Series, without: pd.Series, baseline: float) -> pd.Series:
+    """What part of the gain over a baseline is kept without something, seed by seed: (without − b)/(with − b).
+
+    NaN where there is no gain to keep. Series of one number a seed, indexed by it.
+    """
+    gain = with_ - baseline
+    return ((without - baseline) / gain).where(gain > 0)

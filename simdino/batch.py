@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simdino.config import Config, Model, nearest
 from simdino.recipes import PROFILES, recipe
-from simdino.studies import study
+from simdino.studies import settings
 from simdino.train import CHECKOUT, get_run, join_ranks, ranks
 from simdino.vit import Network
 
@@ -47,9 +47,9 @@ def needed(notebook: str | Path, profile: str) -> list[Config]:
     """The configurations whose runs a notebook needs under a profile."""
     p = parameters(notebook)
     seeds = p.get("seeds") or PROFILES[nearest(profile, PROFILES, "profile")].seeds
-    settings = study(p["study"], profile, p.get("seeds")) if p.get("study") else []
+    points = settings(p["study"], profile, p.get("seeds")) if p.get("study") else []
     pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
-    pairs += [(setting.recipe, seed) for setting in settings for seed in setting.seeds]
+    pairs += [(point.recipe, seed) for point in points for seed in point.seeds]
     return list({config.run_name: config for config in (recipe(name, profile, seed) for name, seed in pairs)}.values())
 
 

@@ -22,14 +22,14 @@ class Setting(NamedTuple):
     seeds: tuple[int, ...]
 
 
-def study(name: str, profile: str = "cpu", seeds: Sequence[int] | None = None) -> list[Setting]:
+def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = None) -> list[Setting]:
     """The settings of a study under a profile, each with its seeds (None) or with those that are given.
 
     ValueError: an unknown study or profile, with the nearest right one.
     """
     nearest(profile, PROFILES, "profile")
-    settings = STUDIES[nearest(name, STUDIES, "study")](profile)
-    return [s._replace(seeds=tuple(seeds or s.seeds)) for s in settings]
+    found = STUDIES[nearest(study, STUDIES, "study")](profile)
+    return [s._replace(seeds=tuple(seeds or s.seeds)) for s in found]
 
 
 def _setting(method: str, profile: str, at: dict, changes: dict, seeds: Sequence[int]) -> Setting:
@@ -76,7 +76,7 @@ def _robustness(profile: str) -> list[Setting]:
     Version 2 has fewer factors. Neighbours have one seed on a CPU, recipes those of the profile. smoke: of each factor
     the largest multiple, and the ConvNet.
     """
-    settings, smoke, all_seeds = [], profile == "smoke", PROFILES[profile].seeds
+    found, smoke, all_seeds = [], profile == "smoke", PROFILES[profile].seeds
     seeds = all_seeds if profile.startswith("gpu") else all_seeds[:1]
     for method in METHODS:
         config, first, own = recipe(method, profile), not method.endswith("v2"), _OWN[method.removesuffix("v2")]
@@ -92,8 +92,8 @@ def _robustness(profile: str) -> list[Setting]:
         points += [({lr: k, loss: j}, changes[lr][k] | changes[loss][j]) for k, j in pairs]
         names = [name for name in _ARCHITECTURES if first and (not smoke or name == "ConvNet")]
         points += [({"architecture": name}, _ARCHITECTURES[name](config)) for name in names]
-        settings += [_setting(method, profile, at, change, seeds if at else all_seeds) for at, change in points]
-    return settings
+        found += [_setting(method, profile, at, change, seeds if at else all_seeds) for at, change in points]
+    return found
 
 
 def _scaled(config: Config, fields: Sequence[str], multiple: float) -> dict[str, object]:
@@ -127,13 +127,13 @@ def _self_distillation(profile: str) -> list[Setting]:
 
     smoke: without one only.
     """
-    settings, seeds = [], PROFILES[profile].seeds
+    found, seeds = [], PROFILES[profile].seeds
     for method in METHODS:
-        settings.append(_setting(method, profile, {}, {}, seeds))
+        found.append(_setting(method, profile, {}, {}, seeds))
         for name, changes in _TEACHERS.items():
             if name == 0.0 or not (method.endswith("v2") or profile == "smoke"):
-                settings.append(_setting(method, profile, {"teacher": name}, changes, seeds))
-    return settings
+                found.append(_setting(method, profile, {"teacher": name}, changes, seeds))
+    return found
 
 
 STUDIES: dict[str, Callable[[str], list[Setting]]] = {

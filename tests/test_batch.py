@@ -8,7 +8,7 @@ from simdino import batch
 from simdino.batch import core_seconds, jobs, main, named, needed, parameters, table
 from simdino.recipes import PROFILES, recipe
 from simdino.runs import Run
-from simdino.studies import STUDIES, study
+from simdino.studies import STUDIES, settings
 
 TINY = "optim.steps=100,optim.batch_size=8,model.dim=24,model.hidden=16,record.snapshots=1"  # 2 steps in smoke
 
@@ -26,7 +26,7 @@ def test_a_notebook_says_what_it_needs_in_its_parameters_cell(write):
     path = write("b", 'profile = "cpu"\nseeds = [3]\nrecipes = ["simdino", "simdino"]\nstudy = "self_distillation"')
     configs = needed(path, "cpu")
     assert {c.seed for c in configs} == {3}
-    assert [c.recipe for c in configs] == ["simdino", *(s.recipe for s in study("self_distillation"))]
+    assert [c.recipe for c in configs] == ["simdino", *(s.recipe for s in settings("self_distillation"))]
     assert needed(write("c", 'profile = "cpu"\nseeds = [0]'), "cpu") == []
 
 
@@ -43,7 +43,7 @@ def test_a_notebook_without_one_parameters_cell_is_named(tmp_path):
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu"])
 def test_each_run_is_in_one_job_and_jobs_are_short(profile, monkeypatch):
     monkeypatch.setattr(batch, "core_seconds", lambda config: config.optim.steps * config.optim.batch_size / 2000)
-    configs = [recipe(s.recipe, profile, seed) for name in STUDIES for s in study(name, profile) for seed in s.seeds]
+    configs = [recipe(s.recipe, profile, seed) for name in STUDIES for s in settings(name, profile) for seed in s.seeds]
     groups = jobs(configs + configs[:9])
     assert sorted(c.run_name for group in groups for c in group) == sorted({c.run_name for c in configs})
     assert jobs(configs) == groups
@@ -67,7 +67,7 @@ def test_the_expected_cost_follows_the_size():
 
 
 def test_a_run_is_found_by_its_name():
-    for s in study("robustness", "gpu"):
+    for s in settings("robustness", "gpu"):
         config = recipe(s.recipe, "gpu", 2)
         assert named(config.run_name, "gpu") == config
     with pytest.raises(ValueError, match="of another version or profile: here it is simdino-s0-"):
