@@ -125,20 +125,22 @@ def plot_teacher_spectra(runs, ax=None, *, floor=1e-9):
         part = runs[runs["multiple"].isna()] if teacher is None else runs[runs["multiple"] == teacher]
         if len(part):
             mean = np.mean(np.stack(part["spectrum"]), 0)
-            label = {None: "recipe"}.get(teacher, teacher if isinstance(teacher, str) else f"momentum {teacher:g}")
+            label = f"momentum {teacher:g}" if isinstance(teacher, float) else teacher or "recipe"
             ax.plot(range(1, len(mean) + 1), np.where(mean > floor, mean, np.nan), color=color, label=label)
     ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
+    ax.legend(fontsize=8)
     return ax
 
 
-def plot_with_and_without(pairs, ax=None, *, labels=("with", "without")):
-    """Of each method a quantity with and without something, {method: (with, without)}, series of one number a seed."""
+def plot_with_and_without(sides, quantity, ax=None):
+    """A quantity of each method's runs with and without something, {method: (with, without)} tables of runs."""
     ax = ax or plt.gca()
-    for method, sides in pairs.items():
-        color = COLORS.get(method)
-        ax.plot([0, 1], [side.mean() for side in sides], "o-", color=color, label=method, markersize=7)
-        for x, side in enumerate(sides):
-            ax.plot(np.full(len(side), x + 0.03 - 0.06 * (x == 0)), side, ".", color=color, alpha=0.6)
-    ax.set_xticks([0, 1], labels)
+    for method, both in sides.items():
+        ax.plot(
+            [0, 1], [side[quantity].mean() for side in both], "o-", color=COLORS.get(method), label=method, markersize=7
+        )
+        for x, side in enumerate(both):
+            ax.plot([x] * len(side), side[quantity], ".", color=color, alpha=0.6)
+    ax.set_xticks([0, 1], ["with", "without"])
     ax.set_xlim(-0.3, 1.3)
     return ax
