@@ -136,9 +136,8 @@ def plot_with_and_without(sides, quantity, ax=None):
     """A quantity of each method's runs with and without something, {method: (with, without)} tables of runs."""
     ax = ax or plt.gca()
     for method, both in sides.items():
-        ax.plot(
-            [0, 1], [side[quantity].mean() for side in both], "o-", color=COLORS.get(method), label=method, markersize=7
-        )
+        means, color = [side[quantity].mean() for side in both], COLORS.get(method)
+        ax.plot([0, 1], means, "o-", color=color, label=method, markersize=7)
         for x, side in enumerate(both):
             ax.plot([x] * len(side), side[quantity], ".", color=color, alpha=0.6)
     ax.set_xticks([0, 1], ["with", "without"])

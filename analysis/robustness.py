@@ -136,9 +136,10 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
 
 
-def with_and_without(
-    runs: pd.DataFrame, factor: str, value: float | str
-) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+Sides = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # method -> runs with something and without it
+
+
+def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sides:
     """Of each method in a table of `labelled` the runs of its recipe and those with one factor changed, by seed."""
     changed = (runs["factor"] == factor) & (runs["multiple"] == value)
     both = {}
