@@ -36,6 +36,7 @@ rule gallery:
         "analysis/claims.py",
     output:
         f"{FIGURES}/README.md",
+        f"{FIGURES}/claims.png",
     params:
         figures=FIGURES,
     localrule: True
