@@ -70,12 +70,12 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
     return table.assign_attrs(run=run.name, recipe=run.config["recipe"], seed=run.config["seed"], eps=eps, n=n, d=d)
 
 
-def diagnose_all(runs: Iterable[Run]) -> xr.Dataset:
+def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> xr.Dataset:
     """`diagnose` of several runs, labelled by recipe and seed; a layer that a recipe lacks is NaN.
 
     ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
     """
-    tables = [diagnose(run) for run in _one_configuration_each(runs)]
+    tables = [diagnose(run, last=last) for run in _one_configuration_each(runs)]
     recipes = list(dict.fromkeys(t.attrs["recipe"] for t in tables))
     rows = [[t for t in tables if t.attrs["recipe"] == recipe] for recipe in recipes]
     return _stack([_stack(row, "seed", [t.attrs["seed"] for t in row]) for row in rows], "recipe", recipes)

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 
-from analysis.plots import COLORS
+from analysis.plots import COLORS, THEORY
 
 # k-NN accuracy as a share of the method's best: the brightest class is "within 5 % of it".
 LEVELS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -93,6 +93,26 @@ def plot_shares(shares, ax=None):
     return ax
 
 
+def plot_profiles(table, ax=None, *, drop=0.05):
+    """How k-NN accuracy falls over a method's settings, best first, as a share of the best: `robustness.neighbourhood`.
+
+    Of the settings that change one factor; dashed: `drop` below the best.
+    """
+    ax = ax or plt.gca()
+    for method, part in table[table["factor"].fillna("") != ""].groupby("method", sort=False):
+        fall = np.sort(part["relative"])[::-1]
+        ax.step(
+            np.arange(len(fall) + 1) / len(fall),
+            [*fall, fall[-1]],
+            where="post",
+            color=COLORS.get(method),
+            label=method,
+        )
+    ax.axhline(1 - drop, **THEORY, linewidth=1)
+    ax.set(xlabel="share of the settings, best first", ylabel="k-NN accuracy / the method's best", xlim=(0, 1))
+    return ax
+
+
 TEACHERS = ("full gradient", 0.0, 0.5, 0.9, 0.99, 0.999, "frozen")
 
 
@@ -112,7 +132,7 @@ def plot_teachers(runs, quantity, ax=None, *, logy=False):
         means = changed[quantity].groupby(x).mean()
         ax.plot(means.index, means, "o-", color=color, label=method, markersize=6)
     ax.set_xticks(range(len(TEACHERS)), [t if isinstance(t, str) else f"{t:g}" for t in TEACHERS])
-    ax.set_xlabel("teacher: momentum, or none at all, or frozen")
+    ax.set(xlabel="teacher: its momentum, or none at all, or frozen", xlim=(-0.6, len(TEACHERS) - 0.4))
     ax.set_yscale("log" if logy else "linear")
     return ax
 

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from analysis.diagnose import EPS, diagnose
+from analysis.probes import logistic_regression
 from simdino.runs import Run
 
 SPREAD, RANK = 0.05, 2.0  # below either the features have collapsed
@@ -116,23 +117,18 @@ def _label(at: dict[str, float | str]) -> str:
 
 
 def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool = False) -> pd.Series:
-    """Accuracy of a linear probe on the backbone's features, a row a run, indexed by recipe and seed.
+    """Accuracy of `probes.logistic_regression` on the backbone's features, a row a run, indexed by recipe and seed.
 
-    Multinomial logistic regression (penalty ½‖W‖² with C = 0.1) on the recorded training images, standardised; accuracy
-    on the recorded held-out ones. Of the network that is evaluated, at the end of training or at its start (first).
+    Of the network that is evaluated, at the end of training or at its start (first): fitted to the recorded training
+    images, right for that share of the recorded held-out ones.
     """
-    from sklearn.linear_model import LogisticRegression  # needs the extra "train"
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
         snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
         branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
-        train, test = (snapshot[f"{branch}/backbone/{part}"].numpy() for part in ("bank", "test"))
-        linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        linear.fit(train, probe["bank_labels"].numpy())
-        rows[run.config["recipe"], run.config["seed"]] = linear.score(test, probe["test_labels"].numpy())
+        train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
+        result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"])
+        rows[run.config["recipe"], run.config["seed"]] = result.accuracy.item()
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
 
 
