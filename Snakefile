@@ -1,77 +1,77 @@
 """The batch reproduction, recipe → run → executed notebook → figure and claims → gallery; `make figures` calls it.
 
-A notebook's parameters cell is the only place that says what it needs: `recipes` (absent: no runs) and `seeds`
-(None: those of the profile). A job's output goes to its log, which is shown if it fails.
+A notebook's parameters cell is the only place that says what it needs (`simdino.batch`). Short runs share a process,
+in which each is trained only if it is not there yet. A job's output goes to its log, which is shown if it fails.
 """
 
-import ast
 import sys
 from pathlib import Path
 
-import papermill
+import torch
 
+from simdino.batch import core_seconds, jobs, needed
 from simdino.config import nearest
-from simdino.recipes import PROFILES, recipe
+from simdino.recipes import PROFILES
+from simdino.runs import TRAINING
 
+torch.set_num_threads(1)  # to plan is no work
 PYTHON = sys.executable
 PROFILE = nearest(config.get("profile", "cpu"), PROFILES, "profile")
+GPUS = int(config.get("gpus", 1)) if PROFILE.startswith("gpu") else 0  # for each run
 FIGURES = "figures" if PROFILE == "cpu" else f"figures/{PROFILE}"
 BUILD = f"build/{PROFILE}"
-SOURCES = {package: sorted(map(str, Path(package).glob("*.py"))) for package in ("simdino", "analysis")}
+RUNS = {path.stem: needed(path, PROFILE) for path in sorted(Path("notebooks").glob("*.ipynb"))}
+SOURCES = [str(path) for folder in ("simdino", "analysis") for path in sorted(Path(folder).rglob("*.py"))]
 
 
-def declared(notebook, name):
-    """The value of a parameter that a notebook declares; None without it."""
-    parameter = papermill.inspect_notebook(str(notebook)).get(name)
-    return ast.literal_eval(parameter["default"]) if parameter else None
+def done(configs):
+    """The files that runs end with."""
+    return [f"runs/{config.run_name}/DONE" for config in configs]
 
-
-def runs(notebook):
-    """The runs that a notebook needs: run name -> (recipe, seed)."""
-    seeds = declared(notebook, "seeds") or PROFILES[PROFILE].seeds
-    wanted = [(name, seed) for name in declared(notebook, "recipes") or [] for seed in seeds]
-    return {recipe(name, profile=PROFILE, seed=seed).run_name: (name, seed) for name, seed in wanted}
-
-
-NOTEBOOKS = {path.stem: runs(path) for path in sorted(Path("notebooks").glob("*.ipynb"))}
-RUNS = {run: what for needed in NOTEBOOKS.values() for run, what in needed.items()}
 
 rule gallery:
     input:
-        expand(f"{BUILD}/{{notebook}}.ipynb", notebook=NOTEBOOKS),  # so that committed figures alone do not count as made
-        expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=NOTEBOOKS, kind=["png", "json"]),
+        expand(f"{BUILD}/{{notebook}}.ipynb", notebook=RUNS),  # so that committed figures alone do not count as made
+        expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=RUNS, kind=["png", "json"]),
         "analysis/claims.py",
     output:
         f"{FIGURES}/README.md",
+        f"{FIGURES}/claims.png",
     params:
         figures=FIGURES,
+    localrule: True
     shell:
         "{PYTHON} -m analysis.claims {params.figures}"
 
 
-rule run:
-    input:
-        SOURCES["simdino"],
-    output:
-        "runs/{run}/DONE",
-    wildcard_constraints:
-        run="|".join(RUNS) or "none",
-    log:
-        f"{BUILD}/logs/{{run}}.log",
-    params:
-        profile=PROFILE,
-        recipe=lambda wildcards: RUNS[wildcards.run][0],
-        seed=lambda wildcards: RUNS[wildcards.run][1],
-    shell:
-        "TQDM_MININTERVAL=10 {PYTHON} -m simdino.train {params.recipe} --profile {params.profile} --seed {params.seed}"
-        " --root runs > {log} 2>&1"
+for number, group in enumerate(jobs([config for configs in RUNS.values() for config in configs])):
+
+    rule:
+        name:
+            f"train_{number}"
+        input:
+            [f"simdino/{path.name}" for path in TRAINING],
+        output:
+            done(group),
+        log:
+            f"{BUILD}/logs/train_{number}.log",
+        params:
+            profile=PROFILE,
+            launch=f"-m torch.distributed.run --standalone --nproc-per-node {GPUS}" if GPUS > 1 else "",
+        threads: 8 * max(GPUS, 1) if GPUS else 1
+        resources:
+            mem_mb=4000 if not GPUS else 32000,
+            runtime=600 if GPUS else 10 + int(sum(map(core_seconds, group)) / 10),  # minutes, for a core six times slower
+            gpu=GPUS,
+        shell:
+            "TQDM_MININTERVAL=10 {PYTHON} {params.launch} -m simdino.batch {output:q} --profile {params.profile}"
+            " > {log} 2>&1"
 
 
 rule notebook:
     input:
-        lambda wildcards: expand("runs/{run}/DONE", run=NOTEBOOKS[wildcards.notebook]),
-        SOURCES["simdino"],
-        SOURCES["analysis"],
+        lambda wildcards: done(RUNS[wildcards.notebook]),
+        SOURCES,
         "analysis/style.mplstyle",
         notebook="notebooks/{notebook}.ipynb",
     output:
@@ -83,6 +83,11 @@ rule notebook:
     params:
         profile=PROFILE,
         figures=FIGURES,
+    group:
+        "notebooks"
+    resources:
+        mem_mb=4000,
+        runtime=60,
     retries: 1  # kernels started at the same moment may race for a port
     shell:
         "{PYTHON} -m papermill {input.notebook} {output[0]} --cwd . --no-progress-bar"

@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from simdino.runs import Run, environment, write_json, write_text
+from simdino.runs import Run, environment, read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).parents[1]
-PROFILES = ("smoke", "cpu")  # the keys of simdino.config.PROFILES
+PROFILES = ("smoke", "cpu", "gpu", "gpu-tiny", "gpu-folder")  # the keys of simdino.recipes.PROFILES
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _STARTED = time.perf_counter()  # a notebook imports this module in its first cell
 
@@ -110,8 +110,8 @@ def publish(
     by hand does not overwrite the published figures.
 
     The JSON says what made them: profile, seeds, hardware, threads, versions, commit, minutes since the notebook
-    began; and of the runs that they are about, the commits, sources and hardware that trained these. Each file is
-    written whole or not at all. `name` is the notebook's, without its suffix.
+    began; and of the runs that they are about their number, the minutes that they took, and the commits, sources and
+    hardware that trained them. Each file is written whole or not at all. `name` is the notebook's, without its suffix.
 
     Raises AssertionError naming the theorems that do not hold, after writing both files; ValueError if there
     are no claims or two have the same id.
@@ -129,6 +129,8 @@ def publish(
     made = {"profile": profile, "seeds": list(seeds), **where, "minutes": (time.perf_counter() - _STARTED) / 60}
     if runs:
         made["runs"] = {key: sorted({run.environment[key] for run in runs}) for key in ("commit", "source", "hardware")}
+        seconds = [read_json(run.path / "DONE")["seconds"] for run in runs if run.done]
+        made["runs"] |= {"count": len(runs), "minutes": sum(seconds) / 60}
     made["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(png.with_suffix(".json"), {"name": name, "notebook": notebook, **made, "claims": _finite(claims)})
 
@@ -143,6 +145,8 @@ def publish(
 def gallery(figures_dir: str | Path) -> Path:
     """Write README.md of a folder of published figures: each with its claims, failing ones marked, and what made it.
 
+    Above them claims.png, all of them at a glance. Needs matplotlib.
+
     Raises ValueError if the folder has no published figure, or a claims file or picture is damaged or missing.
     """
     folder = Path(figures_dir)
@@ -151,7 +155,9 @@ def gallery(figures_dir: str | Path) -> Path:
         raise ValueError(f"{folder} holds no published figures")
     claims = [(record["name"], c) for record in records for c in record["claims"]]
     failing = [f"- [{name}](#{name}): {_cell(c['statement'])} ({c['kind']})" for name, c in claims if not c["holds"]]
+    _draw(records, folder / "claims.png")
     lines = ["<!-- written by `python -m analysis.claims`; edit the notebooks instead -->", "# Figures", ""]
+    lines += ["![all claims, a row a notebook](claims.png)", ""]
     lines += [f"{len(claims) - len(failing)} of {len(claims)} claims hold."]
     if any(record["profile"] != "cpu" for record in records):
         lines += ["", "A rehearsal of the pipeline: a few steps and small sizes, at which observations need not hold."]
@@ -164,6 +170,28 @@ def gallery(figures_dir: str | Path) -> Path:
     return folder / "README.md"
 
 
+def _draw(records: list[dict], png: Path) -> None:
+    """Draw all claims of a gallery in one picture."""
+    from matplotlib import pyplot as plt  # an extra, which claims do not need
+
+    from analysis import plots, plots_claims
+
+    plots.use_style()
+    fig, ax = plt.subplots(figsize=(9, 1 + 0.32 * len(records)))
+    plots_claims.plot_board([record | {"title": _title(record)} for record in records], ax)
+    fig.savefig(png.with_suffix(".tmp"), format="png", dpi=200)
+    os.replace(png.with_suffix(".tmp"), png)
+    plt.close(fig)
+
+
+def _title(record: dict) -> str:
+    """The heading of a figure's notebook, or its name without one."""
+    path = REPOSITORY / record["notebook"]
+    cells = json.loads(path.read_text())["cells"] if path.is_file() else []
+    lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
+    return next((line[2:].strip() for line in lines if line.startswith("# ")), record["name"])
+
+
 def _section(record: dict, folder: Path) -> list[str]:
     """One figure of the gallery, in Markdown."""
     link = Path(os.path.relpath(REPOSITORY / record["notebook"], folder.resolve())).as_posix()
@@ -173,11 +201,11 @@ def _section(record: dict, folder: Path) -> list[str]:
     made = [f"profile {record['profile']}", *drawn, record["hardware"], threads, f"torch {record['versions']['torch']}"]
     made += [f"{record['minutes']:.1f} minutes in the notebook", f"commit {record['commit']}"]
     if "runs" in record:
-        made += [
-            f"runs trained on {', '.join(record['runs']['hardware'])}, commit {', '.join(record['runs']['commit'])}"
-        ]
+        r = record["runs"]
+        many = f"{r['count']} runs, {r['minutes']:.1f} minutes of training" if "count" in r else "runs trained"
+        made += [f"{many} on {', '.join(r['hardware'])}, commit {', '.join(r['commit'])}"]
     made += [f"[notebook]({link})"]
-    lines = [f"## {record['name']}", "", f"![{record['name']}]({record['name']}.png)", ""]
+    lines = [f"## {record['name']}", "", f"**{_title(record)}**", "", f"![{record['name']}]({record['name']}.png)", ""]
     lines += ["| | claim | predicted | measured | tolerance | kind |", "|---|---|---|---|---|---|"]
     for c in record["claims"]:
         cells = ["holds" if c["holds"] else "**FAILS**", c["statement"], *_shown(c).values(), c["kind"]]

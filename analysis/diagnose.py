@@ -21,8 +21,10 @@ NEIGHBOURS = 20
 EPS = 0.05**0.5  # for runs whose objective has no ε of its own: SimDINO's published one
 
 
-def diagnose(run: Run | str | Path) -> xr.Dataset:
+def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = None) -> xr.Dataset:
     """Diagnostics of a run's probe features over training, labelled by step, branch and layer.
+
+    last: of the last recorded step alone. eps: the ε of the rate; None: the objective's.
 
     All on held-out images, rows put on the unit sphere (so that layers compare), uncentred but where named so:
     eigenvalues (descending, of Γ = zᵀz/n: they sum to 1), effective_rank, effective_rank_centered,
@@ -40,14 +42,15 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")
-    probe, objective = run.probe, {"eps": EPS} | run.config["objective"]
+    probe, objective = run.probe, {"eps": EPS} | run.config["objective"] | ({} if eps is None else {"eps": eps})
     labels = probe["bank_labels"], probe["test_labels"]
-    first = run.snapshot(0)
+    steps = run.steps[-1:] if last else run.steps
+    first = run.snapshot(steps[0])
     layers = _layers(first)
     width = max(first[f"student/{layer}/test"].shape[1] for layer in layers)
     alone = not any(key.startswith("teacher/") for key in first)
-    rows, spectra = [], np.full((len(run.steps), 2, len(layers), width), np.nan)
-    for i, step in enumerate(run.steps):
+    rows, spectra = [], np.full((len(steps), 2, len(layers), width), np.nan)
+    for i, step in enumerate(steps):
         snapshot = run.snapshot(step)
         for k, layer in enumerate(layers):
             for j, branch in enumerate(("student", "teacher")):
@@ -67,12 +70,12 @@ def diagnose(run: Run | str | Path) -> xr.Dataset:
     return table.assign_attrs(run=run.name, recipe=run.config["recipe"], seed=run.config["seed"], eps=eps, n=n, d=d)
 
 
-def diagnose_all(runs: Iterable[Run]) -> xr.Dataset:
+def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> xr.Dataset:
     """`diagnose` of several runs, labelled by recipe and seed; a layer that a recipe lacks is NaN.
 
     ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
     """
-    tables = [diagnose(run) for run in _one_configuration_each(runs)]
+    tables = [diagnose(run, last=last) for run in _one_configuration_each(runs)]
     recipes = list(dict.fromkeys(t.attrs["recipe"] for t in tables))
     rows = [[t for t in tables if t.attrs["recipe"] == recipe] for recipe in recipes]
     return _stack([_stack(row, "seed", [t.attrs["seed"] for t in row]) for row in rows], "recipe", recipes)

@@ -5,10 +5,12 @@ A run is named by the hash of its resolved configuration, so two runs with one n
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -18,6 +20,12 @@ def nearest(word: str, known: Collection[str], kind: str) -> str:
         return word
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0)
     raise ValueError(f"unknown {kind} {word!r}; did you mean {close[0]!r}? Known: {', '.join(known)}")
+
+
+@functools.cache
+def _kinds(part: type) -> dict[str, object]:
+    """The types of a dataclass' fields."""
+    return get_type_hints(part)
 
 
 def stream(purpose: str, *numbers: int) -> int:
@@ -173,7 +181,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for part in (self.data, self.crops, self.model, self.objective, self.optim, self.record):
-            for name, kind in get_type_hints(type(part)).items():
+            for name, kind in _kinds(type(part)).items():
                 if get_origin(kind) is Literal:
                     nearest(getattr(part, name), get_args(kind), name)
         o, c, r = self.optim, self.crops, self.record
@@ -214,3 +222,62 @@ class Config:
     def run_name(self) -> str:
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return f"{self.recipe}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def override(config: Config, values: dict[str, object]) -> Config:
+    """The configuration with other values of fields, {"optim.lr": 0.002}; those of one part are set together."""
+    parts: dict[str, dict[str, object]] = {}
+    for name, value in values.items():
+        part, _, leaf = name.partition(".")
+        parts.setdefault(part, {})[leaf] = value
+    return replace(config, **{part: replace(getattr(config, part), **own) for part, own in parts.items()})
+
+
+def read_changes(config: Config, text: str) -> dict[str, object]:
+    """The changes of fields that a text names, "optim.lr=0.002,crops.global_scale=0.2,1", typed and in fields' order.
+
+    Commas without a field after them are those of a tuple. ValueError: a field that there is not, with the nearest
+    right one; one given twice; a value that is not of its field's type.
+    """
+    parts = {part: value for part, value in vars(config).items() if dataclasses.is_dataclass(value)}
+    kinds = {f"{part}.{k}": v for part, value in parts.items() for k, v in _kinds(type(value)).items()}
+    words: dict[str, str] = {}
+    for word in text.split(","):
+        name, equals, value = word.partition("=")
+        if not equals and not words:
+            raise ValueError(f"changes of a recipe are written <field>=<value>,..., not {text!r}")
+        if not equals:
+            name, value = (last := list(words)[-1]), f"{words.pop(last)},{word}"
+        known = [kind for kind in kinds if kind.split(".")[0] == name.split(".")[0]] or kinds
+        if nearest(name, known, "field") in words:
+            raise ValueError(f"{name} is given twice in {text!r}")
+        words[name] = value
+    return {name: _typed(name, words[name], kind) for name, kind in kinds.items() if name in words}
+
+
+def write_changes(values: dict[str, object]) -> str:
+    """The text that `read_changes` reads, each value as Python writes it."""
+    words = {k: ",".join(map(repr, v)) if isinstance(v, tuple) else str(v) for k, v in values.items()}
+    return ",".join(f"{name}={word}" for name, word in words.items())
+
+
+def _typed(name: str, text: str, kind: object) -> object:
+    """What a text says as a value of a field's type; ValueError if it is none."""
+    if get_origin(kind) is Literal:
+        return nearest(text, get_args(kind), name)
+    if get_origin(kind) is tuple:
+        words, inner = text.split(","), get_args(kind)
+        if inner[-1] is not Ellipsis and len(words) != len(inner):
+            raise ValueError(f"{name} has {len(inner)} values, not {text!r}")
+        return tuple(_typed(name, word, inner[0]) for word in words)
+    if kind is bool:
+        return nearest(text, ("True", "False"), name) == "True"
+    if kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be {'a whole' if kind is int else 'a finite'} number, not {text!r}")
+        return value
+    return text

@@ -1,5 +1,6 @@
 """Named image sets as uint8 tensors on the device. Nothing is ever downloaded, unpickled or cached."""
 
+import functools
 import gzip
 import struct
 import zlib
@@ -31,6 +32,7 @@ PAGES = {
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist",
 }
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CHECKOUT = Path(__file__).parents[1]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
@@ -58,11 +60,14 @@ def load(
     fifth file of a class, by name, is held out. `cifar10`, `cifar100`: the original binary files. `mnist`,
     `fashion_mnist`: the original idx files, packed (.gz) or not. `npz`: root is one file with the arrays `data`
     (encoded images end to end), `offsets`, `labels`, `split` (0 = train) and `names`.
+    root: from the current folder or, if there is no such path, from the checkout: runs start in any folder.
     size: side in pixels (short side resized, bicubic and antialiased, then the centre cropped); None: native size.
     lazy: a folder's images are `Files`, decoded when they are asked for, for sets that memory does not hold.
     Returns a `Dataset`: images uint8 (N, c, h, w), labels int64 (N,), all on `device`.
     Errors: ValueError (unknown name, damaged file, unequal sizes) or FileNotFoundError, naming the file.
     """
+    if root is not None and not (root := Path(root).expanduser()).exists():
+        root = CHECKOUT / root if (CHECKOUT / root).exists() else root
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, not {name!r}.")
     if name in ("digits", "photos"):
@@ -70,11 +75,11 @@ def load(
             raise ValueError(f"root must be None for {name}, which is built from an installed package.")
     elif root is None:
         raise ValueError(f"root must say where the files of {name} are{_page(name)}.")
-    elif not Path(root).expanduser().exists():
+    elif not root.exists():
         raise FileNotFoundError(f"root {root} does not exist{_page(name)}.")
     if lazy and (name != "folder" or size is None):
         raise ValueError(f"images can be decoded while training for a folder and a size only, not {name} at {size}.")
-    *arrays, classes = DATASETS[name](root if root is None else Path(root).expanduser(), size, *[True] * lazy)
+    *arrays, classes = DATASETS[name](root, size, *[True] * lazy)
     train, train_labels, test, test_labels = (a if isinstance(a, Files) else torch.as_tensor(a) for a in arrays)
     for part, labels in (("training", train_labels), ("test", test_labels)):
         if not len(labels):
@@ -114,23 +119,30 @@ def photos(root: None, size: int | None) -> tuple:
     Drawn with a fixed seed. Raw pixels (20-NN, cosine) are right for 18 in 100, centred 27, chance 6.
     """
     require("skimage", "scikit-image", "photos")
-    from PIL import Image
-
     folder = Path(find_spec("skimage").origin).parent / "data"
-    rng = np.random.default_rng(0)
-    parts: dict[bool, list] = {False: [], True: []}
     for file in PHOTOS:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"photos needs {file} inside scikit-image, where release 0.26 has it.")
+    train, test = (crops.copy() for crops in _photo_crops(folder))  # (N, 1, 32, 32)
+    names = [file.split(".")[0] for file in PHOTOS]
+    return train, np.repeat(np.arange(16), 500), test, np.repeat(np.arange(16), 100), names
+
+
+@functools.lru_cache(maxsize=1)  # a second of work, which one process would do anew for each of its runs
+def _photo_crops(folder: Path) -> list[np.ndarray]:
+    """The training and the test crops of all photographs, picture by picture, (N, 1, 32, 32) each."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    parts: dict[bool, list] = {False: [], True: []}
+    for file in PHOTOS:
         with Image.open(folder / file) as im:
             im = im.convert("L")
         im.thumbnail((640, 640), Image.Resampling.LANCZOS)  # two are far larger: bring all to one scale
         for test, count in ((False, 500), (True, 100)):
             for i in range(count):
                 parts[test].append(_photo_crop(im, 32 * (1 + i % 2), test, rng))
-    train, test = (np.stack(parts[k])[:, None] for k in (False, True))  # (N, 1, 32, 32)
-    names = [file.split(".")[0] for file in PHOTOS]
-    return train, np.repeat(np.arange(16), 500), test, np.repeat(np.arange(16), 100), names
+    return [np.stack(parts[test])[:, None] for test in (False, True)]
 
 
 def _photo_columns(width: int, test: bool) -> np.ndarray:

@@ -1,8 +1,24 @@
 """The configurations with a name, what each costs and reaches, and the profiles of the batch reproduction."""
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 
-from simdino.config import DINO, Config, Crops, Data, DINOv2, Model, Optim, Record, SimDINO, SimDINOv2, nearest
+from simdino.config import (
+    DINO,
+    Config,
+    Crops,
+    Data,
+    DINOv2,
+    Model,
+    Optim,
+    Record,
+    SimDINO,
+    SimDINOv2,
+    nearest,
+    override,
+    read_changes,
+    write_changes,
+)
 from simdino.losses import official_scaling
 
 # --- Grey 32-pixel crops of photographs, for one CPU core
@@ -149,17 +165,55 @@ class Profile:
     steps: float
     seeds: tuple[int, ...]
     record: Record | None = None  # None: as the recipe says
+    changes: dict[str, object] = field(default_factory=dict)  # fields of the recipes of photographs
 
+
+# One GPU or more, from images that the user puts (or links) at data/. Not run by us: read it as a proposal.
+_GPU: dict[str, object] = {
+    "crops.jitter": 1.0,
+    "crops.global_scale": (0.25, 1.0),
+    "model.dim": 192,
+    "model.depth": 6,
+    "model.hidden": 1024,
+    "optim.batch_size": 256,
+    "optim.lr": 1e-3,
+    "optim.weight_decay_end": 0.4,
+    "optim.ema": 0.99,
+    "optim.ema_end": 1.0,
+}
+_CIFAR10 = {"data.name": "cifar10", "data.root": "data/cifar10", "model.patch": 4, "optim.steps": 39_000}  # 200 epochs
+_LARGER = {"data.size": 64, "crops.global_size": 64, "crops.local_size": 32}
+_TINY = {"data.name": "npz", "data.root": "data/tiny_imagenet50.npz", "optim.steps": 29_100}  # 300 epochs
+_FOLDER = {"data.name": "folder", "data.root": "data/images", "optim.steps": 50_000}
+_GPU_RECORD = Record(log_every=50, checkpoint_every=2000, snapshots=9, probe=4096, bank=8192, views=512)
 
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(0.02, (0,), Record(log_every=5, snapshots=3, patches=16)),
-    "cpu": Profile(1.0, (0, 1, 2), Record(snapshots=7, probe=1024, bank=1024, views=256)),  # more than the defaults
+    "cpu": Profile(1.0, (0, 1, 2, 3, 4), Record(snapshots=7, probe=1024, bank=1024, views=256)),
+    "gpu": Profile(1.0, (0, 1, 2), _GPU_RECORD, _GPU | _CIFAR10),
+    "gpu-tiny": Profile(1.0, (0, 1, 2), _GPU_RECORD, _GPU | _LARGER | _TINY),
+    "gpu-folder": Profile(1.0, (0, 1, 2), _GPU_RECORD, _GPU | _LARGER | _FOLDER),
 }
 
 
 def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
-    """The configuration of a named recipe under a profile."""
-    config = RECIPES[nearest(name, RECIPES, "recipe")]
-    p = PROFILES[nearest(profile, PROFILES, "profile")]
+    """The configuration of a recipe under a profile, or of a variant: "simdino@optim.lr=0.002,optim.steps=400".
+
+    A variant's fields stand above the profile's, but for `optim.steps`, of which a profile takes its share. Its name
+    in full is the run's recipe, values as Python writes them and in fields' order: one change has one name.
+
+    ValueError: an unknown recipe, profile or field, with the nearest right one; a value that is not of its field's type
+    or cannot be part of a path.
+    """
+    name, at, text = name.partition("@")
+    config, p = RECIPES[nearest(name, RECIPES, "recipe")], PROFILES[nearest(profile, PROFILES, "profile")]
+    config = replace(config, record=p.record or config.record)
+    if config.data == Data():
+        config = override(config, p.changes)
+    if at:
+        config = override(config, changes := read_changes(config, text))
+        name = f"{name}@{write_changes(changes)}"
+        if not re.fullmatch(r"[\w@.,=+-]{1,200}", name, re.ASCII):
+            raise ValueError(f"{name!r} cannot name a run's directory: letters, digits and . , = + - can, 200 in all")
     steps = max(1, round(config.optim.steps * p.steps))
-    return replace(config, seed=seed, optim=replace(config.optim, steps=steps), record=p.record or config.record)
+    return replace(config, recipe=name, seed=seed, optim=replace(config.optim, steps=steps))

@@ -157,8 +157,11 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+# What a run follows from besides its configuration: not what only names configurations, which it keeps resolved.
+_NAMES = ("recipes.py", "studies.py", "batch.py")
+TRAINING = [f for f in sorted(Path(__file__).parent.glob("*.py")) if f.name not in _NAMES]
 # Of the code that this process runs: read once, since the files may be edited while it does.
-SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:16]
+SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in TRAINING)).hexdigest()[:16]
 
 
 def environment(device: str = "cpu") -> dict:

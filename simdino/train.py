@@ -253,6 +253,14 @@ def ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
 
 
+def join_ranks(device: str | None = None) -> None:
+    """Join the other processes that torchrun started, each with a GPU of its own; nothing without torchrun."""
+    if "LOCAL_RANK" in os.environ and not dist.is_initialized():
+        if on_gpu := usable(device).startswith("cuda"):
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
 def _of_first_rank(value: bool, device: str) -> bool:
     """The first rank's value, on all ranks, which wait for it."""
     flag = torch.tensor(float(value), device=device)
@@ -335,10 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
         default = recipe(known.recipe, known.profile)
         prog = f"{parser.prog} {known.recipe}"
         config = tyro.cli(tyro.conf.AvoidSubcommands[Config], default=default, args=rest, prog=prog)
-        if "LOCAL_RANK" in os.environ and not dist.is_initialized():  # started by torchrun
-            if on_gpu := usable(known.device).startswith("cuda"):
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if on_gpu else "gloo")
+        join_ranks(known.device)
         run = get_run(config, known.root, device=known.device)
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")

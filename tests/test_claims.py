@@ -7,11 +7,12 @@ import numpy as np
 import papermill
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 
-from analysis import plots
+from analysis import plots, plots_claims
 from analysis.claims import PROFILES, check_parameters, claim, gallery, main, publish
-from simdino import config
+from simdino import recipes
 from simdino.runs import Run, write_json
 
 matplotlib.use("agg")
@@ -94,7 +95,7 @@ def test_check_parameters_does_not_take_other_cells_names_for_parameters():
 
 
 def test_check_parameters_refuses_an_unknown_profile_injected_or_typed():
-    assert tuple(config.PROFILES) == PROFILES
+    assert tuple(recipes.PROFILES) == PROFILES
     for executed in (["", DECLARED, '# Parameters\nprofile = "smoek"\n'], ["", 'profile = "smoek"  # comment\n']):
         with pytest.raises(ValueError, match="unknown profile 'smoek'; did you mean 'smoke'"):
             check_parameters(executed)
@@ -167,6 +168,22 @@ def test_gallery_shows_every_figure_and_marks_what_fails(tmp_path, fig, capsys):
     assert "![01_right](01_right.png)" in text
     assert "seeds 0, 1, 2 (n = 3)" in text
     assert "notebooks/01_right.ipynb)" in text
+    assert "![all claims, a row a notebook](claims.png)" in text
+    with Image.open(tmp_path / "claims.png") as image:
+        assert image.width == 1800
+
+
+def test_the_board_has_a_square_a_claim_those_that_fail_last():
+    record = {"title": "t", "claims": [{"holds": h, "kind": k} for h, k in ((False, "theorem"), (True, "observation"))]}
+    ax = plots_claims.plot_board(
+        [record, record | {"claims": [{"holds": True, "kind": "theorem"}]}], plt.figure().gca()
+    )
+    squares = [ax.collections[i] for i in range(2)]
+    assert [len(s.get_offsets()) for s in squares] == [2, 1]
+    colors = [[to_hex(c).upper() for c in s.get_facecolors()] for s in squares]
+    assert colors == [[plots_claims.OBSERVED, plots_claims.FAILS], [plots_claims.HOLDS]]
+    assert ax.get_title(loc="left") == "2 of 3 claims hold"
+    plt.close("all")
 
 
 def test_figure_of_runs_names_what_trained_them_and_not_only_what_drew_it(tmp_path, fig):
@@ -176,15 +193,22 @@ def test_figure_of_runs_names_what_trained_them_and_not_only_what_drew_it(tmp_pa
         write_json(
             run.path / "environment.json", {"commit": commit, "source": "12", "hardware": "some GPU", "cores": 1}
         )
+        write_json(run.path / "DONE", {"seconds": 30})
     one = claim("a", "s", predicted=1, measured=1)
     publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu", runs=runs)
     record = json.loads((tmp_path / "01.json").read_text())
-    assert record["runs"] == {"commit": ["abc", "def"], "source": ["12"], "hardware": ["some GPU"]}
+    assert record["runs"] == {
+        "commit": ["abc", "def"],
+        "source": ["12"],
+        "hardware": ["some GPU"],
+        "count": 3,
+        "minutes": 1.5,
+    }
     text = gallery(tmp_path).read_text()
-    assert "runs trained on some GPU, commit abc, def · [notebook]" in text
+    assert "3 runs, 1.5 minutes of training on some GPU, commit abc, def · [notebook]" in text
     assert "minutes in the notebook" in text
     publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu")
-    assert "trained" not in gallery(tmp_path).read_text()
+    assert "training" not in gallery(tmp_path).read_text()
 
 
 def test_gallery_names_what_is_missing_or_damaged(tmp_path, fig):

@@ -11,7 +11,20 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from simdino import losses
-from simdino.config import DINO, Config, Crops, DINOv2, Model, Optim, SimDINO, SimDINOv2, stream
+from simdino.config import (
+    DINO,
+    Config,
+    Crops,
+    Data,
+    DINOv2,
+    Model,
+    Optim,
+    SimDINO,
+    SimDINOv2,
+    read_changes,
+    stream,
+    write_changes,
+)
 from simdino.recipes import PROFILES, RECIPES, recipe
 
 
@@ -127,3 +140,76 @@ def test_streams_of_randomness_do_not_meet():
     seeds = [stream(purpose, seed, i) for purpose in ("crops", "order") for seed in range(9) for i in range(99)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+# --- Variants
+
+
+def test_a_variant_changes_the_named_fields_alone_and_is_named_after_them():
+    variant = recipe("simdino@optim.lr=2e-3,crops.global_scale=0.2,1,model.arch=convnet,crops.flip=False", seed=3)
+    assert variant.recipe == "simdino@crops.global_scale=0.2,1.0,crops.flip=False,model.arch=convnet,optim.lr=0.002"
+    base = recipe("simdino", seed=3)
+    changes = {
+        "recipe": variant.recipe,
+        "crops": replace(base.crops, global_scale=(0.2, 1.0), flip=False),
+        "model": replace(base.model, arch="convnet"),
+        "optim": replace(base.optim, lr=0.002),
+    }
+    assert variant == replace(base, **changes)
+    assert re.fullmatch(r"[\w@.,=+-]+-s3-[0-9a-f]{10}", variant.run_name)
+
+
+def test_one_change_has_one_name_however_it_is_written():
+    names = ["dino@optim.steps=400,optim.lr=2e-3", "dino@optim.lr=0.0020,optim.steps=400"]
+    assert len({recipe(name).run_name for name in names}) == 1
+    assert recipe(recipe(names[0]).recipe) == recipe(names[0])
+
+
+def test_every_field_can_be_varied_and_reads_back():
+    for name in ("simdino", "dino", "simdinov2", "dinov2"):
+        config = RECIPES[name]
+        for path, value, _ in leaves(config):
+            if len(path) == 2 and value is not None:  # not recipe and seed
+                changes = {".".join(path): value}
+                assert read_changes(config, write_changes(changes)) == changes
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("simdino@optim.lrr=1", "unknown field 'optim.lrr'; did you mean 'optim.lr'"),
+        ("simdino@objective.teacher_temp=1", "unknown field 'objective.teacher_temp'"),
+        ("simdino@lr=1", "unknown field 'lr'"),
+        ("simdno@optim.lr=1", "unknown recipe 'simdno'; did you mean 'simdino'"),
+        ("simdino@optim.lr=fast", "optim.lr must be a finite number, not 'fast'"),
+        ("simdino@optim.lr=nan", "optim.lr must be a finite number, not 'nan'"),
+        ("simdino@optim.steps=2.5", "optim.steps must be a whole number, not '2.5'"),
+        ("simdino@optim.teacher=studnt", "unknown optim.teacher 'studnt'; did you mean 'student'"),
+        ("simdino@crops.flip=no", "unknown crops.flip 'no'"),
+        ("simdino@crops.global_scale=0.2", "crops.global_scale has 2 values, not '0.2'"),
+        ("simdino@optim.lr=1,optim.lr=2", "optim.lr is given twice"),
+        ("simdino@", "written <field>=<value>"),
+        ("simdino@0.1,optim.lr=1", "written <field>=<value>"),
+        ("simdino@optim.lr=0", "optim.lr must be positive"),
+        ("simdino@data.name=folder,data.root=../photos", "cannot name a run's directory"),
+        ("simdino@crops.mean=" + ",".join(["0.5"] * 60), "cannot name a run's directory"),
+    ],
+)
+def test_a_variant_that_means_nothing_is_refused(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipe(name)
+
+
+def test_a_variant_stands_above_its_profile_which_takes_its_share_of_the_steps():
+    smoke = recipe("simdino@optim.steps=400,record.snapshots=1,optim.batch_size=32", "smoke")
+    assert (smoke.optim.steps, smoke.record.snapshots, smoke.optim.batch_size) == (8, 1, 32)
+    assert smoke.record == replace(PROFILES["smoke"].record, snapshots=1)
+    gpu = recipe("simdino@optim.batch_size=32", "gpu")
+    assert (gpu.optim.batch_size, gpu.data.name, gpu.model.patch) == (32, "cifar10", 4)
+
+
+def test_a_profile_moves_recipes_of_photographs_alone_to_other_images():
+    assert recipe("dino", "gpu-tiny").data == Data("npz", root="data/tiny_imagenet50.npz", size=64)
+    published = "simdino-vitb16-imagenet"
+    moved = recipe(published, "gpu")
+    assert replace(moved, record=RECIPES[published].record) == RECIPES[published]

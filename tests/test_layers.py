@@ -235,7 +235,7 @@ def test_a_real_pretrained_network_gives_the_tokens_that_were_recorded():
     with torch.no_grad():
         tokens = loaded.network.eval().backbone(x)[1]["tokens"]
     recorded = np.load(weights.with_name("reference_ort_fp32.npz"))["final_norm_tokens"]
-    assert np.abs(tokens - recorded).max() < 0.0065  # mean absolute value 1.9; the weights were rounded to fp16
+    assert np.abs(tokens - recorded).max() < 0.0061  # mean absolute value 1.9; the weights were rounded to fp16
 
 
 def test_an_oblong_image_keeps_its_grid_and_the_mode_of_the_network(network):

@@ -17,8 +17,9 @@ from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from simdino.batch import needed, parameters
 from simdino.losses import coding_rate
-from simdino.recipes import PROFILES, RECIPES
+from simdino.recipes import PROFILES
 
 ROOT = Path(__file__).parents[1]
 PATHS = [p for package in ("simdino", "analysis") for p in sorted((ROOT / package).rglob("*.py"))]
@@ -111,8 +112,8 @@ def test_the_parts_of_training_know_only_the_configuration(module):
     assert FIRST_PARTY[f"simdino.{module}"] <= allowed
 
 
-def test_only_the_command_line_may_need_train():
-    assert {m for m in MODULES if "simdino.train" in FIRST_PARTY[m]} == set()
+def test_only_command_lines_may_need_train():
+    assert {m for m in MODULES if "simdino.train" in FIRST_PARTY[m]} == {"simdino.batch"}
 
 
 def test_there_are_no_import_cycles():
@@ -196,8 +197,9 @@ def test_notebook_has_one_cell_of_literal_parameters_and_checks_them(path):
     declared = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
     assert declared.keys() >= {"profile", "seeds", "out_dir"}
     assert declared["profile"] in PROFILES
-    assert set(declared.get("recipes", [])) <= RECIPES.keys()
-    seen = papermill.inspect_notebook(str(path))  # what the Snakefile reads
+    assert declared == parameters(path)  # what the Snakefile reads
+    needed(path, "smoke")  # recipes, variants and a study that there are
+    seen = papermill.inspect_notebook(str(path))
     assert {name: ast.literal_eval(seen[name]["default"]) for name in declared} == declared
 
 

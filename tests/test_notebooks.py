@@ -60,10 +60,3 @@ def test_notebook_refuses_a_misspelt_parameter(tmp_path):
             cwd=ROOT,
             progress_bar=False,
         )
-
-
-def test_a_misspelt_profile_is_refused_with_the_nearest_name():
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--config", "profile=smok"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "unknown profile 'smok'; did you mean 'smoke'?" in result.stdout + result.stderr

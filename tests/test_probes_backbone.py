@@ -115,7 +115,7 @@ def test_a_real_network_gives_its_reference_tokens():
     with torch.no_grad():
         image, patches = load_backbone(path, config=config)(x)
     expected = torch.from_numpy(np.load(VITS / "reference_ort_fp32.npz")["final_norm_tokens"])
-    torch.testing.assert_close(image, expected[:, 0], rtol=0, atol=0.006)
+    torch.testing.assert_close(image, expected[:, 0], rtol=0, atol=0.0061)
     torch.testing.assert_close(patches.flatten(1, 2), expected[:, 1:], rtol=0, atol=0.0061)
 
 

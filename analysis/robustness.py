@@ -1,0 +1,154 @@
+"""What becomes of a method around its recipe: outcomes of many runs, collapse by one criterion, and shares with errors.
+
+A study's settings are rows (method, at, recipe, seeds): `at` says which factors were changed, by which multiple.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from analysis.diagnose import EPS, diagnose
+from analysis.probes import logistic_regression
+from simdino.runs import Run
+
+SPREAD, RANK = 0.05, 2.0  # below either the features have collapsed
+
+
+def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
+    """What each run ended with, a row a run, indexed by recipe and seed.
+
+    Of the network that is evaluated, on held-out images: knn, of the backbone's feature; knn_pixels, of raw pixels;
+    effective_rank, alignment and spectrum (d,) of the features that the loss sees; spread, their coding rate's place
+    between total collapse (0) and isotropy (1), at ε² = 0.05 for all, whatever the objective's own.
+    collapsed: spread < 0.05 or effective_rank < 2, the one criterion for every method. (Neither k-NN nor a scale-free
+    measure alone sees a collapse: rounding noise classifies like an untrained network.)
+
+    ValueError: two runs of one recipe and seed; a run without features or with a damaged file.
+    """
+    rows = []
+    for run in tqdm(list(runs), desc="diagnosing", unit="run", disable=not progress):
+        end = diagnose(run, last=True, eps=EPS).sel(branch="teacher").isel(step=0)
+        head, backbone = end.sel(layer="head"), end.sel(layer="backbone")
+        row = {"recipe": run.config["recipe"], "seed": run.config["seed"], "knn": backbone["knn"]}
+        row |= {name: head[name] for name in ("effective_rank", "spread", "alignment")}
+        row = {k: v.item() if hasattr(v, "item") else v for k, v in (row | {"knn_pixels": end["knn_pixels"]}).items()}
+        rows.append(row | {"spectrum": head["eigenvalues"].values[: end.attrs["d"]]})
+    table = pd.DataFrame(rows).set_index(["recipe", "seed"])
+    if not table.index.is_unique:
+        recipe, seed = table.index[table.index.duplicated()][0]
+        raise ValueError(f"there are two runs of {recipe} with seed {seed}")
+    return table.assign(collapsed=(table["spread"] < SPREAD) | (table["effective_rank"] < RANK))
+
+
+def labelled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a run of a study's settings: what `outcomes` says of it, after what was changed.
+
+    Columns before those of `runs`: method, at, factor and multiple (of a setting that changes one; "" and None of the
+    recipe itself, None and None of two changes), recipe, seed. ValueError: a setting without a run.
+    """
+    rows = []
+    for method, at, recipe, seeds in settings:
+        factor, multiple = {0: ("", None), 1: next(iter(at.items()), None)}.get(len(at), (None, None))
+        for seed in seeds:
+            if (recipe, seed) not in runs.index:
+                raise ValueError(f"{recipe} has no run with seed {seed}")
+            row = {"method": method, "at": at, "factor": factor, "multiple": multiple, "recipe": recipe, "seed": seed}
+            rows.append(row | runs.loc[(recipe, seed)].to_dict())
+    return pd.DataFrame(rows)
+
+
+def neighbourhood(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a setting: what was changed, as in `labelled`, and the means over its seeds of what `outcomes` says.
+
+    Besides: seeds, their number; knn_sd, NaN of one; relative, the k-NN accuracy as a share of the best of all the
+    method's settings.
+    """
+    rows = []
+    for _, own in labelled(settings, runs).groupby("recipe", sort=False):
+        same = own.iloc[0][["method", "at", "factor", "multiple", "recipe"]].to_dict()
+        means = own.drop(columns="seed").mean(numeric_only=True).to_dict()
+        rows.append(same | {"seeds": len(own)} | means | {"knn_sd": own["knn"].std()})
+    table = pd.DataFrame(rows)
+    return table.assign(relative=table["knn"] / table.groupby("method")["knn"].transform("max"))
+
+
+def share_within(table: pd.DataFrame, *, drop: float = 0.05) -> pd.DataFrame:
+    """How large a part of each method's neighbourhood works: a row a method, from `neighbourhood`.
+
+    Of the n settings that change one factor, the share whose k-NN accuracy is at most `drop` below the method's best
+    (relative), with Wilson's interval at 95 % (low, high), and the share that collapsed. The interval is that of n
+    independent draws of settings: read it as how much n settings can say.
+    """
+    rows = {}
+    for method, part in table[table["factor"].fillna("") != ""].groupby("method", sort=False):
+        within = part["relative"] >= 1 - drop
+        low, high = binomtest(int(within.sum()), len(part)).proportion_ci(method="wilson")
+        rows[method] = {"n": len(part), "within": int(within.sum()), "share": within.mean(), "low": low, "high": high}
+        rows[method]["collapsed"] = (part["collapsed"] > 0).mean()
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def share_difference(a: pd.Series, b: pd.Series) -> tuple[float, float, float]:
+    """The difference of two shares, rows of `share_within`, and its interval at 95 %: (difference, low, high).
+
+    From Wilson's intervals (l, u) of each: a − b − √((a − lₐ)² + (u_b − b)²), a − b + √((uₐ − a)² + (b − l_b)²).
+    Source: Newcombe 1998, Statistics in Medicine 17, method 10.
+    """
+    difference = a["share"] - b["share"]
+    down = ((a["share"] - a["low"]) ** 2 + (b["high"] - b["share"]) ** 2) ** 0.5
+    up = ((a["high"] - a["share"]) ** 2 + (b["share"] - b["low"]) ** 2) ** 0.5
+    return float(difference), float(difference - down), float(difference + up)
+
+
+def matched(table: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
+    """The settings that two methods share, the recipes among them: knn, effective_rank, collapsed of both."""
+    columns = ["knn", "effective_rank", "collapsed"]
+    sides = [table[table["method"] == m].dropna(subset="factor") for m in (method, rival)]
+    a, b = (side.assign(setting=[_label(at) for at in side["at"]]).set_index("setting")[columns] for side in sides)
+    return a.join(b.add_suffix(f"_{rival}"), how="inner")
+
+
+def _label(at: dict[str, float | str]) -> str:
+    """A setting in words: "γ × 2", "ConvNet"; "recipe" where nothing is changed."""
+    words = (k if isinstance(k, str) else f"{name} × {k:g}" for name, k in at.items())
+    return ", ".join(words) or "recipe"
+
+
+def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool = False) -> pd.Series:
+    """Accuracy of `probes.logistic_regression` on the backbone's features, a row a run, indexed by recipe and seed.
+
+    Of the network that is evaluated, at the end of training or at its start (first): fitted to the recorded training
+    images, right for that share of the recorded held-out ones.
+    """
+    rows = {}
+    for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
+        snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
+        branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
+        train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
+        result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"])
+        rows[run.config["recipe"], run.config["seed"]] = result.accuracy.item()
+    return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
+
+
+Sides = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # method -> runs with something and without it
+
+
+def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sides:
+    """Of each method in a table of `labelled` the runs of its recipe and those with one factor changed, by seed."""
+    changed = (runs["factor"] == factor) & (runs["multiple"] == value)
+    both = {}
+    for method in runs["method"].unique():
+        own = runs["method"] == method
+        both[method] = tuple(runs[own & which].set_index("seed") for which in (runs["factor"] == "", changed))
+    return both
+
+
+def gain_kept(sides: Sides, quantity: str, baseline: float) -> pd.DataFrame:
+    """What part of a gain over a baseline is kept without something: (without − b)/(with − b), seeds × methods.
+
+    sides: tables indexed by seed. NaN where there is no gain that could be kept.
+    """
+    gains = {name: [side[quantity] - baseline for side in both] for name, both in sides.items()}
+    return pd.DataFrame({name: (without / with_).where(with_ > 0) for name, (with_, without) in gains.items()})

@@ -1,0 +1,146 @@
+"""The runs of the batch reproduction: which a notebook needs, what they cost, and a process for several of them.
+
+    python -m simdino.batch --profile cpu            a table of what a profile trains, with the expected minutes
+    python -m simdino.batch runs/<run> ... --profile cpu     train these, one after another
+
+A notebook's parameters cell is the only place that says what it needs: `recipes` (recipes or variants), `study` (one of
+`simdino.studies`) and `seeds` (None: those of the profile, or of the study).
+"""
+
+import argparse
+import ast
+import functools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from simdino.config import Config, Model, nearest
+from simdino.recipes import PROFILES, recipe
+from simdino.studies import settings
+from simdino.train import CHECKOUT, get_run, join_ranks, ranks
+from simdino.vit import Network
+
+JOB_SECONDS = 80.0  # of training in one process: starting one costs about 4
+# Core-seconds of a step, of 1e9 operations of it, of 1e6 augmented pixels; and of a recording of 1,000 images.
+# Fitted within 30 % to 17 configurations on an otherwise quiet AMD EPYC (Zen 4), one thread.
+_STEP, _OPERATIONS, _PIXELS, _RECORDING = 0.007, 0.0045, 0.074, 0.15
+
+
+def parameters(notebook: str | Path) -> dict[str, object]:
+    """The literals that a notebook's parameters cell assigns; ValueError if it has no such cell, or more than one."""
+    try:
+        cells = json.loads(Path(notebook).read_text())["cells"]
+        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read {notebook}: {error}") from None
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook} needs one cell tagged parameters, and has {len(tagged)}")
+    assigned = [n for n in ast.parse("".join(tagged[0]["source"])).body if isinstance(n, ast.Assign)]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+
+
+def needed(notebook: str | Path, profile: str) -> list[Config]:
+    """The configurations whose runs a notebook needs under a profile."""
+    p = parameters(notebook)
+    seeds = p.get("seeds") or PROFILES[nearest(profile, PROFILES, "profile")].seeds
+    points = settings(p["study"], profile, p.get("seeds")) if p.get("study") else []
+    pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
+    pairs += [(point.recipe, seed) for point in points for seed in point.seeds]
+    return list({config.run_name: config for config in (recipe(name, profile, seed) for name, seed in pairs)}.values())
+
+
+def jobs(configs: Iterable[Config]) -> list[list[Config]]:
+    """All runs, each once, in groups for one process each: short enough that a few cores share them evenly."""
+    configs = {config.run_name: config for config in configs}
+    seconds = {name: core_seconds(config) for name, config in configs.items()}
+    limit, groups, filled = min(JOB_SECONDS, sum(seconds.values()) / 8), [], 0.0
+    for name, config in configs.items():
+        if not groups or filled + seconds[name] > limit:
+            groups.append([])
+            filled = 0.0
+        groups[-1].append(config)
+        filled += seconds[name]
+    return groups
+
+
+def core_seconds(config: Config) -> float:
+    """What a run is expected to cost on one core of a CPU, from its configuration; on a GPU, a measure of size only."""
+    c, o, r = config.crops, config.optim, config.record
+    big = _operations(config.model, c.global_size, c.global_size)
+    small = _operations(config.model, c.global_size, c.local_size) if c.local_crops else 0
+    teacher = 0 if o.teacher.startswith("student") and not config.patches else 1  # else it shares the student's pass
+    work = c.global_crops * (3 + teacher) * big + c.local_crops * 3 * small  # a backward pass costs two forward ones
+    pixels = c.global_crops * c.global_size**2 + c.local_crops * c.local_size**2
+    step = _STEP + o.batch_size * (_OPERATIONS * work / 1e9 + _PIXELS * pixels / 1e6)
+    images = r.probe * (1 + (o.teacher in ("ema", "frozen"))) + r.bank + 2 * r.views
+    return o.steps * step + (r.snapshots + 2) * _RECORDING * images / 1e3
+
+
+@functools.cache
+def _operations(model: Model, built: int, size: int) -> int:
+    """Multiplications and additions of one image's forward pass."""
+    network = Network(model, size=built, channels=1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, size, size))
+    return counter.get_total_flops()
+
+
+def table(notebooks: Sequence[Path], profile: str) -> str:
+    """What a profile trains, a row a notebook: runs, of which no row above has them, their steps, expected minutes."""
+    seen, rows = set(), []
+    for notebook in notebooks:
+        configs = needed(notebook, profile)
+        new = [config for config in configs if config.run_name not in seen]
+        seen |= {config.run_name for config in configs}
+        steps = sorted({config.optim.steps for config in configs})
+        rows.append((notebook.stem, len(configs), len(new), steps, sum(map(core_seconds, new)) / 60))
+    rows.append(("all", len(seen), len(seen), [], sum(row[-1] for row in rows)))
+    images = recipe("simdino", profile).data.name
+    cost = "core-minutes" if not profile.startswith("gpu") else "size, as core-minutes of a CPU"
+    lines = [f"Profile {profile}: {images}, seeds {', '.join(map(str, PROFILES[profile].seeds))}", ""]
+    lines += [f"| notebook | runs | new | steps | {cost} |", "|---|---|---|---|---|"]
+    lines += [f"| {n} | {a} | {b} | {', '.join(map(str, s))} | {m:.1f} |" for n, a, b, s, m in rows if a]
+    return "\n".join(lines)
+
+
+def named(run: str, profile: str) -> Config:
+    """The configuration of a run by its name; ValueError if this version gives another name to what it says."""
+    match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]{10}", run)
+    if not match:
+        raise ValueError(f"{run!r} is not the name of a run, <recipe>-s<seed>-<hash>")
+    config = recipe(match[1], profile, int(match[2]))
+    if config.run_name != run:
+        raise ValueError(f"{run} is of another version or profile: here it is {config.run_name}")
+    return config
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; a mistake is one sentence and an exit status that is not 0, after the other runs."""
+    parser = argparse.ArgumentParser(prog="python -m simdino.batch", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", help="run directories, or the DONE in them; none: print the table")
+    parser.add_argument("--profile", default="cpu", help=", ".join(PROFILES))
+    parser.add_argument("--notebooks", default=CHECKOUT / "notebooks", type=Path)
+    options, failed = parser.parse_args(arguments), []
+    try:
+        if not options.runs:
+            print(table(sorted(options.notebooks.glob("*.ipynb")), options.profile))
+        paths = [path.parent if path.name == "DONE" else path for path in map(Path, options.runs)]
+        wanted = [(path, named(path.name, options.profile)) for path in paths]
+        join_ranks()
+    except ValueError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    for path, config in wanted:
+        try:
+            get_run(config, path.parent)
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+            failed.append(f"{parser.prog}: {path}: {error}\n")
+    if failed and ranks()[0] == 0:
+        parser.exit(1, "".join(failed))
+
+
+if __name__ == "__main__":
+    main()
