@@ -23,7 +23,8 @@ import torch
 from simdino.runs import Run, environment, read_json, write_json, write_text
 
 REPOSITORY = Path(__file__).parents[1]
-PROFILES = ("smoke", "cpu", "gpu", "gpu-tiny", "gpu-folder")  # the keys of simdino.recipes.PROFILES
+# The keys of simdino.recipes.PROFILES.
+PROFILES = ("smoke", "cpu", "cpu-cifar10", "cpu-cifar10-long", "gpu", "gpu-tiny", "gpu-folder")
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _STARTED = time.perf_counter()  # a notebook imports this module in its first cell
 

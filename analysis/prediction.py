@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from torch import Tensor
+from tqdm import tqdm
 
 from analysis._input import unit_rows
 from analysis.collapse import alignment, lidar, uniformity
@@ -60,26 +61,29 @@ def label_free_measures(
     return {name: float(values[name]) for name in MEASURES}
 
 
-def measure_runs(runs: Iterable[Run]) -> pd.DataFrame:
+def measure_runs(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     """A row a run: method, configuration (a hash of everything but the seed), seed, knn, and `label_free_measures`.
 
     All of the backbone at the last snapshot, of the network that is evaluated: the teacher, if there is one. method is
-    the recipe; other accuracies can be joined by the index, the run's name. ValueError: a run without snapshots.
+    the objective, as recipes and variants of it are named; other accuracies can be joined by recipe and seed.
+    ValueError: a run without snapshots.
     """
     rows = {}
-    for run in runs:
+    for run in tqdm(list(runs), desc="measuring", unit="run", disable=not progress):
         if not run.steps:
             raise ValueError(f"{run.path} has recorded no features yet")
         last, probe = run.snapshot(run.steps[-1]), run.probe
         branch = "teacher" if "teacher/backbone/test" in last else "student"
         z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
         text = json.dumps(run.config | {"seed": None}, sort_keys=True)
+        objective = run.config["objective"]
         rows[run.name] = {
-            "method": run.config["recipe"],
+            "method": "sim" * ("gamma" in objective) + "dino" + "v2" * ("patch_weight" in objective),
+            "recipe": run.config["recipe"],
             "configuration": hashlib.sha256(text.encode()).hexdigest()[:10],
             "seed": run.config["seed"],
             "knn": _knn(bank, z, (probe["bank_labels"], probe["test_labels"])),
-        } | label_free_measures(z, views, eps=run.config["objective"].get("eps", EPS))
+        } | label_free_measures(z, views, eps=EPS)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
@@ -137,6 +141,14 @@ def rank_correlations(
                 row |= {"runs": len(samples[scope][0]), "units": len(np.unique(samples[scope][3]))}
                 rows.append(row | {"expected": MEASURES.get(measure, 1)})
     return pd.DataFrame(rows)
+
+
+def in_expected_direction(found: pd.DataFrame, *, statistic: str = "spearman") -> pd.DataFrame:
+    """value, low and high of `rank_correlations` by measure and scope, positive where a measure is as expected."""
+    table = found[found["statistic"] == statistic].set_index(["measure", "scope"])
+    turned = table[["value", "low", "high"]].mul(table["expected"], axis=0)
+    turned[["low", "high"]] = np.sort(turned[["low", "high"]], axis=1)
+    return turned
 
 
 Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], float]

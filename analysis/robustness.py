@@ -120,14 +120,14 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
     """Accuracy of `probes.logistic_regression` on the backbone's features, a row a run, indexed by recipe and seed.
 
     Of the network that is evaluated, at the end of training or at its start (first): fitted to the recorded training
-    images, right for that share of the recorded held-out ones.
+    images, right for that share of the recorded held-out ones. Runs are many, so of λ three values are tried.
     """
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
         snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
         branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
         train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
-        result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"])
+        result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
         rows[run.config["recipe"], run.config["seed"]] = result.accuracy.item()
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
 

@@ -4,7 +4,7 @@
     python -m simdino.batch runs/<run> ... --profile cpu     train these, one after another
 
 A notebook's parameters cell is the only place that says what it needs: `recipes` (recipes or variants), `study` (one of
-`simdino.studies`) and `seeds` (None: those of the profile, or of the study).
+`simdino.studies`, or a list of them) and `seeds` (None: those of the profile, or of the study).
 """
 
 import argparse
@@ -47,7 +47,8 @@ def needed(notebook: str | Path, profile: str) -> list[Config]:
     """The configurations whose runs a notebook needs under a profile."""
     p = parameters(notebook)
     seeds = p.get("seeds") or PROFILES[nearest(profile, PROFILES, "profile")].seeds
-    points = settings(p["study"], profile, p.get("seeds")) if p.get("study") else []
+    studies = [p["study"]] if isinstance(p.get("study"), str) else p.get("study") or []
+    points = [point for study in studies for point in settings(study, profile, p.get("seeds"))]
     pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
     pairs += [(point.recipe, seed) for point in points for seed in point.seeds]
     return list({config.run_name: config for config in (recipe(name, profile, seed) for name, seed in pairs)}.values())

@@ -24,9 +24,19 @@ from simdino.losses import official_scaling
 # --- Grey 32-pixel crops of photographs, for one CPU core
 
 _PHOTOS = Crops(global_scale=(0.4, 1.0), jitter=0.2, blur_p=(0.1, 0.1, 0.1), solarize_p=(0.0, 0.0, 0.0))
-_SIMDINO = Config("simdino", crops=_PHOTOS, objective=SimDINO(gamma=0.01), optim=Optim(ema=0.9))
+_EPS, _OUT, _BATCH = 0.05**0.5, Model.out, Optim.batch_size  # n = d = 64
+_SIMDINO = Config(
+    "simdino",
+    crops=_PHOTOS,
+    objective=SimDINO(eps=_EPS, gamma=0.01, rate_of="student"),
+    optim=Optim(ema=0.9),
+)
 _DINO = Config(
-    "dino", crops=_PHOTOS, objective=DINO(center_momentum=0.5), model=Model(prototypes=256), optim=Optim(lr=1e-3)
+    "dino",
+    crops=_PHOTOS,
+    objective=DINO(student_temp=0.1, teacher_temp=0.04, center_momentum=0.5, centering="ema"),
+    model=Model(prototypes=256),
+    optim=Optim(lr=1e-3),
 )
 
 
@@ -42,8 +52,23 @@ def _joint(config: Config, gamma: float) -> Config:
 
 
 _STUDENT = replace(_SIMDINO.optim, teacher="student")
-_EPS, _OUT, _BATCH = SimDINO.eps, Model.out, Optim.batch_size  # n = d = 64
-_V2 = replace(_SIMDINO, model=_masked(_SIMDINO.model), objective=SimDINOv2(gamma=0.01))
+_V2 = replace(
+    _SIMDINO,
+    model=_masked(_SIMDINO.model),
+    objective=SimDINOv2(eps=_EPS, gamma=0.01, rate_of="student", patch_weight=1.0, patch_gamma=0.0),
+)
+_DINOV2 = replace(
+    _DINO,
+    model=_masked(_DINO.model),
+    objective=DINOv2(
+        student_temp=0.1,
+        teacher_temp=0.04,
+        center_momentum=0.5,
+        centering="sinkhorn",
+        patch_weight=1.0,
+        koleo_weight=0.1,
+    ),
+)
 _SEPARATE = replace(_V2, model=replace(_V2.model, patch_head="separate"))
 
 _SMALL: dict[str, Config] = {
@@ -54,7 +79,7 @@ _SMALL: dict[str, Config] = {
     "dino-no-centering": replace(_DINO, objective=replace(_DINO.objective, center_momentum=1.0)),
     "dino-no-teacher": replace(_DINO, optim=replace(_DINO.optim, teacher="student")),
     "simdinov2": _V2,
-    "dinov2": replace(_DINO, model=_masked(_DINO.model), objective=DINOv2(center_momentum=0.5)),
+    "dinov2": _DINOV2,
     # three rules for γ (theory.gamma_rules)
     "simdino-gamma-balanced": replace(_SIMDINO, objective=SimDINO(gamma=_EPS / _OUT)),
     "simdino-gamma-bounded": replace(_SIMDINO, objective=SimDINO(gamma=_EPS / _OUT * _BATCH**0.5)),
@@ -168,6 +193,17 @@ class Profile:
     changes: dict[str, object] = field(default_factory=dict)  # fields of the recipes of photographs
 
 
+# One core for a minute, or for twenty, from CIFAR-10 in one file (docs/recipes.md says what it reached).
+_MINUTE: dict[str, object] = {
+    "data.name": "npz",
+    "data.root": "data/cifar10_jpeg.npz",
+    "crops.jitter": 1.0,
+    "crops.global_scale": (0.25, 1.0),
+    "crops.blur_p": (0.0, 0.0, 0.0),
+}
+_TWENTY = {"model.dim": 128, "model.depth": 2, "model.heads": 4, "optim.batch_size": 128}
+_BANK = Record(log_every=50, snapshots=3, probe=10_000, bank=10_000, views=256)
+
 # One GPU or more, from images that the user puts (or links) at data/. Not run by us: read it as a proposal.
 _GPU: dict[str, object] = {
     "crops.jitter": 1.0,
@@ -190,6 +226,8 @@ _GPU_RECORD = Record(log_every=50, checkpoint_every=2000, snapshots=9, probe=409
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(0.02, (0,), Record(log_every=5, snapshots=3, patches=16)),
     "cpu": Profile(1.0, (0, 1, 2, 3, 4), Record(snapshots=7, probe=1024, bank=1024, views=256)),
+    "cpu-cifar10": Profile(1.75, (0, 1, 2, 3, 4), _BANK, _MINUTE),
+    "cpu-cifar10-long": Profile(5.0, (0, 1, 2), replace(_BANK, bank=50_000), _MINUTE | _TWENTY),
     "gpu": Profile(1.0, (0, 1, 2), _GPU_RECORD, _GPU | _CIFAR10),
     "gpu-tiny": Profile(1.0, (0, 1, 2), _GPU_RECORD, _GPU | _LARGER | _TINY),
     "gpu-folder": Profile(1.0, (0, 1, 2), _GPU_RECORD, _GPU | _LARGER | _FOLDER),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from analysis.prediction import MEASURES, label_free_measures, measure_runs, rank_correlations
+from analysis.prediction import MEASURES, in_expected_direction, label_free_measures, measure_runs, rank_correlations
 from analysis.rates import rate_optimality
 from analysis.spectra import alpha_req, rankme
 from simdino.runs import Run, snapshot_path, write_json, write_tensors
@@ -213,7 +213,9 @@ def test_too_few_eigenvalues_leave_alpha_open_and_short_ones_shorten_its_range()
 def write_run(path, *, recipe="simdino", seed=0, lr=1.0, branch="teacher"):
     z, bank = torch.eye(4).repeat(5, 1), torch.eye(4).repeat(6, 1)
     path.mkdir()
-    write_json(path / "config.json", {"recipe": recipe, "seed": seed, "lr": lr, "objective": {"eps": 0.5}})
+    write_json(
+        path / "config.json", {"recipe": recipe, "seed": seed, "lr": lr, "objective": {"gamma": 1.0, "eps": 0.5}}
+    )
     write_tensors(
         path / "probe.safetensors", {"bank_labels": torch.arange(24) % 4, "test_labels": torch.arange(20) % 4}
     )
@@ -234,7 +236,7 @@ def test_runs_are_measured_at_their_end(tmp_path):
     assert (found["knn"] == 1).all()
     assert (found["method"] == "simdino").all()
     z = torch.eye(4).repeat(5, 1)
-    expected = label_free_measures(z, torch.stack((z, z)), eps=0.5)
+    expected = label_free_measures(z, torch.stack((z, z)), eps=0.05**0.5)  # one resolution for all runs
     assert found.loc["a", list(MEASURES)].to_dict() == pytest.approx(expected, nan_ok=True)
 
 
@@ -242,3 +244,13 @@ def test_a_run_without_features_is_named(tmp_path):
     write_json(tmp_path / "config.json", {"recipe": "simdino", "seed": 0, "objective": {}})
     with pytest.raises(ValueError, match="has recorded no features yet"):
         measure_runs([Run.load(tmp_path)])
+
+
+def test_the_expected_direction_is_up():
+    """A measure that should be low and is gets the correlation of one that should be high and is, and its interval."""
+    x, noise = np.arange(24.0), RNG(0).normal(0, 6, 24)
+    frame = table(x, x).assign(RankMe=x + noise, alignment=-x - noise)
+    turned = in_expected_direction(rank_correlations(frame, measures=["RankMe", "alignment"]))
+    up, down = turned.loc[("RankMe", "all")], turned.loc[("alignment", "all")]
+    assert down.to_dict() == pytest.approx(up.to_dict())
+    assert 0 < up["low"] < up["value"] < up["high"] < 1

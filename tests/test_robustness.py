@@ -172,7 +172,7 @@ def test_runs_with_and_without_a_teacher_are_those_of_the_recipe_and_of_momentum
     assert list(sides) == ["simdino", "dino", "simdinov2", "dinov2"]
     for method, (with_, without) in sides.items():
         assert with_.index.tolist() == without.index.tolist() == [0, 1, 2, 3, 4]
-        assert set(with_["recipe"]) == {f"{method}@optim.steps=400,record.snapshots=1"}
+        assert set(with_["recipe"]) == {f"{method}@optim.steps=300,record.snapshots=1"}
         assert {recipe(name).optim.teacher for name in without["recipe"]} == {"student"}
 
 

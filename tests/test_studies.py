@@ -39,7 +39,7 @@ def test_rivals_have_as_many_settings_and_seeds(name, profile):
         assert sorted(counts[ours]) == sorted(counts[theirs])
 
 
-@pytest.mark.parametrize(("profile", "steps"), [("cpu", 400), ("gpu", 10_000)])
+@pytest.mark.parametrize(("profile", "steps"), [("cpu", 300), ("gpu", 10_000)])
 def test_a_setting_differs_from_its_recipe_in_the_named_factors_alone(profile, steps):
     """Lengths aside; each multiple is that of the value, of a momentum's 1/(1 − m), of a pair of areas the lower."""
     for s in settings("robustness", profile):

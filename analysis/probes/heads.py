@@ -4,7 +4,8 @@ What is swept (learning rates, regularisation) is chosen on a held-out part of t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -150,6 +151,19 @@ def _sgd(
     return weight[:-1].movedim(1, 0), weight[-1]
 
 
+@contextmanager
+def _one_thread(alone: bool) -> Iterator[None]:
+    """torch in one thread, if alone: between products of a millisecond its threads and SciPy's, which wait for work
+    at full speed, take the cores from each other, and everything is slower by a factor of 30 and more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if alone else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _lbfgs(
     x: Float[Tensor, "m d"],
     y: Int[Tensor, " m"],
@@ -193,7 +207,8 @@ def _lbfgs(
 
         first = torch.cat((v / scale, b[None])).flatten().cpu().numpy()
         options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6, "ftol": 0}
-        found = minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x
+        with _one_thread(x.numel() * classes < 1e8):
+            found = minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x
         found = torch.as_tensor(found, device=x.device).view(-1, classes)
         v, b = found[:-1] * scale, found[-1]
         w = axes @ v / size
