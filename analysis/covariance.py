@@ -18,7 +18,8 @@ def variance_hinge(x: Array | Moments, *, target: int | float = 1.0, eps: int | 
     mean_j [target − √(Var_j + eps)]₊, Var with 1/(n − 1).
 
     Range 0 (every coordinate varies enough) to target − √eps (total collapse); lower is healthier. Not invariant to
-    scale, by intention; unit rows cannot do better than target − 1/√d on average. ValueError: fewer than two rows, NaN.
+    scale, by intention; unit rows cannot do better than target − √(n/((n − 1)d) + eps).
+    ValueError: fewer than two rows, NaN.
 
     Source: Bardes, Ponce & LeCun 2022 (arXiv 2105.04906) eq. 1-2.
     """
@@ -36,7 +37,7 @@ def covariance_energy(x: Array | Moments) -> Float[Tensor, ""]:
     Source: Bardes, Ponce & LeCun 2022 (arXiv 2105.04906) eq. 3-4.
     """
     covariance = _covariance(x)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / len(covariance)
+    return (covariance - covariance.diagonal().diag()).square().sum() / len(covariance)
 
 
 def redundancy(x: Array | Moments, y: Array | None = None) -> Float[Tensor, ""]:

@@ -15,6 +15,8 @@ from analysis._input import Array, paired_views, require_unit_rows
 from analysis.frames import TILE, inner_products, squared_distances
 from analysis.spectra import renyi_entropy
 
+ROUNDING = 1e-8  # of a kernel's eigenvalues, as a share of the largest
+
 
 def infonce_bound(
     x: Array, y: Array | None = None, *, temperature: int | float, normalize: bool = False
@@ -78,7 +80,8 @@ def dime(
     orders = [torch.randperm(n, generator=generator).to(views.device) for _ in range(permutations)]
 
     def entropy(joint: Tensor) -> Tensor:
-        return renyi_entropy(torch.linalg.eigvalsh(joint / n), order=order)
+        lam = torch.linalg.eigvalsh(joint / n)
+        return renyi_entropy(torch.where(lam > ROUNDING * lam[-1].detach(), lam, 0.0), order=order)
 
     values = []
     for a, b in torch.combinations(torch.arange(len(views))).tolist():

@@ -42,7 +42,7 @@ def twonn(z: Array, *, discard: int | float = 0.1) -> IntrinsicDimension:
     if not 0 <= discard < 1:
         raise ValueError(f"discard must lie in [0, 1), got {discard}")
     distances, duplicates = _distances(z, 2)
-    log_mu, n = (distances[:, 1] / distances[:, 0]).log().sort().values, len(distances)
+    log_mu, n = _log_ratio(distances, 2, 1).sort().values, len(distances)
     kept = max(1, min(int(n * (1 - discard)), n - 1))  # the last F is 1 and has no logarithm
     log_mu = log_mu[:kept]
     tail = -torch.log1p(-torch.arange(1, kept + 1, dtype=log_mu.dtype, device=log_mu.device) / n)
@@ -65,7 +65,7 @@ def gride(z: Array, *, k: int = 1) -> IntrinsicDimension:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     distances, duplicates = _distances(z, 2 * k)
-    log_mu, n = (distances[:, 2 * k - 1] / distances[:, k - 1]).log(), len(distances)
+    log_mu, n = _log_ratio(distances, 2 * k, k), len(distances)
     total = log_mu.sum()
     low, high = (c * _ratio(n, total).detach() for c in (2 * k / (3 * k - 1), 1))  # the root lies between
 
@@ -118,12 +118,20 @@ def levina_bickel(z: Array, *, k: tuple[int, int] = (10, 20)) -> IntrinsicDimens
 def _distances(z: Array, k: int) -> tuple[Float[Tensor, "n k"], int]:
     """To the k nearest of the other different rows, and the number of rows that are copies of one before."""
     z = as_features(z).double()
+    z = z - z[:1].detach()
+    z = z - z.mean(0)  # as the distances are taken: what rounds to one row here is one
     _, group = z.detach().unique(dim=0, return_inverse=True)
     first = torch.full((int(group.max()) + 1,), len(z), device=z.device)
     first = first.scatter_reduce(0, group, torch.arange(len(z), device=z.device), "amin")
     if len(first) < k + 1:
         raise ValueError(f"z needs at least {k + 1} different rows, got {len(first)}")
     return nearest_neighbors(z[first.sort().values], k=k)[0], len(z) - len(first)
+
+
+def _log_ratio(distances: Float[Tensor, "n k"], far: int, near: int) -> Float[Tensor, " n"]:
+    """log(r_far/r_near) of each row; all 0 if none is above rounding, as in a simplex."""
+    log_mu = (distances[:, far - 1] / distances[:, near - 1]).log()
+    return torch.where(log_mu.detach().max() > ROUNDING, log_mu, 0 * log_mu)
 
 
 def _ratio(a: Tensor | int | float, b: Tensor) -> Tensor:

@@ -48,9 +48,11 @@ def neighbor_overlap(x: Array, y: Array, *, k: int) -> Float[Tensor, ""]:
 def information_imbalance(x: Array, y: Array, *, k: int = 1) -> Float[Tensor, ""]:
     """Information imbalance Δ(x → y): how far down in y's order of neighbours the nearest neighbour in x comes.
 
-    2/n · mean of the ranks in y of the k nearest neighbours in x; a rank is 1 + the number of samples that are closer.
+    2/n · mean of the ranks in y of the k nearest neighbours in x; a rank is 1 + the number of samples that are closer,
+    by more than rounding.
 
-    x `(n, d)`, y `(n, e)`, n > k, rows of the same samples. Range (k + 1)/n (x tells who is near in y) over 1 (x says
+    x `(n, d)`, y `(n, e)`, n > k, rows of the same samples. Range (k + 1)/n (x tells who is near in y; 2/n where
+    all are equally far) over 1 (x says
     nothing about y, in expectation) to 2. Not symmetric: x holds more than y where Δ(x → y) < Δ(y → x). Invariances as
     in `neighbor_overlap`. Not differentiable.
 
@@ -59,13 +61,14 @@ def information_imbalance(x: Array, y: Array, *, k: int = 1) -> Float[Tensor, ""
     x, y = _paired(x, y, k)
     n, (_, index) = len(x), nearest_neighbors(x, k=k)
     closer = torch.zeros((), dtype=torch.float64, device=y.device)
+    slack = 16 * torch.finfo(y.dtype).eps * y.square().sum(1).max()
     for rows in _rows(n):
         near = index[rows]  # (rows, k)
         r2_near = torch.stack([(y[rows] - y[near[:, j]]).square().sum(1) for j in range(k)], 1)
         for r2, start in _tiles(y, rows):
             here = torch.arange(start, start + r2.shape[1], device=y.device)
             for j in range(k):  # the neighbour is not closer than itself, whatever the rounding
-                closer += ((r2 < r2_near[:, j, None]) & (here != near[:, j, None])).sum()
+                closer += ((r2 < r2_near[:, j, None] - slack) & (here != near[:, j, None])).sum()
     return 2 / n * (1 + closer / (n * k))
 
 

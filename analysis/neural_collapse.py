@@ -30,7 +30,7 @@ def nc1(
     a d × d pseudo-inverse would invert rounding errors. The quotient weighs directions by what they hold.
 
     x: features `(n, d)` with labels `(n,)`, or `Moments` with classes. Range 0 (every sample on its class mean) to ∞
-    (+∞ if all class means are equal, total collapse included); about (d/K)·σ_W²/σ_B² per direction between.
+    (+∞ if all class means are equal, total collapse included); (r/K)·σ_W²/λ where Σ_B has r eigenvalues λ > 0.
     Invariant to rotation, translation and scale.
 
     Source: Papyan et al. 2020 (arXiv 2008.08186); the quotient, Tirer, Huang & Niles-Weed 2023 (arXiv 2210.16658).
@@ -173,7 +173,7 @@ def class_overlap(
     flat = torch.stack([moment.flatten() for moment, _, _ in parts.values()])  # (K, d²)
     products = flat @ flat.mT
     norms2 = torch.stack([((n * m).square().sum() - quartic) / (n * (n - 1)) for m, n, quartic in parts.values()])
-    resolved = norms2 > torch.finfo(norms2.dtype).eps * products.diagonal()  # (K,)
+    resolved = norms2 > torch.finfo(torch.float32).eps * products.diagonal()  # (K,): the rest is rounding
     scale = torch.where(resolved, norms2, 1.0).rsqrt() * resolved
     pairs = products * scale * scale[:, None]
     diagonal = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
@@ -228,8 +228,9 @@ def _class_means(
     _, index, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(counts) < 2:
         raise ValueError("neural collapse needs samples of at least two classes")
+    first = z[:1].detach()  # measured from a row, the means of equal rows are equal to the bit
     means = torch.zeros(len(counts), z.shape[1], dtype=z.dtype, device=z.device)
-    means = means.index_add(0, index, z) / counts[:, None]  # (K, d)
+    means = first + means.index_add(0, index, z - first) / counts[:, None]  # (K, d)
     residual = (z - means[index]) / counts[index, None].sqrt()  # (n, d)
     variances = z.new_zeros(len(counts)).index_add(0, index, residual.square().sum(1))
     return means, residual.mT @ residual / len(counts), variances

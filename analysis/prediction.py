@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
+from analysis._cache import kept
 from analysis._input import unit_rows
 from analysis.collapse import alignment, lidar, uniformity
 from analysis.diagnose import EPS, _knn
@@ -70,11 +71,6 @@ def measure_runs(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame
     """
     rows = {}
     for run in tqdm(list(runs), desc="measuring", unit="run", disable=not progress):
-        if not run.steps:
-            raise ValueError(f"{run.path} has recorded no features yet")
-        last, probe = run.snapshot(run.steps[-1]), run.probe
-        branch = "teacher" if "teacher/backbone/test" in last else "student"
-        z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
         text = json.dumps(run.config | {"seed": None}, sort_keys=True)
         objective = run.config["objective"]
         rows[run.name] = {
@@ -82,9 +78,19 @@ def measure_runs(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame
             "recipe": run.config["recipe"],
             "configuration": hashlib.sha256(text.encode()).hexdigest()[:10],
             "seed": run.config["seed"],
-            "knn": _knn(bank, z, (probe["bank_labels"], probe["test_labels"])),
-        } | label_free_measures(z, views, eps=EPS)
+        } | _at_the_end(run)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+@kept
+def _at_the_end(run: Run) -> dict[str, float]:
+    """knn and `label_free_measures` of a run's last snapshot."""
+    if not run.steps:
+        raise ValueError(f"{run.path} has recorded no features yet")
+    last, probe = run.snapshot(run.steps[-1]), run.probe
+    branch = "teacher" if "teacher/backbone/test" in last else "student"
+    z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
+    return {"knn": _knn(bank, z, (probe["bank_labels"], probe["test_labels"]))} | label_free_measures(z, views)
 
 
 def rank_correlations(

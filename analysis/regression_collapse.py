@@ -18,15 +18,19 @@ def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
 
     z: `(n, d)`, 1 ≤ targets ≤ d. Range 0 to 1; isotropic features give 1 − targets/d. The directions are those of
     centred features, the rows are not centred, as in the paper's code: features with a large mean in another direction
-    do not count as collapsed, unless center=True. ValueError: zero rows, targets out of range, NaN.
+    do not count as collapsed, unless center=True. Only directions in which rows differ count: 1 where none do.
+    ValueError: zero rows, targets out of range, NaN.
 
     Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3.
     """
     z = as_features(z, min_rows=2).double()
     if not 1 <= targets <= z.shape[1]:
         raise ValueError(f"targets must lie between 1 and d={z.shape[1]}, got {targets}")
-    centered = z - z.mean(0)
-    directions = torch.linalg.svd(centered, full_matrices=False).Vh[:targets]  # (targets, d)
+    centered = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
+    centered = centered - centered.mean(0)
+    _, s, directions = torch.linalg.svd(centered, full_matrices=False)
+    varies = s > torch.finfo(torch.float32).eps * min(z.shape) ** 0.5 * s[0]
+    directions = directions[varies][:targets]  # (targets or fewer, d)
     return _outside(unit_rows(centered if center else z), directions)
 
 
@@ -76,7 +80,8 @@ def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
     ends = torch.stack((0 * deviation[0], deviation[0], flat.nan_to_num(0).clamp(min=0).minimum(deviation[0])))
     forms = root - ends.detach()[:, None, None] * torch.eye(t, dtype=root.dtype, device=root.device)  # (3, t, t)
     norms = torch.linalg.matrix_norm(forms)  # 0 where all deviations are equal to √γ
-    cosines = (forms * gram).sum((1, 2)) / torch.where(norms > 0, norms, torch.inf) / torch.linalg.matrix_norm(gram)
+    floor = torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(root).detach()
+    cosines = (forms * gram).sum((1, 2)) / torch.where(norms > floor, norms, torch.inf) / torch.linalg.matrix_norm(gram)
     return 2 - 2 * cosines.max().clamp(max=1)
 
 

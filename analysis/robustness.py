@@ -5,10 +5,12 @@ A study's settings are rows (method, at, recipe, seeds): `at` says which factors
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from analysis._cache import kept
 from analysis.diagnose import EPS, diagnose
 from analysis.probes import logistic_regression
 from simdino.runs import Run
@@ -29,17 +31,27 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     """
     rows = []
     for run in tqdm(list(runs), desc="diagnosing", unit="run", disable=not progress):
-        end = diagnose(run, last=True, eps=EPS).sel(branch="teacher").isel(step=0)
-        head, backbone = end.sel(layer="head"), end.sel(layer="backbone")
-        row = {"recipe": run.config["recipe"], "seed": run.config["seed"], "knn": backbone["knn"]}
-        row |= {name: head[name] for name in ("effective_rank", "spread", "alignment")}
-        row = {k: v.item() if hasattr(v, "item") else v for k, v in (row | {"knn_pixels": end["knn_pixels"]}).items()}
-        rows.append(row | {"spectrum": head["eigenvalues"].values[: end.attrs["d"]]})
+        end = _outcome(run)
+        names = {"recipe": run.config["recipe"], "seed": run.config["seed"]}
+        rows.append(names | end | {"spectrum": np.array(end["spectrum"])})
     table = pd.DataFrame(rows).set_index(["recipe", "seed"])
     if not table.index.is_unique:
         recipe, seed = table.index[table.index.duplicated()][0]
         raise ValueError(f"there are two runs of {recipe} with seed {seed}")
     return table.assign(collapsed=(table["spread"] < SPREAD) | (table["effective_rank"] < RANK))
+
+
+@kept
+def _outcome(run: Run) -> dict[str, float | list[float]]:
+    """What one run ended with."""
+    end = diagnose(run, last=True, eps=EPS).sel(branch="teacher").isel(step=0)
+    head = end.sel(layer="head")
+    values = {"knn": end["knn"].sel(layer="backbone").item()}
+    values |= {name: head[name].item() for name in ("effective_rank", "spread", "alignment")}
+    return values | {
+        "knn_pixels": end["knn_pixels"].item(),
+        "spectrum": head["eigenvalues"].values[: end.attrs["d"]].tolist(),
+    }
 
 
 def labelled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
@@ -124,12 +136,17 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
     """
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
-        snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
-        branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
-        train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
-        result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
-        rows[run.config["recipe"], run.config["seed"]] = result.accuracy.item()
+        rows[run.config["recipe"], run.config["seed"]] = _linear(run, first=first)["linear"]
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
+
+
+@kept
+def _linear(run: Run, *, first: bool) -> dict[str, float]:
+    snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
+    branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
+    train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
+    result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
+    return {"linear": result.accuracy.item()}
 
 
 Sides = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # method -> runs with something and without it

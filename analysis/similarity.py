@@ -22,13 +22,15 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
 
     x `(n, d)`, y `(n, e)`, n ≥ 4. 1: equal up to rotation, scale and translation, to which it is invariant; 0 in
     expectation of HSIC for independent ones, whatever n and d (the biased estimate tends to 1 for d ≫ n). Negative
-    values occur and are returned as they are. 0 also where x or y has no variance to resolve (HSIC(x, x) ≤ 0).
+    values occur and are returned as they are. 0 also where x or y has no variance to resolve (HSIC(x, x) no more
+    than rounding, as for orthonormal rows).
 
     Source: Song et al. 2012 (unbiased HSIC); Kornblith et al. 2019 (arXiv 1905.00414); Nguyen et al. 2021.
     """
     x, y = (_centered(z) for z in _paired(x, y, min_rows=4))
     x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    resolved = (x_own > 0) & (y_own > 0)
+    floors = (ROUNDING**2 * len(z) * z.detach().square().sum(1).square().sum() for z in (x, y))
+    resolved = torch.stack([own > floor for own, floor in zip((x_own, y_own), floors, strict=True)]).all()
     norm = torch.where(resolved, x_own * y_own, 1.0).sqrt()
     return torch.where(resolved, _unbiased_hsic(x, y) / norm, 0.0)
 
@@ -79,8 +81,14 @@ def rsa(
     if compare not in ("spearman", "pearson"):
         raise ValueError(f'compare must be "spearman" or "pearson", got {compare!r}')
     both = [_distances(z, distance, name) for z, name in zip(_paired(x, y, min_rows=3), "xy", strict=True)]
-    a, b = (d - d.mean() for d in (map(_ranks, both) if compare == "spearman" else both))
-    resolved = all((d.max() - d.min() > ROUNDING * d.abs().max()) for d in both)
+    if compare == "spearman":
+        rounding = max(torch.finfo(as_features(z).dtype).eps for z in (x, y))
+        a, b = (_ranks(d, 8 * rounding) for d in both)
+    else:
+        a, b = both
+    a, b = a - a.mean(), b - b.mean()
+    least = 0.0 if distance == "euclidean" else 1.0  # 1 − cos is rounded as cos is
+    resolved = all((d.max() - d.min() > ROUNDING * d.abs().max().clamp(min=least)) for d in both)
     return (a @ b) / (a.norm() * b.norm()) if resolved else 0 * (a @ b)
 
 
@@ -144,10 +152,10 @@ def _centered(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return z - z.mean(0)
 
 
-def _leading_columns(z: Float[Tensor, "n d"], share: float) -> Float[Tensor, "n r"]:
+def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tensor, "n r"]:
     """Orthonormal basis of what the leading principal directions of centred rows span in ℝⁿ."""
     u, s, _ = torch.linalg.svd(z, full_matrices=False)
-    numerical = int((s > ROUNDING * max(z.shape) * s[0]).sum())
+    numerical = int((s > ROUNDING * min(z.shape) ** 0.5 * s[0]).sum())
     explained = s.detach().square().cumsum(0) / s.detach().square().sum().clamp_min(torch.finfo(s.dtype).tiny)
     return u[:, : min(numerical, int((explained < share * (1 - 1e-12)).sum()) + 1)]
 
@@ -164,9 +172,10 @@ def _distances(z: Float[Tensor, "n d"], distance: str, name: str) -> Float[Tenso
     return 1 - gram_cosines(unit_rows(z, name))
 
 
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From 1, ties at their mean."""
-    _, index, counts = values.detach().unique(return_inverse=True, return_counts=True)
+def _ranks(values: Float[Tensor, " n"], rounding: float) -> Float[Tensor, " n"]:
+    """From 1, ties at their mean; values that differ by no more than rounding, relative to the largest, are tied."""
+    grid = (values.detach() / (rounding * values.detach().abs().max().clamp_min(1e-300))).round()
+    _, index, counts = grid.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[index].to(values)
 
 
@@ -182,7 +191,7 @@ def _unbiased_hsic(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Te
 
 def _leading_directions(z: Float[Tensor, "n d"], rank: int | None, name: str) -> Float[Tensor, "d r"]:
     _, s, directions = torch.linalg.svd(z, full_matrices=False)
-    numerical = int((s > ROUNDING * max(z.shape) * s[0]).sum())
+    numerical = int((s > ROUNDING * min(z.shape) ** 0.5 * s[0]).sum())
     if not numerical:
         raise ValueError(f"{name} is zero and spans no subspace")
     if rank is not None and not 1 <= rank <= numerical:

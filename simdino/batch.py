@@ -71,22 +71,29 @@ def jobs(configs: Iterable[Config]) -> list[list[Config]]:
 def core_seconds(config: Config) -> float:
     """What a run is expected to cost on one core of a CPU, from its configuration; on a GPU, a measure of size only."""
     c, o, r = config.crops, config.optim, config.record
-    big = _operations(config.model, c.global_size, c.global_size)
-    small = _operations(config.model, c.global_size, c.local_size) if c.local_crops else 0
-    teacher = 0 if o.teacher.startswith("student") and not config.patches else 1  # else it shares the student's pass
-    work = c.global_crops * (3 + teacher) * big + c.local_crops * 3 * small  # a backward pass costs two forward ones
-    pixels = c.global_crops * c.global_size**2 + c.local_crops * c.local_size**2
-    step = _STEP + o.batch_size * (_OPERATIONS * work / 1e9 + _PIXELS * pixels / 1e6)
+    pixels = o.batch_size * (c.global_crops * c.global_size**2 + c.local_crops * c.local_size**2)
+    step = _STEP + _PIXELS * pixels / 1e6
     images = r.probe * (1 + (o.teacher in ("ema", "frozen"))) + r.bank + 2 * r.views
-    return o.steps * step + (r.snapshots + 2) * _RECORDING * images / 1e3
+    recordings = (r.snapshots + 2) * _RECORDING * images / 1e3
+    return o.steps * step + _OPERATIONS * operations(config) / 1e9 + recordings
+
+
+def operations(config: Config) -> float:
+    """Multiplications and additions in the networks of a run; a backward pass costs two forward ones."""
+    c, o = config.crops, config.optim
+    channels = 1 if config.data.name in ("photos", "digits", "mnist", "fashion_mnist") else 3
+    big = _forward(config.model, channels, c.global_size, c.global_size)
+    small = _forward(config.model, channels, c.global_size, c.local_size) if c.local_crops else 0
+    teacher = 0 if o.teacher.startswith("student") and not config.patches else 1  # else it shares the student's pass
+    return o.steps * o.batch_size * (c.global_crops * (3 + teacher) * big + c.local_crops * 3 * small)
 
 
 @functools.cache
-def _operations(model: Model, built: int, size: int) -> int:
+def _forward(model: Model, channels: int, built: int, size: int) -> int:
     """Multiplications and additions of one image's forward pass."""
-    network = Network(model, size=built, channels=1)
+    network = Network(model, size=built, channels=channels)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 1, size, size))
+        network(torch.zeros(1, channels, size, size))
     return counter.get_total_flops()
 
 

@@ -180,6 +180,30 @@ NOTES: dict[str, str] = {
     "dino-no-teacher": "",
     "simdinov2": "",
     "dinov2": "",
+    "simdino-gamma-balanced": "",
+    "simdino-gamma-bounded": "",
+    "simdino-gamma-official": "",
+    "simdino-joint": "",
+    "simdino-joint-2gamma": "",
+    "simdino-mean-rate-no-teacher": "",
+    "simdinov2-separate": "",
+    "simdinov2-separate-patch-rate": "",
+}
+# The published ones: operations of a run, counted; accuracy (k-NN, linear) as its authors publish it.
+_OPERATIONS = {"simdino": (1.5, 5.9, 21), "simdinov2": (1.6, 6.2, 22), "dino": (1.4, 5.4, 19), "dinov2": (1.4, 5.4, 19)}
+_ACCURACY = {
+    "simdino-vitb": "74.9, 77.3",
+    "simdino-vitl": "75.6, 77.4",
+    "simdinov2-vitb": "78.1, 79.7",
+    "simdinov2-vitl": "81.1, 82.4",
+    "dino-vitb": "72.9, 76.3",
+    "dinov2-vitb": "76.0, 77.2",
+    "dinov2-vitl": "80.8, 82.0",
+}
+NOTES |= {
+    f"{o}-vit{s}16-imagenet": f"{n}e19 operations; published: {_ACCURACY.get(f'{o}-vit{s}', 'none')} %; not run here"
+    for o, counts in _OPERATIONS.items()
+    for s, n in zip(_SIZES, counts, strict=True)
 }
 
 

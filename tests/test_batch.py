@@ -5,8 +5,8 @@ import json
 import pytest
 
 from simdino import batch
-from simdino.batch import core_seconds, jobs, main, named, needed, parameters, table
-from simdino.recipes import PROFILES, recipe
+from simdino.batch import core_seconds, jobs, main, named, needed, operations, parameters, table
+from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.runs import Run
 from simdino.studies import STUDIES, settings
 
@@ -132,3 +132,24 @@ def test_the_table_counts_a_run_once(write):
     ]
     minutes = [float(row[-1].strip(" |")) for row in rows[1:]]
     assert minutes[2] == pytest.approx(minutes[0] + minutes[1], abs=0.11)
+
+
+def test_operations_are_those_of_the_passes_that_a_step_makes():
+    """Two global views forward, backward and through the teacher, ten local ones forward and backward."""
+    config = recipe("simdino-vits16-imagenet")
+    dense = 2 * 12 * 384**2 * 12  # of a token, without attention: 12·d² weights a block
+    views = (197, 2 * 4), (37, 10 * 3)  # tokens, passes
+    attention = sum(passes * 12 * 4 * tokens**2 * 384 for tokens, passes in views)
+    expected = attention + sum(passes * tokens * dense for tokens, passes in views)
+    images = config.optim.steps * config.optim.batch_size
+    assert operations(config) / images == pytest.approx(expected, rel=0.05)  # the patch embedding and the head besides
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "vits16" in name])
+def test_the_note_of_a_published_recipe_says_its_operations(name):
+    assert operations(recipe(name)) == pytest.approx(float(NOTES[name].split()[0]), rel=0.05)
+
+
+def test_every_recipe_has_a_note():
+    assert NOTES.keys() == RECIPES.keys()
+    assert all(NOTES.values())

@@ -101,3 +101,17 @@ def test_gradient_and_errors_of_two_views():
         redundancy(Moments.of(x), y)
     with pytest.raises(ValueError, match="d >= 2"):
         redundancy(gaussian(9, 1))
+
+
+def test_one_large_coordinate_does_not_hide_the_others():
+    u = gaussian(50, 2, seed=1)
+    u = torch.linalg.qr(u - u.mean(0)).Q * 7  # of variance 1
+    z = torch.stack([1e4 * u[:, 0], u[:, 1], u[:, 1]], 1)
+    assert covariance_energy(z).item() == pytest.approx(2 / 3, rel=1e-6)
+
+
+def test_the_least_hinge_of_unit_rows():
+    n, d = 200, 2048
+    z = torch.nn.functional.normalize(gaussian(n, d, seed=1), dim=1)
+    least = 1 - math.sqrt(n / ((n - 1) * d) + 1e-4)
+    assert least <= variance_hinge(z).item() == pytest.approx(least, abs=1e-4)

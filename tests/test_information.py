@@ -159,3 +159,16 @@ def test_bad_options_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             f(views, **options)
+
+
+@pytest.mark.parametrize("order", [0, 0.1, 1])
+def test_dime_counts_no_eigenvalue_of_rounding(order):
+    """Three orthogonal directions: log 3 of either order, as far as permutations of 300 samples decorrelate them."""
+    views = torch.eye(3, dtype=torch.float64).repeat_interleave(100, 0)
+    turned = views @ torch.linalg.qr(gaussian(3, 3, seed=1)).Q
+    assert dime(turned, turned, order=order, permutations=3).item() == pytest.approx(math.log(3), abs=0.02)
+
+
+def test_dime_takes_clusters_far_apart():
+    z = (100 * gaussian(5, 2, seed=1)).repeat_interleave(20, 0) + 1e-3 * gaussian(100, 2, seed=2)
+    assert dime(z, z, bandwidth=1.0).item() == pytest.approx(math.log(5), abs=0.1)

@@ -144,3 +144,17 @@ def test_bad_options_are_named():
             levina_bickel(z, k=k)
     with pytest.raises(ValueError, match="at least 31 different rows, got 30"):
         levina_bickel(z, k=(10, 30))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_simplex_has_no_finite_dimension_in_any_rotation(dtype):
+    z = torch.linalg.qr(gaussian(30, 30, seed=1)).Q.to(dtype)
+    assert twonn(z).dimension == gride(z).dimension == levina_bickel(z).dimension == math.inf
+
+
+def test_rows_that_rounding_makes_one_are_one():
+    z = torch.tensor([[0.0], [1e-20], [1.0], [2.0], [3.5], [7.0]], dtype=torch.float64)
+    found = gride(z)
+    assert math.isfinite(found.dimension)
+    assert (found.n, found.duplicates) == (5, 1)
+    assert found.dimension.item() == pytest.approx(gride(z[1:]).dimension.item())

@@ -102,3 +102,15 @@ def test_bad_input_is_named():
     for f in (neighbor_overlap, information_imbalance):
         with pytest.raises(ValueError, match="rows of the same samples, got 10 and 9"):
             f(x, x[:9], k=2)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_equally_far_is_not_closer_in_any_rotation(seed):
+    """y has ten classes of equal rows: the rank of a neighbour of the same class is 1, of another 1 + its own class."""
+    x, y = gaussian(100, 8, seed=3), torch.eye(10, dtype=torch.float64).repeat_interleave(10, 0)
+    near = matrix(x).argmin(1)
+    same = (near // 10 == torch.arange(100) // 10).double()
+    expected = 2 / 100 * (same + (1 - same) * 10).mean()
+    assert information_imbalance(x, y).item() == pytest.approx(expected.item())
+    turned = y @ torch.linalg.qr(gaussian(10, 10, seed=seed)).Q
+    assert information_imbalance(x, turned).item() == pytest.approx(expected.item())

@@ -263,3 +263,27 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
             f(*args, **options)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_class_of_orthogonal_rows_overlaps_with_none(seed):
+    rows = torch.linalg.qr(gaussian(64, 64, seed=seed)).Q[:32]
+    other = torch.nn.functional.normalize(gaussian(200, 64, seed=seed + 50), dim=1)
+    labels = torch.tensor([0] * 32 + [1] * 200)
+    for dtype in (torch.float32, torch.float64):
+        assert class_overlap(torch.cat([rows, other]).to(dtype), labels)["worst"] == 0
+
+
+def test_equal_rows_in_classes_of_different_size_are_a_total_collapse():
+    z = torch.tensor([[0.1, 0.7, -0.3, 1 / 3]], dtype=torch.float64).repeat(9, 1)
+    labels = torch.tensor([0] * 3 + [1] * 6)
+    assert nc1(z, labels) == cdnv(z, labels) == math.inf
+    assert nc2(z, labels).item() == pytest.approx(math.sqrt(2))
+
+
+def test_nc1_is_the_share_of_variances_in_the_directions_between():
+    means, labels = gaussian(10, 100, seed=1), torch.arange(10).repeat_interleave(600)
+    centred = means - means.mean(0)
+    lam = torch.linalg.eigvalsh(centred @ centred.mT / 10)[1:]  # Σ_B has rank K − 1
+    expected = (0.01 / lam).sum().item() / 10
+    assert nc1(means[labels] + 0.1 * gaussian(6000, 100, seed=2), labels).item() == pytest.approx(expected, rel=0.05)

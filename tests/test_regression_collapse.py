@@ -115,3 +115,26 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(ValueError, match=message):
             f()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_directions_in_which_nothing_varies_do_not_count(seed):
+    turn = torch.linalg.qr(gaussian(6, 6, seed=seed)).Q
+    line = torch.zeros(20, 6, dtype=torch.float64)
+    line[:, 0], line[:, 3] = gaussian(20, 1, seed=9)[:, 0], 5
+    expected = (25 / (line[:, 0].square() + 25)).mean().item()  # what is not along the line
+    assert nrc1(line @ turn, targets=2).item() == pytest.approx(expected)
+    assert nrc1(turn[:1].repeat(6, 1), targets=1).item() == pytest.approx(1)
+
+
+def test_white_targets_leave_one_form():
+    """Σ ∝ I: the form at the other end of γ is zero but for rounding, and no candidate."""
+    w = gaussian(200, 5, seed=5)
+    w = w - w.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(w.mT @ w / 200), w.mT, upper=False).mT
+    weight = gaussian(5, 1, seed=6) @ gaussian(1, 8, seed=7) + 0.01 * gaussian(5, 8, seed=8)
+    gram = weight @ weight.mT
+    expected = 2 - 2 * (gram.trace() / (5**0.5 * torch.linalg.matrix_norm(gram))).item()
+    for seed in range(8):
+        turned = white @ torch.linalg.qr(gaussian(5, 5, seed=seed)).Q
+        assert nrc3(weight, targets=turned).item() == pytest.approx(expected, abs=1e-6)

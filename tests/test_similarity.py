@@ -257,3 +257,29 @@ def test_rows_must_correspond_and_gradients_are_right(name):
 def test_few_rows_are_refused_by_the_unbiased_estimate():
     with pytest.raises(ValueError, match="at least 4 rows"):
         debiased_cka(gaussian(3, 2), gaussian(3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_ties_are_ties_in_every_rotation(distance, dtype):
+    """Ten collapsed classes, twice: pairs have two distances, up to rounding."""
+    classes = torch.eye(10, dtype=torch.float64).repeat_interleave(10, 0)
+    x, y = ((classes @ rotation(10, seed=seed)).to(dtype) for seed in (1, 2))
+    assert rsa(x, y, distance=distance).item() == pytest.approx(1, abs=1e-12)
+    ray = torch.ones(40, 3, dtype=dtype) @ rotation(3, seed=3).to(dtype)
+    assert rsa(ray, gaussian(40, 3).to(dtype), distance=distance) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [16, 40])
+def test_cka_of_orthogonal_rows_has_no_variance_to_resolve(n, dtype):
+    x, y = (rotation(n, seed=seed).to(dtype) for seed in (1, 2))
+    assert debiased_cka(x, y) == 0
+
+
+def test_a_small_direction_of_many_samples_is_a_direction():
+    a, b, c = (gaussian(20_000, 1, seed=seed) for seed in (1, 2, 3))
+    x = torch.cat((a, b), 1)
+    large, small = (svcca(x, torch.cat((a, scale * c), 1), share=1).item() for scale in (1, 2e-3))
+    assert small == pytest.approx(large, abs=1e-9)
+    assert len(principal_angles(torch.cat((a, 2e-3 * c), 1), x, rank=2)) == 2
