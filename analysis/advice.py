@@ -23,9 +23,9 @@ def next_steps(reports: Mapping[str, Report], facts: Mapping[str, float] | None 
     """What to look at next: a sentence for each set of features that is not healthy, for few samples, and for a run.
 
     facts of a run: knn, knn_untrained and knn_pixels (accuracies on `images` images), spread and spread_halfway (where
-    the head's rate is between total collapse, 0, and isotropy, 1, at the end and half way), alignment ½E‖z − z′‖² of
-    the head; pull, if it is SimDINO: the norm of the expansion's gradient over the alignment's, at the features; and
-    patches, if its objective has them: the rest in `layers.token_shares` over all that is not common.
+    the rate of batches is between total collapse, 0, and isotropy, 1, at the end and half way), alignment ½E‖z − z′‖²
+    of the head; pull, if it is SimDINO: the norm of the expansion's gradient over the alignment's, at the features; and
+    patches, if its objective has a rate for them: the rest in `layers.token_shares` over all that is not common.
     """
     found = [f"{name}: {ADVICE[told.judgement]}" for name, told in reports.items() if told.judgement in ADVICE]
     told = min(reports.values(), key=lambda told: told.n / told.d)

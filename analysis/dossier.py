@@ -90,8 +90,8 @@ def _of_run(run: Run) -> Dossier:
     branch = "teacher" if "teacher/head/test" in last else "student"
     tables = _tables({tap: last[f"{branch}/{tap}/test"] for tap in told.taps}, told.taps, run.probe["test_labels"])
     before, facts = _preflight(run.config, log), _facts(curves, log)
-    patches = last.get(f"{branch}/backbone/patches")
-    if patches is not None and "patch_weight" in run.config["objective"]:
+    patches = last.get(f"{branch}/head/patches")  # as the loss sees them
+    if patches is not None and "patch_gamma" in run.config["objective"]:
         shares = token_shares(unit_rows(patches))
         facts["patches"] = (shares["rest"] / (1 - shares["common"]).clamp(min=1e-12)).item()
     return Dossier(run.name, told, told.taps, *tables, next_steps(told.taps, facts), facts, curves, log, before)
@@ -109,22 +109,23 @@ def _preflight(config: dict, log: pd.DataFrame) -> Preflight | None:
         gamma=objective["gamma"],
         stop_gradient=optim["teacher"] != "student-with-gradient",
         rate_of=objective.get("rate_of", "student"),
-        measured=objective["gamma"] * log["rate"].iloc[-1],
+        measured=objective["gamma"] * log["loss_rate"].iloc[-1],
     )
 
 
 def _facts(curves: xr.Dataset, log: pd.DataFrame) -> dict[str, float]:
     """The numbers that `next_steps` judges a run by."""
-    knn, spread = curves["knn"].sel(layer="backbone"), curves["spread"].sel(layer="head")
-    half = curves["step"].values <= curves["step"].values[-1] / 2
-    end = log.tail(max(len(log) // 10, 1))
+    knn, low = curves["knn"].sel(layer="backbone"), curves["rate_collapsed"].item()
+    spread = (log["rate"] - low) / (log["rate_isotropic"] - low)  # of batches, which are logged more often
+    tenth = max(len(log) // 10, 1)
+    end, middle = log.tail(tenth), slice((len(log) - tenth) // 2, (len(log) + tenth) // 2 + 1)
     facts = {
         "knn": knn[-1].item(),
         "knn_untrained": knn[0].item(),
         "knn_pixels": curves["knn_pixels"].item(),
         "images": float(curves.attrs["n"]),
-        "spread": spread[-1].item(),
-        "spread_halfway": spread[half][-1].item(),
+        "spread": spread.tail(tenth).mean().item(),
+        "spread_halfway": spread.iloc[middle].mean().item(),
         "alignment": curves["alignment"].sel(layer="head")[-1].item(),
     }
     if "gradient_rate" in log:

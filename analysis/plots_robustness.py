@@ -77,13 +77,18 @@ def _draw(ax, cells, shape):
     ax.spines[:].set_visible(False)
 
 
-def plot_shares(shares, ax=None):
-    """Of `robustness.share_within`: the share near each method's best as dot and interval, what collapsed as cross."""
+def plot_shares(shares, ax=None, *, gains=None):
+    """Of `robustness.share_within`: the share near each method's best as dot and interval, what collapsed as cross.
+
+    gains: the same by gain, as diamonds.
+    """
     ax = ax or plt.gca()
     for y, (method, row) in enumerate(shares.iterrows()):
         color = COLORS.get(method, f"C{y}")
         ax.plot([row["low"], row["high"]], [y, y], color=color)
         ax.plot(row["share"], y, "o", color=color, markersize=7)
+        if gains is not None:
+            ax.plot(gains.loc[method, "share"], y, "D", color=color, markersize=7, markerfacecolor="none")
         ax.plot(row["collapsed"], y, "x", color=color, markersize=7, markeredgewidth=2)
         ax.annotate(
             f"{row['within']:.0f} of {row['n']:.0f}", (row["share"], y), (0, 7), ha="center", fontsize=9, **_NEAR

@@ -184,7 +184,7 @@ def _interval(
     """A statistic and its confidence interval, NaN where there are too few units."""
     value, names = statistic(x, y, strata), np.unique(units)
     free = len(names) - len(np.unique(strata)) - 2
-    if math.isnan(value) or free < 1:
+    if math.isnan(value) or free < 2:
         return value, math.nan, math.nan
     sizes = np.bincount(strata)
     swap = 12 / (sizes * (sizes**2 - 1.0)).sum() if statistic is _spearman else 4 / (sizes * (sizes - 1)).sum()
@@ -194,6 +194,6 @@ def _interval(
 
     left_out = np.array([z(statistic(x[units != u], y[units != u], strata[units != u])) for u in names])
     jackknife = math.sqrt((len(names) - 1) * np.nanvar(left_out))
-    normal = math.sqrt((1 + value**2 / 2) / free) if statistic is _spearman else math.sqrt(0.437 / free)
+    normal = math.sqrt((1 + value**2 / 2) / free) if statistic is _spearman else math.sqrt(0.437 / (free - 1))
     half = stats.t.ppf((1 + level) / 2, free + 1) * max(jackknife, normal)
     return value, math.tanh(z(value) - half), math.tanh(z(value) + half)

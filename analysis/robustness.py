@@ -71,11 +71,22 @@ def labelled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def neighbourhood(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+def untrained_knn(runs: Iterable[Run]) -> float:
+    """Mean k-NN accuracy of the runs' networks before training, as `outcomes` has it after."""
+    values = [_untrained(run)["knn"] for run in runs]
+    return sum(values) / len(values)
+
+
+@kept
+def _untrained(run: Run) -> dict[str, float]:
+    return {"knn": diagnose(run).sel(branch="teacher", layer="backbone")["knn"][0].item()}
+
+
+def neighbourhood(settings: Iterable[Sequence], runs: pd.DataFrame, *, untrained: float) -> pd.DataFrame:
     """A row a setting: what was changed, as in `labelled`, and the means over its seeds of what `outcomes` says.
 
     Besides: seeds, their number; knn_sd, NaN of one; relative, the k-NN accuracy as a share of the best of all the
-    method's settings.
+    method's settings; gain, what it is above `untrained` as a share of what the method's recipe is.
     """
     rows = []
     for _, own in labelled(settings, runs).groupby("recipe", sort=False):
@@ -83,19 +94,24 @@ def neighbourhood(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFr
         means = own.drop(columns="seed").mean(numeric_only=True).to_dict()
         rows.append(same | {"seeds": len(own)} | means | {"knn_sd": own["knn"].std()})
     table = pd.DataFrame(rows)
-    return table.assign(relative=table["knn"] / table.groupby("method")["knn"].transform("max"))
+    best = table.groupby("method")["knn"].transform("max")
+    reference = table["method"].map(table[table["factor"] == ""].set_index("method")["knn"])
+    return table.assign(relative=table["knn"] / best, gain=(table["knn"] - untrained) / (reference - untrained))
 
 
-def share_within(table: pd.DataFrame, *, drop: float = 0.05) -> pd.DataFrame:
+def share_within(table: pd.DataFrame, *, of: str = "relative", least: float = 0.95) -> pd.DataFrame:
     """How large a part of each method's neighbourhood works: a row a method, from `neighbourhood`.
 
-    Of the n settings that change one factor, the share whose k-NN accuracy is at most `drop` below the method's best
-    (relative), with Wilson's interval at 95 % (low, high), and the share that collapsed. The interval is that of n
+    Of the n settings that change one factor, the share with the column `of` at `least` (relative: at most 5 % below the
+    method's best), with Wilson's interval at 95 % (low, high), and the share that collapsed. The interval is that of n
     independent draws of settings: read it as how much n settings can say.
+
+    relative is easier for a method that learns less, since the untrained network's accuracy counts, and the best of
+    many settings lies above the recipe by chance; gain has neither fault, and is noisier for a method that learns less.
     """
     rows = {}
     for method, part in table[table["factor"].fillna("") != ""].groupby("method", sort=False):
-        within = part["relative"] >= 1 - drop
+        within = part[of] >= least
         low, high = binomtest(int(within.sum()), len(part)).proportion_ci(method="wilson")
         rows[method] = {"n": len(part), "within": int(within.sum()), "share": within.mean(), "low": low, "high": high}
         rows[method]["collapsed"] = (part["collapsed"] > 0).mean()
@@ -163,9 +179,17 @@ def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sid
 
 
 def gain_kept(sides: Sides, quantity: str, baseline: float) -> pd.DataFrame:
-    """What part of a gain over a baseline is kept without something: (without − b)/(with − b), seeds × methods.
+    """What part of a gain over a baseline is kept without something: mean(without − b)/mean(with − b).
 
-    sides: tables indexed by seed. NaN where there is no gain that could be kept.
+    Seeds × methods: the jackknife's pseudo-values n·θ − (n − 1)·θ₋ᵢ, whose mean is the ratio corrected for bias and
+    whose standard error is the ratio's (of one seed, the ratio). sides: tables indexed by seed. NaN where no gain is
+    left to keep: with something the mean is not two standard errors above the baseline.
     """
-    gains = {name: [side[quantity] - baseline for side in both] for name, both in sides.items()}
-    return pd.DataFrame({name: (without / with_).where(with_ > 0) for name, (with_, without) in gains.items()})
+    kept = {}
+    for name, both in sides.items():
+        with_, without = (side[quantity] - baseline for side in both)
+        n, ratio = len(with_), without.mean() / with_.mean()
+        left_out = (without.sum() - without) / (with_.sum() - with_) if n > 1 else ratio
+        gained = with_.mean() > (2 * with_.std() / n**0.5 if n > 1 else 0)
+        kept[name] = n * ratio - (n - 1) * left_out + (0 if gained else np.nan) * with_
+    return pd.DataFrame(kept)

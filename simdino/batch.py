@@ -73,7 +73,7 @@ def core_seconds(config: Config) -> float:
     c, o, r = config.crops, config.optim, config.record
     pixels = o.batch_size * (c.global_crops * c.global_size**2 + c.local_crops * c.local_size**2)
     step = _STEP + _PIXELS * pixels / 1e6
-    images = r.probe * (1 + (o.teacher in ("ema", "frozen"))) + r.bank + 2 * r.views
+    images = r.probe * (1 + (o.teacher == "ema")) + r.bank + 2 * r.views
     recordings = (r.snapshots + 2) * _RECORDING * images / 1e3
     return o.steps * step + _OPERATIONS * operations(config) / 1e9 + recordings
 
@@ -85,7 +85,7 @@ def operations(config: Config) -> float:
     big = _forward(config.model, channels, c.global_size, c.global_size)
     small = _forward(config.model, channels, c.global_size, c.local_size) if c.local_crops else 0
     teacher = 0 if o.teacher.startswith("student") and not config.patches else 1  # else it shares the student's pass
-    return o.steps * o.batch_size * (c.global_crops * (3 + teacher) * big + c.local_crops * 3 * small)
+    return float(o.steps * o.batch_size) * (c.global_crops * (3 + teacher) * big + c.local_crops * 3 * small)
 
 
 @functools.cache

@@ -45,8 +45,8 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
 
     Test images give every tap (blocks pooled to one vector an image), the first few also their patches `(k, p, d)`, as
     the backbone gives them and, if the objective has patches, as the loss sees them; the views `(2, k, d)` the
-    backbone's and the head's, the bank the backbone's. Views and bank are seen by the network that is evaluated: the
-    teacher if there is one.
+    backbone's and the head's, the bank the backbone's. Views and bank are seen by the network that is evaluated, the
+    last of the branches: the teacher if there is one that learns.
     """
     start, taps = time.perf_counter(), {}
     for branch, network in branches.items():

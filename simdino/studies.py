@@ -33,7 +33,7 @@ def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = Non
 
 
 def _setting(method: str, profile: str, at: dict, changes: dict, seeds: Sequence[int]) -> Setting:
-    """A setting at a study's length: shorter than the recipe, and only its end recorded."""
+    """A setting at a study's length: shorter than the recipe, and only its start and end recorded."""
     length = {"optim.steps": 10_000 if profile.startswith("gpu") else 300, "record.snapshots": 1}
     name = recipe(f"{method}@{write_changes(length | changes)}", profile).recipe  # as a run is named
     return Setting(method, at, name, tuple(seeds))

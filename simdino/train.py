@@ -93,6 +93,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     elif rank == 0:
         cut_log(path / "metrics.jsonl", start)
     snapshots = snapshot_steps(o.steps, config.record.snapshots) if rank == 0 else set()
+    recorded = branches if o.teacher == "ema" else {"student": student}  # a frozen one is a target, and no result
     network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
     loader = batches(images.train, (b.chunk(world)[rank] for b in order), workers=data.workers, device=device)
@@ -102,7 +103,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     with open(path / "metrics.jsonl" if rank == 0 else os.devnull, "a") as log:
         for step, batch in zip(bar, loader, strict=True):  # (rows of this rank, c, h, w)
             if step in snapshots:
-                recording += record(path, step, config, probe, branches)
+                recording += record(path, step, config, probe, recorded)
             rate, weight_decay, momentum = schedules(o, step)
             for group in optimizer.param_groups:
                 group.update(lr=rate * group["factor"], weight_decay=weight_decay * group["decay"])
@@ -148,7 +149,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
                 save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
     if rank == 0:
-        recording += record(path, o.steps, config, probe, branches)
+        recording += record(path, o.steps, config, probe, recorded)
         seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
         write_text(path / "DONE", json.dumps(seconds) + "\n")
 

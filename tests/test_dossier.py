@@ -151,7 +151,7 @@ def test_a_run_without_an_expansion_has_no_preflight(found):
 
 def test_patches_are_a_fact_where_the_objective_has_them(runs, found):
     assert "patches" not in found["simdino"].facts
-    tokens = F.normalize(runs["simdinov2"].snapshot(12)["teacher/backbone/patches"], dim=-1)
+    tokens = F.normalize(runs["simdinov2"].snapshot(12)["teacher/head/patches"], dim=-1)
     shares = token_shares(tokens)
     expected = shares["rest"].item() / (1 - shares["common"].item())
     assert found["simdinov2"].facts["patches"] == pytest.approx(expected)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from analysis import plots_robustness
+from analysis.diagnose import diagnose
 from analysis.robustness import (
     gain_kept,
     labelled,
@@ -22,6 +23,7 @@ from analysis.robustness import (
     outcomes,
     share_difference,
     share_within,
+    untrained_knn,
     with_and_without,
 )
 from simdino.recipes import recipe
@@ -116,7 +118,7 @@ RUNS = {"a": 0.59, "a2": 0.58, "a24": 0.8, "ac": 0.76, "b": 0.5, "b2": 0.2}
 
 
 def test_settings_are_compared_with_the_best_of_their_method():
-    table = neighbourhood(POINTS, table_of(**RUNS)).set_index("recipe")
+    table = neighbourhood(POINTS, table_of(**RUNS), untrained=0.4).set_index("recipe")
     assert table["knn"].to_dict() == pytest.approx(RUNS | {"a": 0.6})  # mean of 0.59 and 0.61
     assert table.loc["a", "knn_sd"] == pytest.approx(0.02 / math.sqrt(2))
     assert math.isnan(table.loc["b", "knn_sd"])
@@ -124,13 +126,16 @@ def test_settings_are_compared_with_the_best_of_their_method():
     assert table["relative"].to_dict() == pytest.approx(
         {"a": 0.75, "a2": 0.725, "a24": 1, "ac": 0.95, "b": 1, "b2": 0.4}
     )
+    assert table["gain"].to_dict() == pytest.approx({"a": 1, "a2": 0.9, "a24": 2, "ac": 1.8, "b": 1, "b2": -2})
     assert table["factor"].fillna("two").tolist() == ["", "learning rate", "two", "architecture", "", "learning rate"]
     assert table["collapsed"].tolist() == [0, 0, 0, 0, 0, 1]
 
 
 def test_shares_are_of_the_settings_that_change_one_factor():
-    shares = share_within(neighbourhood(POINTS, table_of(**RUNS)))
+    table = neighbourhood(POINTS, table_of(**RUNS), untrained=0.4)
+    shares = share_within(table)
     assert shares[["n", "within", "share", "collapsed"]].values.tolist() == [[2, 1, 0.5, 0], [1, 0, 0, 1]]
+    assert share_within(table, of="gain", least=0.5)["share"].tolist() == [1, 0]
     assert ((shares["low"] <= shares["share"]) & (shares["share"] <= shares["high"])).all()
 
 
@@ -145,7 +150,7 @@ def test_shares_and_their_difference_have_the_intervals_of_the_literature():
 
 
 def test_matched_settings_are_those_that_both_methods_have():
-    both = matched(neighbourhood(POINTS, table_of(**RUNS)), "simdino", "dino")
+    both = matched(neighbourhood(POINTS, table_of(**RUNS), untrained=0.4), "simdino", "dino")
     assert both.index.tolist() == ["recipe", "learning rate × 2"]
     assert both["knn"].tolist() == pytest.approx([0.6, 0.58])
     assert both["knn_dino"].tolist() == pytest.approx([0.5, 0.2])
@@ -156,13 +161,27 @@ def test_a_setting_without_a_run_is_named():
         labelled(POINTS, table_of(**RUNS).drop(index=("ac", 0)))
 
 
-def test_what_is_kept_of_a_gain_seed_by_seed():
-    with_ = pd.DataFrame({"linear": [0.6, 0.5, 0.4]}, index=[0, 1, 2])
-    without = pd.DataFrame({"linear": [0.4, 0.5, 0.5]}, index=[2, 1, 0])
+def test_what_is_kept_of_a_gain_is_a_ratio_of_means():
+    with_ = pd.DataFrame({"linear": [0.6, 0.5, 0.55]}, index=[0, 1, 2])
+    without = pd.DataFrame({"linear": [0.475, 0.45, 0.5]}, index=[2, 1, 0])
     kept = gain_kept({"a": (with_, without)}, "linear", 0.4)["a"]
-    assert kept[0] == pytest.approx(0.5)
-    assert kept[1] == pytest.approx(1)
-    assert math.isnan(kept[2])  # there was no gain
+    assert kept.tolist() == pytest.approx([0.5] * 3)  # each keeps half, and so their means, without any error
+    noisy = gain_kept({"a": (with_, without.add([0.0, 0.03, 0.0], axis=0))}, "linear", 0.4)["a"]
+    # of all, and without each seed
+    ratios = [(0.225 + 0.03) / 0.45, (0.125 + 0.03) / 0.25, 0.175 / 0.35, (0.15 + 0.03) / 0.3]
+    assert noisy.tolist() == pytest.approx([3 * ratios[0] - 2 * r for r in ratios[1:]])
+
+
+def test_without_a_clear_gain_nothing_can_be_kept():
+    with_ = pd.DataFrame({"linear": [0.6, 0.2, 0.45]})
+    assert gain_kept({"a": (with_, with_)}, "linear", 0.4)["a"].isna().all()
+    assert gain_kept({"a": (with_[:1], with_[:1])}, "linear", 0.4)["a"].tolist() == [1]
+
+
+def test_the_untrained_network_is_that_of_the_first_snapshot(write):
+    runs = [write("told", FRAME), write("noise", FRAME, seed=1, noise=100.0)]
+    first = [diagnose(run).sel(branch="teacher", layer="backbone")["knn"].values[0] for run in runs]
+    assert untrained_knn(runs) == pytest.approx(np.mean(first))
 
 
 def test_runs_with_and_without_a_teacher_are_those_of_the_recipe_and_of_momentum_0():
@@ -192,7 +211,7 @@ def test_every_setting_of_a_study_is_drawn(profile):
         for p in points
         for seed in p.seeds
     ]
-    table = neighbourhood(points, pd.DataFrame(rows).set_index(["recipe", "seed"]))
+    table = neighbourhood(points, pd.DataFrame(rows).set_index(["recipe", "seed"]), untrained=0.3)
     for method, loss in (("simdino", "γ"), ("dinov2", "temperature")):
         own = table[table["method"] == method]
         one = own[own["factor"].notna()]
@@ -203,7 +222,7 @@ def test_every_setting_of_a_study_is_drawn(profile):
         assert numbers(strips, own) == len(one) - 1 + recipes  # the recipe stands in every row of multiples
         assert numbers(phases, own) == sum(set(at) <= {"learning rate", loss} for at in own["at"])
         plt.close(fig)
-    plots_robustness.plot_shares(share_within(table))
+    plots_robustness.plot_shares(share_within(table), gains=share_within(table, of="gain", least=0.5))
     plt.close("all")
 
 

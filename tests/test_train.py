@@ -18,7 +18,7 @@ from simdino.optim import schedules
 from simdino.recipes import RECIPES, recipe
 from simdino.record import snapshot_steps
 from simdino.runs import read_tensors
-from simdino.train import batch_indices, get_run, patch_masks, patch_weights, rate_references
+from simdino.train import batch_indices, get_run, networks, patch_masks, patch_weights, rate_references
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = replace(
@@ -211,12 +211,17 @@ def test_snapshots_are_log_spaced():
 def test_the_four_teachers(name, teacher, tmp_path):
     config = tiny(name, teacher=teacher, steps=3, ema=0.5, ema_end=0.5)
     run = get_run(config, tmp_path, progress=False)
-    end, start = run.snapshot(3), run.snapshot(0)
-    if teacher.startswith("student"):
-        assert not any(k.startswith("teacher") for k in end)
-        return
-    moved = not torch.equal(end["teacher/head/test"], start["teacher/head/test"])
-    assert moved == (teacher == "ema")
+    evaluated = "teacher" if teacher == "ema" else "student"
+    for step in (0, 3):
+        assert {k.split("/")[0] for k in run.snapshot(step)} == {evaluated, "student"}
+    for part in ("bank", "test"):
+        assert not torch.equal(*(run.snapshot(step)[f"{evaluated}/backbone/{part}"] for step in (0, 3)))
+    kept = read_tensors(run.path / "checkpoint.safetensors")
+    teachers = {k.removeprefix("teacher."): v for k, v in kept.items() if k.startswith("teacher.")}
+    assert bool(teachers) == (teacher in ("ema", "frozen"))
+    if teacher == "frozen":
+        first = networks(config, 1, "cpu")["teacher"].state_dict()
+        assert all(torch.equal(v, first[k]) for k, v in teachers.items())
 
 
 @pytest.mark.parametrize("name", ["simdino", "simdinov2"])

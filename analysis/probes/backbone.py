@@ -87,7 +87,7 @@ def load_backbone(
         return _ours("random", network, block, device)
     if path.is_dir():
         run = Run.load(path)
-        if str(run.config["optim"]["teacher"]).startswith("student"):
+        if run.config["optim"]["teacher"] != "ema":
             branch = "student"
         try:
             config = config or Model(**run.config["model"])
