@@ -109,6 +109,6 @@ def plot_shares(steps, shares, predicted, ax=None):
             ax.plot(steps, np.mean(share, axis=0), "os"[i], **style, label=f"{label}, {kind}")
             ax.fill_between(steps, np.min(share, axis=0), np.max(share, axis=0), color=f"C{i}", alpha=0.12, linewidth=0)
         ax.axhline(np.mean(predicted[label]), **THEORY | {"color": f"C{i}"}, linewidth=1.2)
-    ax.set(xlabel="training step", ylabel="alignment / spread, μ", ylim=(0, 1.2))
-    ax.legend(fontsize=8, ncols=2)
+    ax.set(xlabel="training step", ylabel="alignment / spread, μ", ylim=(0, 1.6))
+    ax.legend(fontsize=8, loc="upper right")
     return ax
