@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from analysis.energies import Energy, coding_rate_energy
+from simdino.losses import simdinov2_loss
 
 
 class Minimum(NamedTuple):
@@ -265,6 +266,21 @@ def orthonormal_sets(m: int, directions: Float[Tensor, "c d"]) -> Float[Tensor, 
     sign = torch.where(directions @ mean < 0, 1.0, -1.0)[:, None].to(axes)  # the better conditioned of two reflections
     normal = normalize(mean - sign * directions, dim=1)
     return sign[:, None] * (axes[:m] - 2 * normal[:, :m, None] * normal[:, None])
+
+
+def patch_collapse_path(
+    t: np.ndarray, *, n: int, d: int, m: int, eps: float, gamma: float, patch_gamma: float
+) -> np.ndarray:
+    """SimDINOv2's loss on a path of networks from spread patches, t = 0, to constant ones, 1; optimal but for those.
+
+    Two views of n images whose features are an orthonormal basis (n = d) throughout; m masked tokens in each crop,
+    orthonormal at first, their means a tight frame, which move to one point. Teacher and student agree.
+    """
+    tokens, eye = orthonormal_sets(m, harmonic_frame(2 * n, d)).flatten(0, 1), torch.eye(d, dtype=torch.float64)
+    weights, views = torch.full((2 * n * m,), 1 / (2 * n * m), dtype=torch.float64), eye[:n].expand(2, n, d)
+    moved = [normalize((1 - s) * tokens + s * eye[-1:], dim=1) for s in t]
+    options = {"eps": eps, "gamma": gamma, "patch_gamma": patch_gamma}
+    return np.array([simdinov2_loss(views, views, z, z, weights, **options)[0].item() for z in moved])
 
 
 def saddle(n1: int, d1: int, n2: int, d2: int) -> Saddle:

@@ -32,6 +32,7 @@ from analysis.landscape import (
     nullity,
     optimum_spectra,
     orthonormal_sets,
+    patch_collapse_path,
     random_points,
     rate_maxima,
     saddle,
@@ -248,6 +249,18 @@ def test_harmonic_frames_are_unit_norm_and_tight(n, d):
     z = harmonic_frame(n, d)
     torch.testing.assert_close(z.norm(dim=1), torch.ones(n, dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(z.mT @ z, n / d * torch.eye(d, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("patch_gamma", [0.0, 0.1])
+def test_constant_patches_cost_the_rates_that_they_lack(patch_gamma):
+    """Without a rate of patches nothing: the path stays at the minimum; with one it starts there and ends above it."""
+    options = {"eps": 0.5, "gamma": 0.1, "patch_gamma": patch_gamma}
+    losses = patch_collapse_path(np.linspace(0, 1, 5), n=6, d=6, m=3, **options)
+    least = theory.patch_loss_minimum(6, 6, 0.5, 0.1, patch_gamma=patch_gamma, masked=[3] * 12)
+    constant = theory.loss_minimum(6, 6, 0.5, 0.1) - 2 * patch_gamma * theory.rate_collapsed(6, 0.5)
+    assert losses[0] == pytest.approx(least, abs=1e-10)
+    assert losses[-1] == pytest.approx(constant, abs=1e-6)
+    assert (losses >= least - 1e-10).all()
 
 
 def test_orthonormal_sets_have_their_means_where_they_were_asked_to_be():
