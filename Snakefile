@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from simdino.batch import core_seconds, jobs, needed
-from simdino.config import nearest
+from simdino.config import recognized
 from simdino.recipes import PROFILES
 from simdino.runs import TRAINING
 
 torch.set_num_threads(1)  # to plan is no work
 PYTHON = sys.executable
-PROFILE = nearest(config.get("profile", "cpu"), PROFILES, "profile")
+PROFILE = recognized(config.get("profile", "cpu"), PROFILES, "profile")
 GPUS = int(config.get("gpus", 1)) if PROFILE.startswith("gpu") else 0  # for each run
 FIGURES = "figures" if PROFILE == "cpu" else f"figures/{PROFILE}"
 BUILD = f"build/{PROFILE}"
@@ -41,7 +41,7 @@ rule gallery:
         figures=FIGURES,
     localrule: True
     shell:
-        "{PYTHON} -m analysis.claims {params.figures}"
+        "{PYTHON} -m simdino gallery {params.figures}"
 
 
 for number, group in enumerate(jobs([config for configs in RUNS.values() for config in configs])):
@@ -64,7 +64,7 @@ for number, group in enumerate(jobs([config for configs in RUNS.values() for con
             runtime=600 if GPUS else 10 + int(sum(map(core_seconds, group)) / 10),  # minutes, for a core six times slower
             gpu=GPUS,
         shell:
-            "TQDM_MININTERVAL=10 {PYTHON} {params.launch} -m simdino.batch {output:q} --profile {params.profile}"
+            "TQDM_MININTERVAL=10 {PYTHON} {params.launch} -m simdino batch {output:q} --profile {params.profile}"
             " > {log} 2>&1"
 
 
@@ -72,7 +72,7 @@ rule notebook:
     input:
         lambda wildcards: done(RUNS[wildcards.notebook]),
         SOURCES,
-        "analysis/style.mplstyle",
+        "analysis/plots/paper.mplstyle",
         notebook="notebooks/{notebook}.ipynb",
     output:
         f"{BUILD}/{{notebook}}.ipynb",

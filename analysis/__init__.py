@@ -1,15 +1,40 @@
 """Diagnostics of self-supervised features: importable, tested against closed forms, for arrays, streams and runs.
 
-    from analysis import effective_rank, Moments, jackknife
+    from simdino.analysis import effective_rank, Moments, jackknife, report
     effective_rank(z)                                               # z (n, d): rows are samples
     jackknife(effective_rank, Moments.of(z, blocks=16)).interval()  # with its error
+    report(z)                                                       # all of it as a table, with one judgement
 
-Whole runs: `analysis.diagnose` (a table of all this over training), `analysis.rates.preflight` (before training).
-`analysis.report` makes a table with one judgement of all this, also as `python -m analysis.report FILE_OR_RUN`;
-`analysis.theory` has the closed forms, `analysis.plots` the plots (which need matplotlib).
+`diagnose` does the same for a recorded run, `preflight` says before a run what its loss can be. `theory` has the closed
+forms, `plots` the plots (which need matplotlib); `simdino report FILE_OR_RUN` prints a report.
+
+The package has two names, `simdino.analysis` and `analysis`, for one set of modules. Use the long one in code of your
+own: a folder or file called `analysis` beside your script hides the short one.
 """
 
-from analysis.collapse import (
+import sys
+
+if __name__ == "analysis":  # imported by its short name: from here on that is simdino.analysis
+    import simdino.analysis
+
+    sys.modules[__name__] = simdino.analysis
+
+from .experiments.injected_collapse import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep
+from .measures.classes import (
+    cdnv,
+    class_effective_rank,
+    class_overlap,
+    nc1,
+    nc2,
+    nc3,
+    nc4,
+    nc5,
+    nrc1,
+    nrc2,
+    nrc3,
+    simplex_distance,
+)
+from .measures.collapse import (
     alignment,
     center_drift,
     feature_std,
@@ -19,13 +44,12 @@ from analysis.collapse import (
     patch_ranks,
     prototype_entropy,
     prototype_usage,
-    self_clustering,
     uniformity,
     uniformity_gap,
     uniformity_optimum,
 )
-from analysis.covariance import covariance_energy, redundancy, variance_hinge
-from analysis.frames import (
+from .measures.covariance import covariance_energy, redundancy, variance_hinge
+from .measures.frames import (
     coherence,
     frame_bounds,
     frame_potential,
@@ -33,24 +57,20 @@ from analysis.frames import (
     frame_potential_excess,
     orthonormal_distance,
     orthoplex_bound,
-    simplex_distance,
+    self_clustering,
     sphere_potential,
     tight_frame_distance,
     tightness,
     welch_bound,
 )
-from analysis.information import dime, infonce_bound
-from analysis.intrinsic import gride, levina_bickel, twonn
-from analysis.moments import Moments
-from analysis.neighbors import information_imbalance, nearest_neighbors, neighbor_overlap
-from analysis.neural_collapse import cdnv, class_effective_rank, class_overlap, nc1, nc2, nc3, nc4, nc5
-from analysis.normality import bhep, sliced_normality
-from analysis.probes import knn_accuracy
-from analysis.rates import class_rates, coding_rate, coding_rate_of_spectrum, rate_optimality, rate_reduction
-from analysis.references import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep, white_noise_spectrum
-from analysis.regression_collapse import nrc1, nrc2, nrc3
-from analysis.similarity import debiased_cka, principal_angles, procrustes_distance, rsa, svcca
-from analysis.spectra import (
+from .measures.intrinsic_dimension import gride, levina_bickel, twonn
+from .measures.moments import Moments
+from .measures.mutual_information import dime, infonce_bound
+from .measures.neighbors import information_imbalance, knn_accuracy, nearest_neighbors, neighbor_overlap
+from .measures.normality import bhep, sliced_normality
+from .measures.rates import class_rates, coding_rate, coding_rate_of_spectrum, rate_optimality, rate_reduction
+from .measures.similarity import debiased_cka, principal_angles, procrustes_distance, rsa, svcca
+from .measures.spectra import (
     alpha_req,
     anisotropy,
     condition_number,
@@ -65,7 +85,11 @@ from analysis.spectra import (
     renyi_entropy,
     stable_rank,
 )
-from analysis.uncertainty import isotropic_reference, jackknife, permutation_reference
+from .measures.uncertainty import isotropic_reference, jackknife, permutation_reference
+from .planning import preflight
+from .reporting.features import report
+from .runs.diagnosis import diagnose
+from .theory import white_noise_spectrum
 
 __all__ = [
     "Moments",
@@ -87,6 +111,7 @@ __all__ = [
     "condition_number",
     "covariance_energy",
     "debiased_cka",
+    "diagnose",
     "dime",
     "effective_rank",
     "eigenvalues",
@@ -124,6 +149,7 @@ __all__ = [
     "participation_ratio",
     "patch_ranks",
     "permutation_reference",
+    "preflight",
     "principal_angles",
     "procrustes_distance",
     "prototype_entropy",
@@ -133,6 +159,7 @@ __all__ = [
     "rate_reduction",
     "redundancy",
     "renyi_entropy",
+    "report",
     "rsa",
     "self_clustering",
     "shrink_sweep",

@@ -1,9 +1,8 @@
 """Claims as data: what a notebook predicted and measured, published beside its figure and gathered in a gallery.
 
-`python -m analysis.claims figures` writes figures/README.md from the figures and claims in that folder.
+`simdino gallery figures` writes figures/README.md from the figures and claims in that folder.
 """
 
-import argparse
 import ast
 import difflib
 import json
@@ -20,11 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from simdino.runs import Run, environment, read_json, write_json, write_text
+from simdino.recipes import PROFILES
+from simdino.runs import CHECKOUT, Run, environment, read_json, write_json, write_text
 
-REPOSITORY = Path(__file__).parents[1]
-# The keys of simdino.recipes.PROFILES.
-PROFILES = ("smoke", "cpu", "cpu-cifar10", "cpu-cifar10-long", "gpu", "gpu-tiny", "gpu-folder")
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _STARTED = time.perf_counter()  # a notebook imports this module in its first cell
 
@@ -122,7 +119,7 @@ def publish(
         raise ValueError(f"claims of {name} must have distinct ids, and at least one is needed; they are {ids}")
     where = environment("cuda" if torch.cuda.is_available() else "cpu")
     notebook = f"notebooks/{name}.ipynb"
-    png = Path(out_dir or REPOSITORY / "build/figures") / f"{name}.png"
+    png = Path(out_dir or CHECKOUT / "build/figures") / f"{name}.png"
     png.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Source": notebook, "Comment": f"profile {profile}, commit {where['commit']}"}
     fig.savefig(png.with_suffix(".png.tmp"), format="png", dpi=200, metadata=metadata)
@@ -157,7 +154,7 @@ def gallery(figures_dir: str | Path) -> Path:
     claims = [(record["name"], c) for record in records for c in record["claims"]]
     failing = [f"- [{name}](#{name}): {_cell(c['statement'])} ({c['kind']})" for name, c in claims if not c["holds"]]
     _draw(records, folder / "claims.png")
-    lines = ["<!-- written by `python -m analysis.claims`; edit the notebooks instead -->", "# Figures", ""]
+    lines = ["<!-- written by `simdino gallery`; edit the notebooks instead -->", "# Figures", ""]
     lines += ["![all claims, a row a notebook](claims.png)", ""]
     lines += [f"{len(claims) - len(failing)} of {len(claims)} claims hold."]
     if any(record["profile"] != "cpu" for record in records):
@@ -175,11 +172,12 @@ def _draw(records: list[dict], png: Path) -> None:
     """Draw all claims of a gallery in one picture."""
     from matplotlib import pyplot as plt  # an extra, which claims do not need
 
-    from analysis import plots, plots_claims
+    from .plots.claims_board import plot_board
+    from .plots.style import use_style
 
-    plots.use_style()
+    use_style()
     fig, ax = plt.subplots(figsize=(9, 1 + 0.32 * len(records)))
-    plots_claims.plot_board([record | {"title": _title(record)} for record in records], ax)
+    plot_board([record | {"title": _title(record)} for record in records], ax)
     fig.savefig(png.with_suffix(".tmp"), format="png", dpi=200)
     os.replace(png.with_suffix(".tmp"), png)
     plt.close(fig)
@@ -187,7 +185,7 @@ def _draw(records: list[dict], png: Path) -> None:
 
 def _title(record: dict) -> str:
     """The heading of a figure's notebook, or its name without one."""
-    path = REPOSITORY / record["notebook"]
+    path = CHECKOUT / record["notebook"]
     cells = json.loads(path.read_text())["cells"] if path.is_file() else []
     lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
     return next((line[2:].strip() for line in lines if line.startswith("# ")), record["name"])
@@ -195,7 +193,7 @@ def _title(record: dict) -> str:
 
 def _section(record: dict, folder: Path) -> list[str]:
     """One figure of the gallery, in Markdown."""
-    link = Path(os.path.relpath(REPOSITORY / record["notebook"], folder.resolve())).as_posix()
+    link = Path(os.path.relpath(CHECKOUT / record["notebook"], folder.resolve())).as_posix()
     seeds = record["seeds"]
     drawn = [f"seeds {', '.join(map(str, seeds))} (n = {len(seeds)})"] if seeds else []
     threads = f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}"
@@ -258,14 +256,3 @@ def _assigned(source: str) -> list[str]:
         elif isinstance(node, ast.AnnAssign):
             targets.append(node.target)
     return [t.id for t in targets if isinstance(t, ast.Name)]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: write the gallery of a figures folder."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.claims", description=gallery.__doc__.splitlines()[0])
-    parser.add_argument("figures", help="folder with the published .png and .json files")
-    print(gallery(parser.parse_args(arguments).figures))
-
-
-if __name__ == "__main__":
-    main()

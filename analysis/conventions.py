@@ -1,4 +1,4 @@
-"""One embedding under the definitions that papers and public implementations use: `python -m analysis.conventions`.
+"""One embedding under the definitions that papers and public implementations use: `simdino conventions`.
 
 Writes docs/conventions.md, for anybody who compares a number with somebody else's.
 """
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis._input import Array, as_features
-from analysis.collapse import uniformity
-from analysis.intrinsic import gride, levina_bickel, twonn
-from analysis.rates import coding_rate
-from analysis.spectra import effective_rank, participation_ratio, renyi_entropy, stable_rank
+from simdino.losses import coding_rate
+
+from .measures.collapse import uniformity
+from .measures.inputs import Array, as_features
+from .measures.intrinsic_dimension import gride, levina_bickel, twonn
+from .measures.spectra import effective_rank, participation_ratio, renyi_entropy, stable_rank
 
 PAGE = Path(__file__).parents[1] / "docs/conventions.md"
-
 # What some return is a function of ours: displayed as it stands, evaluated at (value, n, d).
 THEN = {
     "{}": lambda x, n, d: x,
@@ -33,9 +33,9 @@ CONVENTIONS = {
         ("p = σ/Σσ", "Roy & Vetterli 2007; embedding-quality", effective_rank, {"preset": "roy2007"}, "{}"),
         ("p = σ/Σσ + 1e-7", "RankMe's paper", effective_rank, {"preset": "garrido2023"}, "{}"),
         ("p = σ/Σσ + 1e-5", "stable-pretraining's RankMe", effective_rank, {"preset": "stable-pretraining"}, "{}"),
-        ("p = σ/Σσ, centred", "req-metrics, nngeom", effective_rank, {"preset": "req-metrics"}, "{}"),
+        ("p = σ/Σσ, centered", "req-metrics, nngeom", effective_rank, {"preset": "req-metrics"}, "{}"),
         ("p = λ/Σλ", "Skean et al. 2025", effective_rank, {"preset": "skean2025"}, "{}"),
-        ("p = λ/Σλ, centred", "reptrix's rankme", effective_rank, {"preset": "reptrix"}, "{}"),
+        ("p = λ/Σλ, centered", "reptrix's rankme", effective_rank, {"preset": "reptrix"}, "{}"),
         ("entropy over log d", "the RankMe of sirbastiano/RankMe", effective_rank, SINGULAR, "log({}) / log(d)"),
         (
             "unit rows, over min(n, d)",
@@ -45,7 +45,7 @@ CONVENTIONS = {
             "{} / min(n, d)",
         ),
         (
-            "centred, 1 - share",
+            "centered, 1 - share",
             "MONAI's embedding collapse",
             effective_rank,
             SINGULAR | {"center": True},
@@ -54,13 +54,13 @@ CONVENTIONS = {
     ],
     "participation ratio": [
         ("(Σλ)²/Σλ²", "the default here", participation_ratio, {}, "{}"),
-        ("(Σλ)²/Σλ², centred", "Gao et al. 2017", participation_ratio, {"center": True}, "{}"),
+        ("(Σλ)²/Σλ², centered", "Gao et al. 2017", participation_ratio, {"center": True}, "{}"),
         ("unbiased", "Chun et al. 2025", participation_ratio, {"unbiased": True}, "{}"),
         ("(Σσ)²/Σσ²", "also found", renyi_entropy, {"order": 2, **SINGULAR}, "exp({})"),
     ],
     "stable rank": [
         ("Σλ/λ₁ = ‖z‖²_F/‖z‖²₂", "the default here; Rudelson & Vershynin 2007", stable_rank, {}, "{}"),
-        ("Σλ/λ₁, centred", "NESum, He & Ozay 2022", stable_rank, {"center": True}, "{}"),
+        ("Σλ/λ₁, centered", "NESum, He & Ozay 2022", stable_rank, {"center": True}, "{}"),
         ("‖z‖_F/‖z‖₂", "corvic, without the squares", stable_rank, {}, "sqrt({})"),
     ],
     "intrinsic dimension": [
@@ -78,9 +78,8 @@ CONVENTIONS = {
         ("all n² pairs", "ReSi", uniformity, {"normalize": True}, "log(((n - 1)·exp({}) + 1) / n)"),
     ],
 }
-
 TEXT = """\
-<!-- written by `python -m analysis.conventions`; edit analysis/conventions.py instead -->
+<!-- written by `simdino conventions`; edit analysis/conventions.py instead -->
 # Conventions
 
 The name of a measure does not say what was computed. One embedding, the {n} × {d} raw pixels of scikit-learn's digits,
@@ -88,30 +87,30 @@ under the definitions that papers and public implementations use, each reproduce
 
 {table}
 
-σ are the singular values of z (n, d), λ = σ²/n the eigenvalues of Γ = zᵀz/n, of the covariance where centred.
+σ are the singular values of z (n, d), λ = σ²/n the eigenvalues of Γ = zᵀz/n, of the covariance where centered.
 
 **Why they differ.**
 
 - *Singular values or eigenvalues.* λ ∝ σ², and squaring sharpens the distribution: the eigenvalue version weighs the
   top of the spectrum, the singular value version (RankMe) the tail, and the latter is never less.
-- *Centring.* The mean of the features is one direction of Γ. Where it holds most of the energy (pixels, features after
-  a ReLU, collapse to a point), it hides the rest from the uncentred ranks; the centred ones do not see it at all, and
+- *Centering.* The mean of the features is one direction of Γ. Where it holds most of the energy (pixels, features after
+  a ReLU, collapse to a point), it hides the rest from the uncentered ranks; the centered ones do not see it at all, and
   so miss the collapse to a point. Read both, and `mean_collapse`.
 - *ε inside p.* p + ε is no distribution any more. At min(n, d) = 1024 and ε = 10⁻⁵ a flat spectrum reads 1088.
-- *Normalised versions* (entropy over log d, rank over d, one minus it) have another scale, and the last another sign.
-- *Scales in the intrinsic dimension.* The nearest neighbours see noise, which fills all of space, farther ones the
+- *Normalized versions* (entropy over log d, rank over d, one minus it) have another scale, and the last another sign.
+- *Scales in the intrinsic dimension.* The nearest neighbors see noise, which fills all of space, farther ones the
   manifold, its curvature and its edges. Levina and Bickel's mean is (k - 1)/(k - 2) too large besides.
 - *ε or ε² in the coding rate.* The papers have α = d/ε², the code of SimDINO and EMP-SSL d/ε under the same name.
   Here `eps` is the papers' everywhere; `simdino.losses.official_scaling` translates.
 - *The diagonal in uniformity.* The n pairs of a row with itself add 1/n inside the logarithm, which matters where
   the optimum, about -2t, is near: it cannot fall below -log n.
 
-Here nothing is centred, normalised or shifted unless the call says so, and `effective_rank(z, preset=...)` names a
-definition as a whole. Compare numbers of one definition, at equal n and d (`analysis.uncertainty`).
+Here nothing is centered, normalized or shifted unless the call says so, and `effective_rank(z, preset=...)` names a
+definition as a whole. Compare numbers of one definition, at equal n and d (`measures.uncertainty`).
 """
 
 
-def conventions(z: Array) -> pd.DataFrame:
+def conventions_table(z: Array) -> pd.DataFrame:
     """The features (n, d) under every definition: family, definition, who uses it, call, value."""
     z = as_features(z).double()
     n, d = z.new_tensor(z.shape)
@@ -127,17 +126,12 @@ def conventions(z: Array) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["family", "definition", "who", "call", "value"])
 
 
-def page() -> str:
+def conventions_page() -> str:
     """docs/conventions.md, for the digits that come with scikit-learn."""
     from sklearn.datasets import load_digits
 
     z = load_digits().data
     lines = ["| measure | definition | who | here | value |", "|---|---|---|---|---|"]
-    for row in conventions(z).itertuples(index=False):
+    for row in conventions_table(z).itertuples(index=False):
         lines.append(f"| {row.family} | {row.definition} | {row.who} | `{row.call}` | {row.value:.4g} |")
     return TEXT.format(n=len(z), d=z.shape[1], table="\n".join(lines))
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(PAGE)

@@ -7,11 +7,10 @@ The first line of every docstring names its proposition; `PROPOSITIONS` lists th
 import math
 
 import numpy as np
-from scipy.optimize import brentq
 
 PROPOSITIONS = {
     "A1": "the coding rate on the sphere is at most (r/2) log(1 + α/r)",
-    "A2": "its maximisers form a manifold of known dimension",
+    "A2": "its maximizers form a manifold of known dimension",
     "A3": "every critical point that is not optimal has an ascent direction",
     "A4": "ε changes the conditioning of the optimum, not the optimum",
     "A5": "the gradient of the rate is bounded, and three rules for γ follow",
@@ -23,7 +22,7 @@ PROPOSITIONS = {
     "B6": "total collapse is stable iff γα²/(1+α) < c·μ_min",
     "C1": "the cross-entropy of DINO is blind to collapse",
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
-    "C3": "optima of the neighbouring losses",
+    "C3": "optima of the neighboring losses",
     "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
     "D2": "the rate of (student + teacher)/2 is that of unit vectors at a larger ε",
     "E1": "whose rate it is decides whether a stop-gradient doubles γ, for every network",
@@ -54,9 +53,9 @@ def rate_maximum(n, d, eps, *, center=False):
 
     Proof: R is a symmetric strictly concave function of the eigenvalues of Γ, of which at most r are nonzero and whose
     sum is 1, so equal eigenvalues 1/r win. Attained by orthonormal rows (n ≤ d) and unit-norm tight frames (n ≥ d).
-    center=True bounds the centred covariance: r = min(n-1, d), attained by the regular simplex for n ≤ d+1. Beyond, the
-    bound needs a tight frame of mean zero, of which none exists for odd n if d = 1 (±1 cannot sum to zero) or d = n-2
-    (its complement among the zero-sum vectors would have d = 1): there the bound is strict.
+    center=True bounds the centered covariance: r = min(n-1, d), attained by the regular simplex for n ≤ d+1. Beyond,
+    the bound needs a tight frame of mean zero, of which none exists for odd n if d = 1 (±1 cannot sum to zero) or
+    d = n-2 (its complement among the zero-sum vectors would have d = 1): there the bound is strict.
     """
     alpha = _alpha(d, eps)
     _counts(n=n)
@@ -73,7 +72,7 @@ def rate_collapsed(d, eps):
 
 
 def optimal_set_dimension(n, d, *, modulo_rotations=False):
-    """A2: the dimension of the set of maximisers of R, which is the nullity of the Hessian at a generic one.
+    """A2: the dimension of the set of maximizers of R, which is the nullity of the Hessian at a generic one.
 
     n ≤ d: the Stiefel manifold, nd - n(n+1)/2, one single orbit of the rotations.
     n > d: n(d-1) free parameters minus the d(d+1)/2 - 1 equations Γ = I/d; modulo rotations (n-d-1)(d-1).
@@ -114,7 +113,7 @@ def spectral_curvature(n, d, eps):
 
 
 def hessian_trace(n, d, eps):
-    """E2: the trace of the Riemannian Hessian of R at any maximiser, in nats; the same for all of them.
+    """E2: the trace of the Riemannian Hessian of R at any maximizer, in nats; the same for all of them.
 
     n ≤ d: n(n-1)/2 eigenvalues, all equal to -2 (α/(n+α))². n ≥ d: the trace is -(d-1)/n (α/(1+α/d))², shared
     equally by d(d+1)/2 - 1 eigenvalues iff the frame is a projective 2-design.
@@ -253,6 +252,8 @@ def water_level(mu, gamma, alpha, d, *, norm):
     The total is continuous and decreasing in ν, from the level where the first mode alone has it all to the one
     where no mode is left: a bracketed root. ν < 0 where the free total is below `norm`.
     """
+    from scipy.optimize import brentq
+
     _positive(norm=norm)
     mu = _modes(mu, gamma, alpha, d)
     low, high = gamma / (2 * (norm + 1 / alpha)) - mu[0], gamma * alpha / 2 - mu[0]
@@ -267,20 +268,20 @@ def _modes(mu, gamma, alpha, d):
     _positive(gamma=gamma, alpha=alpha)
     mu = np.asarray(mu, dtype=float)
     if mu.ndim != 1 or not len(mu) or not np.all(np.isfinite(mu)) or mu.min() < 0:
-        raise ValueError("mu must be a non-empty vector of finite, non-negative generalised eigenvalues")
+        raise ValueError("mu must be a non-empty vector of finite, non-negative generalized eigenvalues")
     return np.sort(mu)[:d]
 
 
 def water_filling(mu, gamma, alpha, d, *, norm=None):
     """B3: optimal powers of a linear encoder's modes, p_i = [γ/(2(μ_i + ν)) - 1/α]₊ for the d smallest μ_i, else 0.
 
-    mu (m,): generalised eigenvalues of (Σ_a, Σ), the share of a mode's variance that differs between views; the answer
+    mu (m,): generalized eigenvalues of (Σ_a, Σ), the share of a mode's variance that differs between views; the answer
     is in the same order. norm=None: ν = 0, and a mode is dead exactly when μ_i ≥ γα/2 (`collapse_threshold`); μ_i = 0
     gets inf. norm=1: E‖z‖² = 1, ν from `water_level`.
     Proof: in the modes' basis the loss is Σ μ_i p_i - (γ/2) log(1 + αp_i), convex in p ≥ 0; set its derivative to -ν.
     Features that are free functions on finitely many views are linear in the one-hot code of the view: then μ are the
-    eigenvalues of the normalised Laplacian of the augmentation graph (`linear.graph_problem`). The constant has μ = 0,
-    so the uncentred rate spends its largest share on the mean: with norm=1, ‖E z‖² = p_0 ≥ 1/d, the mean collapse.
+    eigenvalues of the normalized Laplacian of the augmentation graph (`linear.graph_problem`). The constant has μ = 0,
+    so the uncentered rate spends its largest share on the mean: with norm=1, ‖E z‖² = p_0 ≥ 1/d, the mean collapse.
     """
     kept = _modes(mu, gamma, alpha, d)
     nu = 0.0 if norm is None else water_level(mu, gamma, alpha, d, norm=norm)
@@ -304,7 +305,7 @@ def effective_gamma(gamma, *, rate_of="student"):
     crops (views that only the student sees). B3's threshold, B5 and B6 (c = 2γ/effective γ) follow.
     Proof: where teacher = student, ½‖s_i - t_j‖² + ½‖s_j - t_i‖² passes half of its joint gradient on, each view being
     a target once; so does the rate of the mean, as ∂(s+t)/2 = ½∂s, while the student's rate passes all. Hence
-    ∇L(γ) = ½∇J(effective γ): one flow at two speeds, and one path of an optimiser that no factor moves (Adam).
+    ∇L(γ) = ½∇J(effective γ): one flow at two speeds, and one path of an optimizer that no factor moves (Adam).
     """
     if rate_of not in ("student", "mean"):
         raise ValueError(f"rate_of must be 'student' or 'mean', not {rate_of!r}")
@@ -460,10 +461,10 @@ def wmse_minimum(n, d):
     return 2.0 * d if n > d else math.nan
 
 
-def infonce_minimum(n, d, *, temperature=0.1):
+def infonce_minimum(n, d, *, temp=0.1):
     """C3: the smallest mean_i log mean_{j≠i} exp((⟨z_i, z_j⟩-1)/τ): -n/((n-1)τ) for 2 ≤ n ≤ d+1 (simplex); else nan."""
     _counts(n=n, d=d)
-    return -n / ((n - 1) * temperature) if 2 <= n <= d + 1 else math.nan
+    return -n / ((n - 1) * temp) if 2 <= n <= d + 1 else math.nan
 
 
 def rate_isotropic(n, d, eps):
@@ -490,9 +491,6 @@ def isotropic_gradient(n, d, eps):
     return math.sqrt(2 * _alpha(d, eps) / n * (low - 2 * middle + high)) / h
 
 
-# --- The rate of (student + teacher)/2, which the official code takes by default (`expa_type` 1)
-
-
 def eps_of_mean(eps, cosine):
     """D2: the ε at which unit vectors have the rate of (s + t)/2 with cosine c of s_i and t_i: ε sqrt(2/(1+c)), c > -1.
 
@@ -517,3 +515,41 @@ def mean_cosine_bound(rate, n, d, eps):
     _counts(n=n)
     r = min(n, d)
     return 2 * r / _alpha(d, eps) * np.expm1(2 * np.asarray(rate, dtype=float) / r)[()] - 1
+
+
+def white_noise_spectrum(n, d):
+    """Spectrum that n independent isotropic unit vectors in d dimensions have on average: r = min(n, d) quantiles.
+
+    λ = x/r, x the quantiles at (i − ½)/r of the Marchenko–Pastur law of ratio y = r/max(n, d): density
+    √((x₊ − x)(x − x₋))/(2πyx), x± = (1 ± √y)². Descending, Σλ = 1.
+
+    Any function of a spectrum has its finite-sample reference at it; two of them in closed form: effective rank
+    r·exp(−y/2), participation ratio 1/(1/n + 1/d). Asymptotic in d: within 1 % from d = 16 on.
+
+    Source: Marchenko & Pastur 1967; the entropy in finite d, Page 1993.
+    """
+    if n < 1 or d < 1:
+        raise ValueError(f"white_noise_spectrum needs n >= 1 and d >= 1, got n={n}, d={d}")
+    r, y = min(n, d), min(n, d) / max(n, d)
+    angle = (np.arange(100_000) + 0.5) * math.pi / 100_000
+    x = 1 + y - 2 * math.sqrt(y) * np.cos(angle)  # from x₋ to x₊; in the angle, the density is smooth
+    mass = np.cumsum(np.sin(angle) ** 2 / x)
+    quantiles = np.interp((np.arange(r) + 0.5) / r, mass / mass[-1], x)[::-1]
+    return quantiles / quantiles.sum()
+
+
+def sampled_rate(spectrum, n, *, d, eps):
+    """Expected coding rate of n independent features in d dimensions whose population has this spectrum (d,), in nats.
+
+    ½[Σ log(1 + αλᵢ/(1 + δ)) + n·log(1 + δ) − nδ/(1 + δ)],  δ = (1/n) Σ αλᵢ/(1 + αλᵢ/(1 + δ)),  α = d/ε².
+
+    Always below the population's ½ Σ log(1 + αλᵢ). A flat spectrum gives `rate_isotropic`. Asymptotic in d:
+    1 % above the mean of Gaussian features at d = 16, 2 % above that of real unit features at n = d = 64.
+
+    Source: Couillet & Debbah 2011, theorem 6.14 (the deterministic equivalent of a log-determinant).
+    """
+    from scipy.optimize import brentq
+
+    a = _alpha(d, eps) * np.asarray(spectrum, dtype=np.float64)
+    delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / n, 0, a.sum() / n)
+    return float(np.log1p(a / (1 + delta)).sum() + n * math.log1p(delta) - n * delta / (1 + delta)) / 2

@@ -15,14 +15,15 @@ from moments import cost  # sets one thread before torch is imported
 
 import torch  # isort: skip
 
-from analysis.probes import knn_accuracy, neighbours
+from analysis.measures import neighbors
+from analysis.measures.neighbors import knn_accuracy
 
 CHUNK, CLASSES, K = 128, 10, 200  # test rows at a time, as in `knn_accuracy`; the largest k of the official evaluation
 
 
 def product(bank, test):
     for queries in test.split(CHUNK):
-        for tile in bank.split(neighbours.TILE):
+        for tile in bank.split(neighbors.TILE):
             queries @ tile.T
 
 
@@ -44,10 +45,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(CLASSES, args.d, generator=generator) * 0.15
+    centers = torch.randn(CLASSES, args.d, generator=generator) * 0.15
     labels = [torch.randint(CLASSES, (count,), generator=generator) for count in (args.bank, args.n)]
     bank, test = (
-        torch.nn.functional.normalize(centres[y] + torch.randn(len(y), args.d, generator=generator)) for y in labels
+        torch.nn.functional.normalize(centers[y] + torch.randn(len(y), args.d, generator=generator)) for y in labels
     )
     data = bank, labels[0], test, labels[1]
     rows = {

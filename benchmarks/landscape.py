@@ -1,8 +1,8 @@
-"""Maximising the coding rate from many starts: all of them in one call against one call after another.
+"""Maximizing the coding rate from many starts: all of them in one call against one call after another.
 
     python benchmarks/landscape.py [--restarts 1000] [--n 64] [--d 16] [--device cpu]
 
-One thread; the same optimiser, stopped at the same gradient norm, 1e-12. In each round a sample of the calls one after
+One thread; the same optimizer, stopped at the same gradient norm, 1e-12. In each round a sample of the calls one after
 another is timed, scaled up, and compared with the batched call right after it; the ratio is the median of the rounds.
 Target: 20 times faster. A busy machine shrinks the ratio, as the batched call needs the cache and the others do not.
 """
@@ -17,8 +17,8 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 import torch
 
-from analysis.energies import coding_rate_energy
-from analysis.landscape import minimise
+from analysis.experiments.energies import coding_rate_energy
+from analysis.experiments.landscape import minimize
 
 
 def seconds(function, device):
@@ -41,15 +41,15 @@ def main():
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
     energy, single, batched = coding_rate_energy(math.sqrt(0.05)), [], []
-    minimise(energy, a.n, a.d, restarts=2, device=a.device)  # warm up
+    minimize(energy, a.n, a.d, restarts=2, device=a.device)  # warm up
     for k in range(a.rounds):
         seeds = range(k * a.sample, (k + 1) * a.sample)
         took, _ = seconds(
-            lambda seeds=seeds: [minimise(energy, a.n, a.d, seed=s, device=a.device) for s in seeds], a.device
+            lambda seeds=seeds: [minimize(energy, a.n, a.d, seed=s, device=a.device) for s in seeds], a.device
         )
         single.append(took / a.sample * a.restarts)
         took, found = seconds(
-            lambda k=k: minimise(energy, a.n, a.d, restarts=a.restarts, seed=k, device=a.device), a.device
+            lambda k=k: minimize(energy, a.n, a.d, restarts=a.restarts, seed=k, device=a.device), a.device
         )
         batched.append(took)
     ratios = [one / all_ for one, all_ in zip(single, batched, strict=True)]

@@ -17,9 +17,9 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 import torch
 
-from analysis.moments import Moments
-from analysis.rates import coding_rate_of_spectrum
-from analysis.spectra import effective_rank, eigenvalues, participation_ratio, rankme
+from analysis.measures.moments import Moments
+from analysis.measures.rates import coding_rate_of_spectrum
+from analysis.measures.spectra import effective_rank, eigenvalues, participation_ratio, rankme
 
 TARGETS = {"fast": "<= 0.35", "exact": "<= 0.80"}
 ROUNDS = 3

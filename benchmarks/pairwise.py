@@ -12,8 +12,8 @@ from moments import cost  # sets one thread before torch is imported
 
 import torch  # isort: skip
 
-from analysis.collapse import hyperspherical_energy, uniformity
-from analysis.frames import coherence, frame_potential
+from analysis.measures.collapse import hyperspherical_energy, uniformity
+from analysis.measures.frames import coherence, frame_potential
 
 MEASURES = {
     "uniformity": (uniformity, lambda z: torch.pdist(z).square().mul(-2).exp().mean().log()),

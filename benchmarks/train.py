@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simdino.config import Config, Model, Record
 from simdino.data import load
 from simdino.recipes import recipe
-from simdino.record import probe_images, record, snapshot_steps
+from simdino.record import probe_images, record_snapshot, snapshot_steps
 from simdino.train import get_run
 from simdino.vit import Network
 
@@ -150,7 +150,9 @@ def recording(config: Config, device: str) -> float:
     probe, network = probe_images(images, config, device), Network(config.model, size=32, channels=1).to(device)
     with TemporaryDirectory() as root:
         branches = {"student": network, "teacher": network}
-        each = median(seconds_of(lambda: record(Path(root), 0, config, probe, branches), device) for _ in range(5))
+        each = median(
+            seconds_of(lambda: record_snapshot(Path(root), 0, config, probe, branches), device) for _ in range(5)
+        )
     long, short = steps(config, 40, device)
     return count * each / (config.optim.steps * (seconds_of(long, device) - seconds_of(short, device)) / 40)
 

@@ -23,8 +23,8 @@ def multi_crop(
 
     In order, as in the official code: crop of random area and aspect (log-uniform in 3/4..4/3), bicubic antialiased
     resize, flip; with probability jitter_p brightness, contrast, saturation and hue; gray; Gaussian blur, σ uniform in
-    .1...2 px; solarisation of global views above 128/255; mean and std (averaged to one value for grey images).
-    One difference: the order of the four colour operations is drawn once a view (in torchvision once an image). Grey
+    .1...2 px; solarization of global views above 128/255; mean and std (averaged to one value for gray images).
+    One difference: the order of the four color operations is drawn once a view (in torchvision once an image). Gray
     images (c = 1) skip saturation, hue and gray.
     part (k, m): the images are the k-th of m equal parts of a batch, and get the views that they get in the whole.
     images (n, c, h, w) uint8, c 1 or 3. Returns (global_crops, n, c, global_size, global_size) and (local_crops, n, c,
@@ -34,7 +34,7 @@ def multi_crop(
     """
     _check(images)
     blur, solarized = crops.blur_p, crops.solarize_p
-    kinds = (  # the last: the odds of blur and solarisation, of the first view of a kind and of the other ones
+    kinds = (  # the last: the odds of blur and solarization, of the first view of a kind and of the other ones
         (crops.global_crops, crops.global_size, crops.global_scale, ((blur[0], solarized[0]), (blur[1], solarized[1]))),
         (crops.local_crops, crops.local_size, crops.local_scale, 2 * ((blur[2], solarized[2]),)),
     )
@@ -50,7 +50,7 @@ def multi_crop(
             order = torch.randperm(4, generator=generator, device=generator.device).tolist() if crops.jitter > 0 else []
             for some in (slice(a, a + chunk) for a in range(0, n, chunk)):
                 view[some] = _view(images[some], draws[:, some], size, order)
-        globals_locals.append(_normalised(out, crops))
+        globals_locals.append(_normalized(out, crops))
     return globals_locals[0], globals_locals[1]
 
 
@@ -79,7 +79,7 @@ def random_draw(
     odds: tuple[float, float],
     generator: torch.Generator,
 ) -> Draw:
-    """The random parameters of n views of h×w images (`hw`), on the generator's device; odds of blur, solarisation."""
+    """The random parameters of n views of h×w images (`hw`), on the generator's device; odds of blur, solarization."""
     blur_p, solarize_p = odds
     u = torch.rand(10, n, generator=generator, device=generator.device)
     jittered = u[0] < crops.jitter_p
@@ -107,7 +107,7 @@ def random_boxes(
     """Top, left, height, width, each (n,): torchvision's RandomResizedCrop, whole pixels.
 
     Area share uniform in `scale`, aspect log-uniform in 3/4..4/3; the first of ten draws that fits in the image, else
-    the largest centred box of such an aspect.
+    the largest centered box of such an aspect.
     """
     h, w = hw
     u = torch.rand(4, n, 10, generator=generator, device=generator.device)
@@ -125,21 +125,21 @@ def random_boxes(
 
 
 def _view(images: Tensor, draws: Tensor, size: int, order: list[int]) -> Tensor:
-    """One view of each image, (n, c, size, size) in [0, 1], the colour operations in the given order."""
+    """One view of each image, (n, c, size, size) in [0, 1], the color operations in the given order."""
     draw, at = Draw(*draws), Draw(*draws.to(images.device))
     x = resized_crop(images, at.top, at.left, at.height, at.width, at.flip, size)
-    colour = x.shape[1] == 3
+    color = x.shape[1] == 3
     operations = (
         (adjust_brightness, at.brightness, True),
         (adjust_contrast, at.contrast, True),
-        (adjust_saturation, at.saturation, colour),
-        (adjust_hue, at.hue, colour),
+        (adjust_saturation, at.saturation, color),
+        (adjust_hue, at.hue, color),
     )
     for operation, parameter, applies in (operations[k] for k in order):
         if applies:
             x = operation(x, parameter)
     # The next three apply to some images only: which, `draw` says, on the CPU as a rule, so that no GPU is waited for
-    if colour and len(some := _where(draw.gray, x)):
+    if color and len(some := _where(draw.gray, x)):
         x.index_copy_(0, some, grayscale(x.index_select(0, some)).expand(-1, 3, -1, -1))
     if len(some := _where(draw.sigma, x)):
         x.index_copy_(0, some, gaussian_blur(x.index_select(0, some), at.sigma[some]))
@@ -153,12 +153,12 @@ def _where(flag: Tensor, x: Tensor) -> Tensor:
 
 
 def center_view(images: UInt8[Tensor, "n c h w"], size: int, crops: Crops) -> Float[Tensor, "n c s s"]:
-    """The view for evaluation: short side resized to `size` (bicubic, antialiased), centre square, normalised."""
+    """The view for evaluation: short side resized to `size` (bicubic, antialiased), center square, normalized."""
     _check(images)
     n, _, h, w = images.shape
     side = torch.full((n,), float(min(h, w)), device=images.device)
     top, left, flip = (torch.full_like(side, v) for v in ((h - min(h, w)) // 2, (w - min(h, w)) // 2, 0))
-    return _normalised(resized_crop(images, top, left, side, side, flip, size), crops)
+    return _normalized(resized_crop(images, top, left, side, side, flip, size), crops)
 
 
 def resized_crop(
@@ -202,8 +202,8 @@ def _interpolation(start: Tensor, length: Tensor, flip: Tensor, side: int, size:
     i = torch.arange(size, device=start.device)[:, None] + 0.5  # (size, 1)
     j = torch.arange(side, device=start.device) + 0.5  # (side,)
     step = length / size
-    centre = start + torch.where(flip > 0, size - i, i) * step  # (n, size, 1)
-    t = ((j - centre) / step.clamp(min=1)).abs_()  # (n, size, side)
+    center = start + torch.where(flip > 0, size - i, i) * step  # (n, size, 1)
+    t = ((j - center) / step.clamp(min=1)).abs_()  # (n, size, side)
     # Keys' kernel in its two knots q = (2 − t)₊, p = (1 − t)₊: ½q²(q − 1) + p²(1 − 2p), free of branches
     q = (2 - t).clamp_(min=0)
     r = q - 1
@@ -237,7 +237,7 @@ def adjust_saturation(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) 
 
 
 def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
-    """The HSV hue shifted by `turns` of the colour circle.
+    """The HSV hue shifted by `turns` of the color circle.
 
     With chroma c = max − min and hue H: channel k is min + c·clamp(6·|H − H_k| − 1, 0, 1), where H_k = 1/2, 5/6, 1/6
     is the complement of red, green, blue and |·| is measured around the circle.
@@ -256,7 +256,7 @@ def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float
 
 
 def grayscale(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
-    """0.299 R + 0.587 G + 0.114 B; a grey image is returned as it is."""
+    """0.299 R + 0.587 G + 0.114 B; a gray image is returned as it is."""
     if x.shape[1] == 1:
         return x
     r, g, b = x.split(1, 1)
@@ -298,7 +298,7 @@ def block_masks(
     p: float = 0.5,
     generator: torch.Generator,
 ) -> Bool[Tensor, "n rows columns"]:
-    """Masks of random blocks for masked image modelling: True where a patch is hidden, on the generator's device.
+    """Masks of random blocks for masked image modeling: True where a patch is hidden, on the generator's device.
 
     ⌊p·n⌋ of the n masks, at random places, hide about a share of the grid that is stratified over `ratio`; the others
     hide nothing. Blocks of 4 patches up to what is still wanted (at most half the grid), aspect log-uniform in
@@ -328,7 +328,7 @@ def block_masks(
     return masks[torch.randperm(n, generator=generator, device=device)]
 
 
-def _normalised(x: Tensor, crops: Crops) -> Tensor:
+def _normalized(x: Tensor, crops: Crops) -> Tensor:
     mean, std = (torch.tensor(m, device=x.device) for m in (crops.mean, crops.std))
     if x.shape[-3] == 1:
         mean, std = mean.mean()[None], std.mean()[None]

@@ -1,7 +1,7 @@
 """The runs of the batch reproduction: which a notebook needs, what they cost, and a process for several of them.
 
-    python -m simdino.batch --profile cpu            a table of what a profile trains, with the expected minutes
-    python -m simdino.batch runs/<run> ... --profile cpu     train these, one after another
+    simdino batch --profile cpu            a table of what a profile trains, with the expected minutes
+    simdino batch runs/<run> ... --profile cpu     train these, one after another
 
 A notebook's parameters cell is the only place that says what it needs: `recipes` (recipes or variants), `study` (one of
 `simdino.studies`, or a list of them) and `seeds` (None: those of the profile, or of the study).
@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from simdino.config import Config, Model, nearest
+from simdino.config import Config, Model, recognized
 from simdino.recipes import PROFILES, recipe
+from simdino.runs import CHECKOUT
 from simdino.studies import settings
-from simdino.train import CHECKOUT, get_run, join_ranks, ranks
+from simdino.train import get_run, join_ranks, ranks
 from simdino.vit import Network
 
 JOB_SECONDS = 80.0  # of training in one process: starting one costs about 4
@@ -46,7 +47,7 @@ def parameters(notebook: str | Path) -> dict[str, object]:
 def needed(notebook: str | Path, profile: str) -> list[Config]:
     """The configurations whose runs a notebook needs under a profile."""
     p = parameters(notebook)
-    seeds = p.get("seeds") or PROFILES[nearest(profile, PROFILES, "profile")].seeds
+    seeds = p.get("seeds") or PROFILES[recognized(profile, PROFILES, "profile")].seeds
     studies = [p["study"]] if isinstance(p.get("study"), str) else p.get("study") or []
     points = [point for study in studies for point in settings(study, profile, p.get("seeds"))]
     pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
@@ -97,7 +98,7 @@ def _forward(model: Model, channels: int, built: int, size: int) -> int:
     return counter.get_total_flops()
 
 
-def table(notebooks: Sequence[Path], profile: str) -> str:
+def training_table(notebooks: Sequence[Path], profile: str) -> str:
     """What a profile trains, a row a notebook: runs, of which no row above has them, their steps, expected minutes."""
     seen, rows = set(), []
     for notebook in notebooks:
@@ -128,14 +129,14 @@ def named(run: str, profile: str) -> Config:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; a mistake is one sentence and an exit status that is not 0, after the other runs."""
-    parser = argparse.ArgumentParser(prog="python -m simdino.batch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="simdino batch", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", help="run directories, or the DONE in them; none: print the table")
     parser.add_argument("--profile", default="cpu", help=", ".join(PROFILES))
     parser.add_argument("--notebooks", default=CHECKOUT / "notebooks", type=Path)
     options, failed = parser.parse_args(arguments), []
     try:
         if not options.runs:
-            print(table(sorted(options.notebooks.glob("*.ipynb")), options.profile))
+            print(training_table(sorted(options.notebooks.glob("*.ipynb")), options.profile))
         paths = [path.parent if path.name == "DONE" else path for path in map(Path, options.runs)]
         wanted = [(path, named(path.name, options.profile)) for path in paths]
         join_ranks()
@@ -148,7 +149,3 @@ def main(arguments: list[str] | None = None) -> None:
             failed.append(f"{parser.prog}: {path}: {error}\n")
     if failed and ranks()[0] == 0:
         parser.exit(1, "".join(failed))
-
-
-if __name__ == "__main__":
-    main()

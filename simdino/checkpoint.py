@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simdino.runs import SOURCE, read_metadata, read_rows, read_tensors, write_tensors, write_text
+from simdino.runs import SOURCE, read_json_lines, read_metadata, read_tensors, write_tensors, write_text
 
 
 def save_checkpoint(path: Path, step: int, seconds: dict, branches: dict, optimizer, centers: dict) -> None:
-    """Networks, optimiser, centres and step; all randomness follows from the step."""
+    """Networks, optimizer, centers and step; all randomness follows from the step."""
     tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
     for name, p in branches["student"].named_parameters():
         tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
@@ -61,5 +61,5 @@ def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, f
 
 def cut_log(path: Path, step: int) -> None:
     """Cut a run's log back to the steps before the one that it goes on from."""
-    rows = [json.dumps(row) + "\n" for row in read_rows(path, whole=False) if row["step"] < step]
+    rows = [json.dumps(row) + "\n" for row in read_json_lines(path, whole=False) if row["step"] < step]
     write_text(path, "".join(rows))

@@ -13,8 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
+PUBLISHED_EPS = 0.05**0.5  # the paper's ε; its square is the official code's `eps`
 
-def nearest(word: str, known: Collection[str], kind: str) -> str:
+
+def recognized(word: str, known: Collection[str], kind: str) -> str:
     """`word` if it is among `known`; else a ValueError that names the nearest right one."""
     if word in known:
         return word
@@ -53,7 +55,7 @@ class Crops:
     local_crops: int = 0
     local_scale: tuple[float, float] = (0.05, 0.25)
     flip: bool = True
-    jitter: float = 1.0  # multiplies brightness .4, contrast .4, saturation .2, hue .1; 0 switches colour off
+    jitter: float = 1.0  # multiplies brightness .4, contrast .4, saturation .2, hue .1; 0 switches color off
     jitter_p: float = 0.8
     gray_p: float = 0.2
     blur_p: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the first global view, the other ones, local views
@@ -76,7 +78,7 @@ class Model:
     mlp_ratio: float = 4.0
     pool: Literal["cls", "mean"] = "mean"  # the backbone's feature: class token, or mean of the patch tokens
     registers: int = 0
-    mask_token: bool = False  # a learnt token that stands for the masked patches
+    mask_token: bool = False  # a learned token that stands for the masked patches
     layer_scale: float = 0.0  # initial value; 0 leaves the layer out
     drop_path: float = 0.0
     drop_path_rule: Literal["linear", "uniform"] = "linear"  # growing with depth from 0 (DINO), or alike (DINOv2)
@@ -85,9 +87,9 @@ class Model:
     pos_antialias: bool = False  # ... DINOv2 with registers: low-passed, offset 0
     hidden: int = 512  # width of the projection head
     out: int = 64  # d of the features that the loss sees; 0 leaves the head out
-    head_norm: Literal["none", "batch"] = "none"  # batch normalisation in the head: it alone can hide collapse
+    head_norm: Literal["none", "batch"] = "none"  # batch normalization in the head: it alone can hide collapse
     prototypes: int = 0  # K of DINO's last layer; 0 for SimDINO
-    prototype_norm: Literal["one", "learnt"] = "one"  # the prototypes' norms: DINO, DINOv2
+    prototype_norm: Literal["one", "learned"] = "one"  # the prototypes' norms: DINO, DINOv2
     patch_head: Literal["none", "shared", "separate"] = "none"  # the head of the patch tokens
 
 
@@ -95,7 +97,7 @@ class Model:
 class SimDINO:
     """The keyword arguments of losses.simdino_loss."""
 
-    eps: float = 0.05**0.5  # the paper's ε; its square is the official code's `eps`
+    eps: float = PUBLISHED_EPS
     gamma: float = 0.01
     rate_of: Literal["student", "mean"] = "student"
 
@@ -114,7 +116,7 @@ class DINO:
 
     student_temp: float = 0.1
     teacher_temp: float = 0.04
-    center_momentum: float = 0.9  # 1 keeps the centre at zero: no centring
+    center_momentum: float = 0.9  # 1 keeps the center at zero: no centering
     centering: Literal["ema", "sinkhorn"] = "ema"
 
 
@@ -183,7 +185,7 @@ class Config:
         for part in (self.data, self.crops, self.model, self.objective, self.optim, self.record):
             for name, kind in _kinds(type(part)).items():
                 if get_origin(kind) is Literal:
-                    nearest(getattr(part, name), get_args(kind), name)
+                    recognized(getattr(part, name), get_args(kind), name)
         o, c, r = self.optim, self.crops, self.record
         positive = {"optim.steps": o.steps, "optim.batch_size": o.batch_size, "optim.lr": o.lr}
         positive |= {f"record.{k}": v for k, v in vars(r).items()}
@@ -249,7 +251,7 @@ def read_changes(config: Config, text: str) -> dict[str, object]:
         if not equals:
             name, value = (last := list(words)[-1]), f"{words.pop(last)},{word}"
         known = [kind for kind in kinds if kind.split(".")[0] == name.split(".")[0]] or kinds
-        if nearest(name, known, "field") in words:
+        if recognized(name, known, "field") in words:
             raise ValueError(f"{name} is given twice in {text!r}")
         words[name] = value
     return {name: _typed(name, words[name], kind) for name, kind in kinds.items() if name in words}
@@ -264,14 +266,14 @@ def write_changes(values: dict[str, object]) -> str:
 def _typed(name: str, text: str, kind: object) -> object:
     """What a text says as a value of a field's type; ValueError if it is none."""
     if get_origin(kind) is Literal:
-        return nearest(text, get_args(kind), name)
+        return recognized(text, get_args(kind), name)
     if get_origin(kind) is tuple:
         words, inner = text.split(","), get_args(kind)
         if inner[-1] is not Ellipsis and len(words) != len(inner):
             raise ValueError(f"{name} has {len(inner)} values, not {text!r}")
         return tuple(_typed(name, word, inner[0]) for word in words)
     if kind is bool:
-        return nearest(text, ("True", "False"), name) == "True"
+        return recognized(text, ("True", "False"), name) == "True"
     if kind in (int, float):
         try:
             value = kind(text)

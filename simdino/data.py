@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from simdino.files import Files, decoded, require
+from simdino.image_files import Files, decoded, require
+from simdino.runs import CHECKOUT
 
 # The photographs inside scikit-image's wheel. Left out: drawings and synthetic patterns, the phase image `cell`,
 # the near-empty `clock_motion`, and `motorcycle_right` (the other eye's view of motorcycle_left).
@@ -32,7 +33,6 @@ PAGES = {
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist",
 }
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-CHECKOUT = Path(__file__).parents[1]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
@@ -61,7 +61,7 @@ def load(
     `fashion_mnist`: the original idx files, packed (.gz) or not. `npz`: root is one file with the arrays `data`
     (encoded images end to end), `offsets`, `labels`, `split` (0 = train) and `names`.
     root: from the current folder or, if there is no such path, from the checkout: runs start in any folder.
-    size: side in pixels (short side resized, bicubic and antialiased, then the centre cropped); None: native size.
+    size: side in pixels (short side resized, bicubic and antialiased, then the center cropped); None: native size.
     lazy: a folder's images are `Files`, decoded when they are asked for, for sets that memory does not hold.
     Returns a `Dataset`: images uint8 (N, c, h, w), labels int64 (N,), all on `device`.
     Errors: ValueError (unknown name, damaged file, unequal sizes) or FileNotFoundError, naming the file.
@@ -97,7 +97,7 @@ def load(
 
 
 def digits(root: None, size: int | None) -> tuple:
-    """scikit-learn's 1,797 handwritten digits, grey 8x8, grey levels 0..16 spread to 0..255.
+    """scikit-learn's 1,797 handwritten digits, gray 8x8, gray levels 0..16 spread to 0..255.
 
     The last 360 are the test part: the set is ordered by writer, so most of them come from writers not trained on.
     """
@@ -110,13 +110,13 @@ def digits(root: None, size: int | None) -> tuple:
 
 
 def photos(root: None, size: int | None) -> tuple:
-    """8,000 + 1,600 grey 32x32 crops of the 16 photographs inside scikit-image; the label is the picture.
+    """8,000 + 1,600 gray 32x32 crops of the 16 photographs inside scikit-image; the label is the picture.
 
     Each picture is cut into five upright bands: test crops lie in the second and fourth, training crops in the others,
     all 4 px clear of the border, so the parts share no pixel. Every second crop is 32 px of the picture, the others
-    64 px halved. All pictures are turned grey because 8 of the 16 are: colour would give the rest away. Crops with
+    64 px halved. All pictures are turned gray because 8 of the 16 are: color would give the rest away. Crops with
     next to no contrast (standard deviation under 4 of 255: empty sky, black frame) are drawn anew in both parts.
-    Drawn with a fixed seed. Raw pixels (20-NN, cosine) are right for 18 in 100, centred 27, chance 6.
+    Drawn with a fixed seed. Raw pixels (20-NN, cosine) are right for 18 in 100, centered 27, chance 6.
     """
     require("skimage", "scikit-image", "photos")
     folder = Path(find_spec("skimage").origin).parent / "data"
@@ -293,7 +293,7 @@ def _idx(root: Path, file: str, name: str) -> np.ndarray:
 
 
 def _resized(x: UInt8[Tensor, "n c h w"], size: int | None) -> UInt8[Tensor, "n c s t"]:
-    """Short side to `size`, then the centre square."""
+    """Short side to `size`, then the center square."""
     if size is None or x.shape[2:] == (size, size):
         return x
     h, w = x.shape[2:]

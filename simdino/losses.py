@@ -70,7 +70,7 @@ class _CodingRate(torch.autograd.Function):
     """½ logdet(I + c·zᵀz) with the Gram matrix of the smaller side, a checked Cholesky and its own backward.
 
     The backward, grad = c·z(I + c·zᵀz)⁻¹, needs one inverse of the factor that the forward has made;
-    differentiating through the factorisation costs two to three times as much.
+    differentiating through the factorization costs two to three times as much.
     """
 
     @staticmethod
@@ -120,7 +120,7 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
 
     R = ½ logdet(I + α·zᵀz/n),  α = d/ε².
 
-    z: `(n, d)`, or a batch of such; neither centred nor normalised here. eps: the paper's ε, which the formula
+    z: `(n, d)`, or a batch of such; neither centered nor normalized here. eps: the paper's ε, which the formula
     squares (the official code's `eps` is already ε²). Range on the unit sphere: from ½·log(1 + α), all features
     equal, to r/2·log(1 + α/r), r = min(n, d): orthonormal rows or a tight frame. Higher is healthier.
     Computed in float32 at least, whatever the autocast: half-precision Gram matrices turn indefinite on collapsed
@@ -235,14 +235,14 @@ def dino_loss(
     center_momentum: float,
     centering: Literal["ema", "sinkhorn"] = "ema",
 ) -> tuple[Float[Tensor, ""], Parts]:
-    """DINO: cross-entropy of the student's prototype scores under the centred, sharpened teacher's.
+    """DINO: cross-entropy of the student's prototype scores under the centered, sharpened teacher's.
 
     L = mean over i ≠ j of E H(q_j, p_i),  q = softmax((t − c)/τ_t) or `sinkhorn_knopp(t)`,  p = softmax(s/τ_s).
 
     student `(v, n, K)`, teacher `(g, n, K)` raw scores, center `(K,)`. Parts: the cross-entropy's split
     H(q, p) = entropy + kl in nats (entropy 0: one prototype wins; log K: uniform collapse), and `center`, the
-    centre for the next step, m·c + (1 − m)·mean t, with m = center_momentum (1: no centring); the mean is over the
-    rows of all processes, and Sinkhorn-Knopp leaves the centre alone. Lower is better.
+    center for the next step, m·c + (1 − m)·mean t, with m = center_momentum (1: no centering); the mean is over the
+    rows of all processes, and Sinkhorn-Knopp leaves the center alone. Lower is better.
 
     Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1; Oquab et al. 2023 (DINOv2, arXiv 2304.07193).
     """
@@ -261,7 +261,7 @@ def dino_loss(
 def _targets(
     scores: Tensor, center: Tensor, *, teacher_temp: float, center_momentum: float, centering: str
 ) -> tuple[Tensor, Tensor]:
-    """The teacher's probabilities of its scores (n, K), and the centre for the next step."""
+    """The teacher's probabilities of its scores (n, K), and the center for the next step."""
     if centering == "sinkhorn":
         return sinkhorn_knopp(scores, temp=teacher_temp).to(scores.dtype), center
     if centering != "ema":
@@ -293,18 +293,18 @@ def sinkhorn_knopp(scores: Float[Tensor, "n k"], *, temp: float, iterations: int
 
 @_full_precision
 def koleo_loss(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b"]:
-    """KoLeo: minus the mean log distance of the unit features to their nearest neighbours, an entropy estimate.
+    """KoLeo: minus the mean log distance of the unit features to their nearest neighbors, an entropy estimate.
 
     L = −1/n Σᵢ log(min_{j≠i} ‖ẑᵢ − ẑⱼ‖),  ẑ = z/‖z‖.
 
-    z: `(n, d)`, n ≥ 2, or a batch of such; normalised here. Range from −log 2, two opposite features, upwards; equal
+    z: `(n, d)`, n ≥ 2, or a batch of such; normalized here. Range from −log 2, two opposite features, upwards; equal
     features give a large but finite value, as the official code adds 1e-8 to each difference and to the distance.
     Lower is more spread. Taken of the features of one process, as in the official code.
 
     Source: Sablayrolles et al. 2019 (arXiv 1806.03198) eq. 2; weight 0.1 in DINOv2.
     """
     if z.shape[-2] < 2:
-        raise ValueError("koleo_loss: z must have two rows at least, to have neighbours")
+        raise ValueError("koleo_loss: z must have two rows at least, to have neighbors")
     z = F.normalize(z, dim=-1, eps=1e-8)
     with torch.no_grad():
         cosines = z @ z.mT
@@ -336,8 +336,8 @@ def dinov2_loss(
 
     L = L_DINO + patch_weight · Σ_m w_m H(q_m, p_m) + koleo_weight · Σ_g KoLeo(z_g).
 
-    patches: prototype scores of the masked patches of all global crops, centred as the class tokens' are, with a
-    centre of their own; patch_weights as in `simdinov2_loss`. features: the student's class tokens of the global
+    patches: prototype scores of the masked patches of all global crops, centered as the class tokens' are, with a
+    center of their own; patch_weights as in `simdinov2_loss`. features: the student's class tokens of the global
     crops as its backbone gives them. Parts: besides dino's, patches (nats), koleo (summed over the crops) and
     patch_center. Lower is better. (The official log shows patches and koleo halved.)
 

@@ -1,4 +1,4 @@
-"""What an optimiser's step depends on besides the gradient: parameter groups, schedules, clipping."""
+"""What an optimizer's step depends on besides the gradient: parameter groups, schedules, clipping."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from simdino.vit import Network
 
 
 def parameter_groups(network: Network, o: Optim) -> list[dict]:
-    """Parameters by `factor` of the learning rate and `decay`, of the weight decay: 0 for biases and normalisation.
+    """Parameters by `factor` of the learning rate and `decay`, of the weight decay: 0 for biases and normalization.
 
     factor = layer_decay^(depth + 1 − layer), layer 0 being tokens and patch embedding (times patch_embed_lr), layer
     i + 1 block i, and depth + 1 what comes after, the heads included.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from simdino.config import (
     DINO,
+    PUBLISHED_EPS,
     Config,
     Crops,
     Data,
@@ -14,17 +15,17 @@ from simdino.config import (
     Record,
     SimDINO,
     SimDINOv2,
-    nearest,
     override,
     read_changes,
+    recognized,
     write_changes,
 )
 from simdino.losses import official_scaling
 
-# --- Grey 32-pixel crops of photographs, for one CPU core
+# --- Gray 32-pixel crops of photographs, for one CPU core
 
 _PHOTOS = Crops(global_scale=(0.4, 1.0), jitter=0.2, blur_p=(0.1, 0.1, 0.1), solarize_p=(0.0, 0.0, 0.0))
-_EPS, _OUT, _BATCH = 0.05**0.5, Model.out, Optim.batch_size  # n = d = 64
+_EPS, _OUT, _BATCH = PUBLISHED_EPS, Model.out, Optim.batch_size  # n = d = 64
 _SIMDINO = Config(
     "simdino",
     crops=_PHOTOS,
@@ -151,7 +152,7 @@ def _imagenet(objective: str, size: str) -> Config:
             model = replace(model, drop_path=0.2, layer_scale=0.1, registers=4, pos_offset=0.0, pos_antialias=True)
             optim = replace(optim, lr_start=1e-6, warmup_reaches="next", ema=0.9)
         else:
-            model = replace(model, drop_path=0.3, layer_scale=1e-5, prototype_norm="learnt")
+            model = replace(model, drop_path=0.3, layer_scale=1e-5, prototype_norm="learned")
             optim = replace(optim, ema=0.992, teacher_temp_start=0.04)
             crops = replace(crops, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32))
         model = _masked(replace(model, **shared))
@@ -268,7 +269,7 @@ def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
     or cannot be part of a path.
     """
     name, at, text = name.partition("@")
-    config, p = RECIPES[nearest(name, RECIPES, "recipe")], PROFILES[nearest(profile, PROFILES, "profile")]
+    config, p = RECIPES[recognized(name, RECIPES, "recipe")], PROFILES[recognized(profile, PROFILES, "profile")]
     config = replace(config, record=p.record or config.record)
     if config.data == Data():
         config = override(config, p.changes)

@@ -40,7 +40,9 @@ def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tens
     }
 
 
-def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], branches: dict[str, Network]) -> float:
+def record_snapshot(
+    path: Path, step: int, config: Config, probe: dict[str, Tensor], branches: dict[str, Network]
+) -> float:
     """Write the snapshot of one step: "<branch>/<tap>/<set>" to features; returns the seconds it took.
 
     Test images give every tap (blocks pooled to one vector an image), the first few also their patches `(k, p, d)`, as
@@ -50,11 +52,11 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
     """
     start, taps = time.perf_counter(), {}
     for branch, network in branches.items():
-        for tap, feature in features(network, probe["test_images"], config).items():
+        for tap, feature in record_features(network, probe["test_images"], config).items():
             taps[f"{branch}/{tap}/test"] = feature
         if branch == list(branches)[-1]:
-            taps[f"{branch}/backbone/bank"] = features(network, probe["bank_images"], config)["backbone"]
-            for tap, feature in features(network, probe["views"].flatten(0, 1), config).items():
+            taps[f"{branch}/backbone/bank"] = record_features(network, probe["bank_images"], config)["backbone"]
+            for tap, feature in record_features(network, probe["views"].flatten(0, 1), config).items():
                 if tap in ("backbone", "head"):
                     taps[f"{branch}/{tap}/views"] = feature.unflatten(0, (2, -1))
         for tap, feature in patch_features(network, probe["test_images"][: config.record.patches], config).items():
@@ -65,7 +67,7 @@ def record(path: Path, step: int, config: Config, probe: dict[str, Tensor], bran
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for the few shapes here
-def features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
+def record_features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
     """Every tap of a network, one vector an image `(n, d)`: of augmented views as they are, of uint8 images resized.
 
     In float32, since bfloat16's rounding would fill the tail of a collapsed spectrum; without stochastic depth.

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+CHECKOUT = Path(__file__).parents[1]  # the project's folder, where it is a checkout
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ class Run:
         return read_json(self.path / "environment.json")
 
     @property
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pandas.DataFrame":  # noqa: F821
         """One row a logged step."""
-        return pd.DataFrame(read_rows(self.path / "metrics.jsonl", whole=self.done))
+        import pandas as pd
+
+        return pd.DataFrame(read_json_lines(self.path / "metrics.jsonl", whole=self.done))
 
     @property
     def steps(self) -> list[int]:
@@ -97,7 +100,7 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"cannot read {path}: {error}") from None
 
 
-def read_rows(path: Path, *, whole: bool = True) -> list[dict]:
+def read_json_lines(path: Path, *, whole: bool = True) -> list[dict]:
     """A file of one JSON object a line; a damaged line is a ValueError that names it.
 
     whole: False while the file is being written, when its last line may still lack its end and is left out.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from simdino.config import Config, nearest, write_changes
+from simdino.config import Config, recognized, write_changes
 from simdino.recipes import PROFILES, recipe
 
 METHODS = ("simdino", "dino", "simdinov2", "dinov2")
@@ -27,8 +27,8 @@ def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = Non
 
     ValueError: an unknown study or profile, with the nearest right one.
     """
-    nearest(profile, PROFILES, "profile")
-    found = STUDIES[nearest(study, STUDIES, "study")](profile)
+    recognized(profile, PROFILES, "profile")
+    found = STUDIES[recognized(study, STUDIES, "study")](profile)
     return [s._replace(seeds=tuple(seeds or s.seeds)) for s in found]
 
 
@@ -73,7 +73,7 @@ _ARCHITECTURES: dict[str, Callable[[Config], dict[str, object]]] = {
 def _robustness(profile: str) -> list[Setting]:
     """One factor at a time, and two together: the learning rate and the one that the method's loss turns on.
 
-    Version 2 has fewer factors. Neighbours have one seed on a CPU, recipes those of the profile. smoke: of each factor
+    Version 2 has fewer factors. Neighbors have one seed on a CPU, recipes those of the profile. smoke: of each factor
     the largest multiple, and the ConvNet.
     """
     found, smoke, all_seeds = [], profile == "smoke", PROFILES[profile].seeds

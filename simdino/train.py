@@ -1,4 +1,4 @@
-"""One training run, top to bottom: `python -m simdino.train <recipe> [--profile cpu] [--optim.lr 0.002 ...]`.
+"""One training run, top to bottom: `simdino train <recipe> [--profile cpu] [--optim.lr 0.002 ...]`.
 
 On several devices: `torchrun --nproc-per-node 8 -m simdino.train <recipe>`. A batch, its views and its masks are the
 same on any number of ranks. All randomness of a step follows from (seed, step), so a resumed run continues exactly
@@ -28,15 +28,14 @@ from simdino.augment import block_masks, multi_crop
 from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
 from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, stream
 from simdino.data import load
-from simdino.files import batches
+from simdino.image_files import batches
 from simdino.losses import coding_rate, dino_loss, dinov2_loss, gather_rows, simdino_loss, simdinov2_loss
 from simdino.optim import clip_gradients, parameter_groups, schedules, teacher_temperature
 from simdino.recipes import NOTES, PROFILES, recipe
-from simdino.record import probe_images, record, snapshot_steps
-from simdino.runs import SOURCE, Run, environment, write_json, write_tensors, write_text
+from simdino.record import probe_images, record_snapshot, snapshot_steps
+from simdino.runs import CHECKOUT, SOURCE, Run, environment, write_json, write_tensors, write_text
 from simdino.vit import Network
 
-CHECKOUT = Path(__file__).parents[1]
 RUNS = CHECKOUT / "runs" if (CHECKOUT / "pyproject.toml").is_file() else Path("runs")
 
 
@@ -103,7 +102,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     with open(path / "metrics.jsonl" if rank == 0 else os.devnull, "a") as log:
         for step, batch in zip(bar, loader, strict=True):  # (rows of this rank, c, h, w)
             if step in snapshots:
-                recording += record(path, step, config, probe, recorded)
+                recording += record_snapshot(path, step, config, probe, recorded)
             rate, weight_decay, momentum = schedules(o, step)
             for group in optimizer.param_groups:
                 group.update(lr=rate * group["factor"], weight_decay=weight_decay * group["decay"])
@@ -149,7 +148,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
                 save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
     if rank == 0:
-        recording += record(path, o.steps, config, probe, recorded)
+        recording += record_snapshot(path, o.steps, config, probe, recorded)
         seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
         write_text(path / "DONE", json.dumps(seconds) + "\n")
 
@@ -216,7 +215,7 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
 
 
 def mean_centers(moved: list[dict[str, Tensor]], masks: Tensor | None, world: int) -> dict[str, Tensor]:
-    """DINO's centres after a step: the mean of those that its groups led to, each counting as many rows as it saw.
+    """DINO's centers after a step: the mean of those that its groups led to, each counting as many rows as it saw.
 
     masks `(g, n, p)` of the whole batch, which `world` ranks have in equal parts, one after another.
     """
@@ -326,7 +325,7 @@ def rate_references(config: Config, device: str) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     """The command line; a mistake is one sentence and an exit status that is not 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m simdino.train",
+        prog="simdino train",
         description="Train a recipe. Every field of its configuration is an option: <recipe> --help-all lists them.",
         epilog="recipes:\n" + "\n".join(f"  {name:28s} {note}" for name, note in NOTES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -351,10 +350,6 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError as error:
         parser.exit(1, f"{parser.prog}: {error}: pip install -e '.[train]' has what training needs\n")
     if ranks()[0] == 0:
-        print(f"{run.path}: {run.steps[-1]} steps; read it with python -m analysis.report {run.path}")
+        print(f"{run.path}: {run.steps[-1]} steps; read it with simdino report {run.path}")
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -77,7 +77,7 @@ class SwiGLU(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor per channel."""
+    """A learned factor per channel."""
 
     def __init__(self, dim: int, value: float):
         super().__init__()
@@ -124,7 +124,7 @@ class Block(nn.Module):
 def patch_embed(config: Model, channels: int) -> nn.Sequential:
     """Image to patch tokens `(n, d, gh, gw)` by one strided convolution (official), or by a stack of stride-2 ones.
 
-    The stack learns faster on small images. It has no normalisation over the batch: that alone would keep
+    The stack learns faster on small images. It has no normalization over the batch: that alone would keep
     features apart and hide collapse.
     """
     if config.stem == "patch":
@@ -142,7 +142,7 @@ def patch_embed(config: Model, channels: int) -> nn.Sequential:
 def masked_stem(stem: nn.Module, x: Images, masks: Masks, token: Tensor | None, patch: int) -> Maps:
     """The stem's output with the mask token at the masked patches.
 
-    Their pixels go in as 0, so that a stem whose windows overlap carries nothing of them to their neighbours.
+    Their pixels go in as 0, so that a stem whose windows overlap carries nothing of them to their neighbors.
     """
     if masks is None:
         return stem(x)
@@ -188,7 +188,7 @@ class ViT(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, dim)) if config.mask_token else None
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(config, config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.apply(_initialise)
+        self.apply(_initialize)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in [self.cls_token, *([self.register_tokens] if config.registers else [])]:
             nn.init.trunc_normal_(token, std=config.token_std)
@@ -244,7 +244,7 @@ class ConvBlock(nn.Module):
 class ConvNet(nn.Module):
     """Small residual network under ViT's contract: three stages, which end in one token of width `dim` a patch.
 
-    Each image is normalised by itself: batch normalisation alone would keep features apart and hide collapse.
+    Each image is normalized by itself: batch normalization alone would keep features apart and hide collapse.
     """
 
     def __init__(self, config: Model, *, channels: int = 3):
@@ -280,7 +280,7 @@ class ConvNet(nn.Module):
 class Head(nn.Module):
     """DINO's three-layer projection on the unit sphere; with prototypes, their scores as well.
 
-    Prototype k is g·v/‖v‖ with g = weight_g[k], which stays 1 (DINO) or is learnt (DINOv2), and v = weight_v[k].
+    Prototype k is g·v/‖v‖ with g = weight_g[k], which stays 1 (DINO) or is learned (DINOv2), and v = weight_v[k].
     """
 
     def __init__(self, config: Model):
@@ -290,9 +290,9 @@ class Head(nn.Module):
             norm = [nn.BatchNorm1d(config.hidden)] if config.head_norm == "batch" else []
             layers += [nn.Linear(i, config.hidden), *norm, nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(config.hidden, config.out))
-        self.apply(_initialise)
+        self.apply(_initialize)
         g, v = torch.ones(k, 1), nn.init.trunc_normal_(torch.empty(k, config.out), std=0.02)
-        g = nn.Parameter(g, requires_grad=config.prototype_norm == "learnt")
+        g = nn.Parameter(g, requires_grad=config.prototype_norm == "learned")
         self.last_layer = nn.ParameterDict({"weight_g": g, "weight_v": v} if k else {})
 
     def forward(self, x: Float[Tensor, "n i"]) -> Output:
@@ -306,7 +306,7 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """Backbone and head; taps: the tokens of each block, `tokens` of the last, normalised, `backbone` the image
+    """Backbone and head; taps: the tokens of each block, `tokens` of the last, normalized, `backbone` the image
     feature, `head`, `prototypes`; where patches have a head also `patches` `(n, p, d)`, its input.
     """
 
@@ -336,7 +336,7 @@ class Network(nn.Module):
         return out, {**taps, **head_taps}
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

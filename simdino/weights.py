@@ -171,7 +171,7 @@ def _inferred(tensors: dict[str, Tensor], path: Path) -> Model:
         head = {"hidden": shape["head.mlp.0.weight"][0], "out": shape[last][0]}
         head |= {"head_norm": "batch" if "head.mlp.1.running_mean" in shape else "none"}
         head |= {"prototypes": shape.get("head.last_layer.weight_v", (0,))[0]}
-        head |= {"prototype_norm": "learnt" if mask_token else "one"}
+        head |= {"prototype_norm": "learned" if mask_token else "one"}
         separate = any(name.startswith("patch_head.") for name in shape)
         head |= {"patch_head": "separate" if separate else "shared" if mask_token else "none"}
     return Model(

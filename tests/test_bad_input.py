@@ -8,27 +8,26 @@ import pytest
 import torch
 
 import analysis
-from analysis import (
+from analysis.experiments import injected_collapse
+from analysis.measures import (
+    classes,
     collapse,
     covariance,
     frames,
-    information,
-    intrinsic,
+    intrinsic_dimension,
     moments,
+    mutual_information,
     neighbors,
-    neural_collapse,
     normality,
-    probes,
+    pairs,
     rates,
-    references,
-    regression_collapse,
-    report,
     similarity,
     spectra,
     uncertainty,
 )
-
-from .configurations import gaussian, sphere
+from analysis.probes import image
+from analysis.reporting import features
+from tests.configurations import gaussian, sphere
 
 N, D, K = 12, 5, 3
 LABELS = torch.arange(N) % K
@@ -47,7 +46,7 @@ FEATURES = {
         "feature_std": collapse.feature_std,
         "hyperspherical_energy": collapse.hyperspherical_energy,
         "mean_collapse": collapse.mean_collapse,
-        "self_clustering": collapse.self_clustering,
+        "self_clustering": frames.self_clustering,
         "uniformity": collapse.uniformity,
         "uniformity_gap": collapse.uniformity_gap,
         "coherence": frames.coherence,
@@ -55,32 +54,32 @@ FEATURES = {
         "frame_potential": frames.frame_potential,
         "frame_potential 4": partial(frames.frame_potential, order=4),
         "frame_potential_excess": frames.frame_potential_excess,
-        "gram_cosines": frames.gram_cosines,
+        "gram_cosines": pairs.gram_cosines,
         "orthonormal_distance": lambda z: frames.orthonormal_distance(z[:D]),
-        "simplex_distance": frames.simplex_distance,
+        "simplex_distance": classes.simplex_distance,
         "tight_frame_distance": frames.tight_frame_distance,
         "tightness": frames.tightness,
-        "twonn": lambda z: intrinsic.twonn(z).dimension,
-        "gride": lambda z: intrinsic.gride(z).dimension,
-        "levina_bickel": lambda z: intrinsic.levina_bickel(z, k=(2, 3)).dimension,
+        "twonn": lambda z: intrinsic_dimension.twonn(z).dimension,
+        "gride": lambda z: intrinsic_dimension.gride(z).dimension,
+        "levina_bickel": lambda z: intrinsic_dimension.levina_bickel(z, k=(2, 3)).dimension,
         "nearest_neighbors": lambda z: neighbors.nearest_neighbors(z, k=2)[0],
-        "cdnv": lambda z: neural_collapse.cdnv(z, classes_of(z)),
-        "class_overlap": lambda z: neural_collapse.class_overlap(z, classes_of(z))["pairs"],
-        "nc5": lambda z: neural_collapse.nc5(z, classes_of(z), outside=OTHER),
-        "nrc1": lambda z: regression_collapse.nrc1(z, targets=2),
-        "nrc2": lambda z: regression_collapse.nrc2(z, weight=WEIGHT),
+        "cdnv": lambda z: classes.cdnv(z, classes_of(z)),
+        "class_overlap": lambda z: classes.class_overlap(z, classes_of(z))["pairs"],
+        "nc5": lambda z: classes.nc5(z, classes_of(z), outside=OTHER),
+        "nrc1": lambda z: classes.nrc1(z, targets=2),
+        "nrc2": lambda z: classes.nrc2(z, weight=WEIGHT),
         "bhep": normality.bhep,
-        "class_effective_rank": lambda z: neural_collapse.class_effective_rank(z, classes_of(z))["ranks"],
-        "nc1": lambda z: neural_collapse.nc1(z, classes_of(z)),
-        "nc2": lambda z: neural_collapse.nc2(z, classes_of(z)),
-        "nc3": lambda z: neural_collapse.nc3(z, classes_of(z), weight=WEIGHT),
-        "nc4": lambda z: neural_collapse.nc4(z, classes_of(z), weight=WEIGHT),
+        "class_effective_rank": lambda z: classes.class_effective_rank(z, classes_of(z))["ranks"],
+        "nc1": lambda z: classes.nc1(z, classes_of(z)),
+        "nc2": lambda z: classes.nc2(z, classes_of(z)),
+        "nc3": lambda z: classes.nc3(z, classes_of(z), weight=WEIGHT),
+        "nc4": lambda z: classes.nc4(z, classes_of(z), weight=WEIGHT),
         "class_rates": lambda z: rates.class_rates(z, classes_of(z), eps=0.5),
         "rate_reduction": lambda z: rates.rate_reduction(z, classes_of(z), eps=0.5),
         "coding_rate": partial(rates.coding_rate, eps=0.5),
         "coding_rate_of_spectrum": partial(rates.coding_rate_of_spectrum, eps=0.5, d=D),
         "rate_optimality": lambda z: rates.rate_optimality(z, eps=0.5).measured,
-        "collapsed": lambda z: references.collapsed(z, torch.full((len(z), D), D**-0.5), share=0.5),
+        "collapsed": lambda z: injected_collapse.collapsed(z, torch.full((len(z), D), D**-0.5), share=0.5),
         **{f"sliced_normality {name}": partial(normality.sliced_normality, statistic=name) for name in NORMALITY},
         "alpha_req": partial(spectra.alpha_req, fit=(1, 3)),
         "anisotropy": spectra.anisotropy,
@@ -92,12 +91,12 @@ FEATURES = {
         "mean_cosine": spectra.mean_cosine,
         "participation_ratio": spectra.participation_ratio,
         "participation_ratio unbiased": partial(spectra.participation_ratio, unbiased=True),
-        "participation_ratio centred": partial(spectra.participation_ratio, unbiased=True, center=True),
+        "participation_ratio centered": partial(spectra.participation_ratio, unbiased=True, center=True),
         "rankme": spectra.rankme,
         "renyi_entropy": partial(spectra.renyi_entropy, order=2),
         "stable_rank": spectra.stable_rank,
         "permutation_reference": lambda z: torch.tensor(uncertainty.permutation_reference(spectra.rankme, z, draws=2)),
-        "report": lambda z: torch.tensor([row.value for row in report.report(z, blocks=2).rows]),
+        "report": lambda z: torch.tensor([row.value for row in features.report(z, blocks=2).rows]),
     },
     "x": {
         "alignment": lambda x: collapse.alignment(x, OTHER),
@@ -109,8 +108,8 @@ FEATURES = {
         "rsa": lambda x: similarity.rsa(x, OTHER),
         "neighbor_overlap": lambda x: neighbors.neighbor_overlap(x, OTHER, k=2),
         "information_imbalance": lambda x: neighbors.information_imbalance(x, OTHER),
-        "infonce_bound": lambda x: information.infonce_bound(x, OTHER, temperature=0.5),
-        "dime": lambda x: information.dime(x, OTHER),
+        "infonce_bound": lambda x: mutual_information.infonce_bound(x, OTHER, temp=0.5),
+        "dime": lambda x: mutual_information.dime(x, OTHER),
         "redundancy of views": lambda x: covariance.redundancy(x, OTHER),
         "principal_angles": lambda x: similarity.principal_angles(x, OTHER),
         "procrustes_distance": lambda x: similarity.procrustes_distance(x, OTHER),
@@ -122,44 +121,44 @@ FEATURES = {
         "rsa": lambda y: similarity.rsa(OTHER, y),
         "neighbor_overlap": lambda y: neighbors.neighbor_overlap(OTHER, y, k=2),
         "information_imbalance": lambda y: neighbors.information_imbalance(OTHER, y),
-        "infonce_bound": lambda y: information.infonce_bound(OTHER, y, temperature=0.5),
-        "dime": lambda y: information.dime(OTHER, y),
+        "infonce_bound": lambda y: mutual_information.infonce_bound(OTHER, y, temp=0.5),
+        "dime": lambda y: mutual_information.dime(OTHER, y),
         "redundancy of views": lambda y: covariance.redundancy(OTHER, y),
         "principal_angles": lambda y: similarity.principal_angles(OTHER, y),
         "procrustes_distance": lambda y: similarity.procrustes_distance(OTHER, y),
     },
-    "target": {"collapsed": lambda target: references.collapsed(OTHER[:K], target[:K], share=0.5)},
+    "target": {"collapsed": lambda target: injected_collapse.collapsed(OTHER[:K], target[:K], share=0.5)},
     "weight": {
-        "nc3": lambda w: neural_collapse.nc3(gaussian(N, D), LABELS, weight=w[:K]),
-        "nc4": lambda w: neural_collapse.nc4(gaussian(N, D), LABELS, weight=w[:K]),
-        "nrc2": lambda w: regression_collapse.nrc2(gaussian(N, D), weight=w[:K]),
-        "nrc3": lambda w: regression_collapse.nrc3(w[:K], targets=gaussian(N, K)),
+        "nc3": lambda w: classes.nc3(gaussian(N, D), LABELS, weight=w[:K]),
+        "nc4": lambda w: classes.nc4(gaussian(N, D), LABELS, weight=w[:K]),
+        "nrc2": lambda w: classes.nrc2(gaussian(N, D), weight=w[:K]),
+        "nrc3": lambda w: classes.nrc3(w[:K], targets=gaussian(N, K)),
     },
     "train": {
-        "knn_accuracy": lambda z: probes.knn_accuracy(z, classes_of(z), sphere(4, D), LABELS[:1].repeat(4), k=1),
-        "few_shot_accuracy": lambda z: probes.few_shot_accuracy(z, classes_of(z), OTHER[::3], LABELS[::3], shots=1),
-        "linear_probe": lambda z: probes.linear_probe(z, classes_of(z), OTHER[::3], LABELS[::3], epochs=2).accuracy,
-        "logistic_regression": lambda z: probes.logistic_regression(z, classes_of(z), OTHER[::3], LABELS[::3]).accuracy,
+        "knn_accuracy": lambda z: neighbors.knn_accuracy(z, classes_of(z), sphere(4, D), LABELS[:1].repeat(4), k=1),
+        "few_shot_accuracy": lambda z: image.few_shot_accuracy(z, classes_of(z), OTHER[::3], LABELS[::3], shots=1),
+        "linear_probe": lambda z: image.linear_probe(z, classes_of(z), OTHER[::3], LABELS[::3], epochs=2).accuracy,
+        "logistic_regression": lambda z: image.logistic_regression(z, classes_of(z), OTHER[::3], LABELS[::3]).accuracy,
     },
     "test": {
-        "knn_accuracy": lambda z: probes.knn_accuracy(sphere(N, D), LABELS, z, classes_of(z), k=2),
-        "few_shot_accuracy": lambda z: probes.few_shot_accuracy(OTHER, LABELS, z, classes_of(z), shots=2),
-        "linear_probe": lambda z: probes.linear_probe(OTHER, LABELS, z, classes_of(z), epochs=2).accuracy,
-        "logistic_regression": lambda z: probes.logistic_regression(OTHER, LABELS, z, classes_of(z)).accuracy,
+        "knn_accuracy": lambda z: neighbors.knn_accuracy(sphere(N, D), LABELS, z, classes_of(z), k=2),
+        "few_shot_accuracy": lambda z: image.few_shot_accuracy(OTHER, LABELS, z, classes_of(z), shots=2),
+        "linear_probe": lambda z: image.linear_probe(OTHER, LABELS, z, classes_of(z), epochs=2).accuracy,
+        "logistic_regression": lambda z: image.logistic_regression(OTHER, LABELS, z, classes_of(z)).accuracy,
     },
-    "outside": {"nc5": lambda z: neural_collapse.nc5(gaussian(N, D), LABELS, outside=z)},
-    "targets": {"nrc3": lambda z: regression_collapse.nrc3(gaussian(z.shape[-1] or 1, D), targets=z)},
+    "outside": {"nc5": lambda z: classes.nc5(gaussian(N, D), LABELS, outside=z)},
+    "targets": {"nrc3": lambda z: classes.nrc3(gaussian(z.shape[-1] or 1, D), targets=z)},
     "views": {
         "alignment": lambda z: collapse.alignment(stacked(z, 2)),
         "lidar": lambda z: collapse.lidar(stacked(z, 2)),
-        "infonce_bound": lambda z: information.infonce_bound(stacked(z, 2), temperature=0.5),
-        "dime": lambda z: information.dime(stacked(z, 2)),
+        "infonce_bound": lambda z: mutual_information.infonce_bound(stacked(z, 2), temp=0.5),
+        "dime": lambda z: mutual_information.dime(stacked(z, 2)),
     },
     "tokens": {"patch_ranks": lambda z: torch.stack(list(collapse.patch_ranks(stacked(z, 2)).values()))},
     "logits": {
         "prototype_entropy": lambda z: torch.stack(list(collapse.prototype_entropy(z).values())),
         "prototype_usage": collapse.prototype_usage,
-        "center_drift": lambda z: collapse.center_drift(z, center=torch.zeros(D)),
+        "center_drift": lambda z: collapse.center_drift(z, running_center=torch.zeros(D)),
     },
 }
 CASES = {f"{name}({argument})": (f, argument) for argument, group in FEATURES.items() for name, f in group.items()}
@@ -284,25 +283,25 @@ def test_degenerate_features_have_a_value_or_a_reason(case):
 
 # --- Labels, views, streams
 
-LABELLED = {
-    "class_effective_rank": neural_collapse.class_effective_rank,
-    "nc1": neural_collapse.nc1,
-    "nc2": neural_collapse.nc2,
-    "cdnv": neural_collapse.cdnv,
-    "class_overlap": neural_collapse.class_overlap,
-    "nc5": partial(neural_collapse.nc5, outside=OTHER),
-    "nc3": partial(neural_collapse.nc3, weight=WEIGHT),
-    "nc4": partial(neural_collapse.nc4, weight=WEIGHT),
+LABELED = {
+    "class_effective_rank": classes.class_effective_rank,
+    "nc1": classes.nc1,
+    "nc2": classes.nc2,
+    "cdnv": classes.cdnv,
+    "class_overlap": classes.class_overlap,
+    "nc5": partial(classes.nc5, outside=OTHER),
+    "nc3": partial(classes.nc3, weight=WEIGHT),
+    "nc4": partial(classes.nc4, weight=WEIGHT),
     "class_rates": partial(rates.class_rates, eps=0.5),
     "rate_reduction": partial(rates.rate_reduction, eps=0.5),
     "Moments.of": moments.Moments.of,
     "Moments.update": lambda z, labels: moments.Moments(D, classes=K).update(z, labels),
-    "report": lambda z, labels: report.report(z, labels=labels, blocks=2),
-    "few_shot_accuracy": lambda z, labels: probes.few_shot_accuracy(z, labels, z, LABELS, shots=1),
-    "linear_probe": lambda z, labels: probes.linear_probe(z, labels, z, LABELS, epochs=1),
-    "logistic_regression": lambda z, labels: probes.logistic_regression(z, LABELS, z, labels),
-    "knn_accuracy, train": lambda z, labels: probes.knn_accuracy(z, labels, z, LABELS, k=1),
-    "knn_accuracy, test": lambda z, labels: probes.knn_accuracy(z, LABELS, z, labels, k=1),
+    "report": lambda z, labels: features.report(z, labels=labels, blocks=2),
+    "few_shot_accuracy": lambda z, labels: image.few_shot_accuracy(z, labels, z, LABELS, shots=1),
+    "linear_probe": lambda z, labels: image.linear_probe(z, labels, z, LABELS, epochs=1),
+    "logistic_regression": lambda z, labels: image.logistic_regression(z, LABELS, z, labels),
+    "knn_accuracy, train": lambda z, labels: neighbors.knn_accuracy(z, labels, z, LABELS, k=1),
+    "knn_accuracy, test": lambda z, labels: neighbors.knn_accuracy(z, LABELS, z, labels, k=1),
 }
 BAD_LABELS = {
     "negative": LABELS - 1,
@@ -314,15 +313,15 @@ BAD_LABELS = {
 }
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", LABELED)
 def test_bad_labels_are_named(name):
-    f = partial(LABELLED[name], sphere(N, D))
+    f = partial(LABELED[name], sphere(N, D))
     assert [kind for kind, labels in BAD_LABELS.items() if "labels" not in raised(f, labels)] == []
 
 
 def test_labels_out_of_range_are_named_where_the_range_is_known():
-    assert "labels must be below classes=3" in raised(partial(LABELLED["Moments.update"], sphere(N, D)), LABELS + 1)
-    assert "test_labels has class 3" in raised(partial(LABELLED["knn_accuracy, test"], sphere(N, D)), LABELS + 1)
+    assert "labels must be below classes=3" in raised(partial(LABELED["Moments.update"], sphere(N, D)), LABELS + 1)
+    assert "test_labels has class 3" in raised(partial(LABELED["knn_accuracy, test"], sphere(N, D)), LABELS + 1)
 
 
 PAIRED = ["alignment", "debiased_cka", "procrustes_distance", "svcca", "rsa", "neighbor_overlap"]
@@ -335,7 +334,12 @@ def test_rows_that_do_not_correspond_are_named(name):
 
 
 def test_one_view_is_none():
-    for f in (collapse.alignment, collapse.lidar, information.dime, partial(information.infonce_bound, temperature=1)):
+    for f in (
+        collapse.alignment,
+        collapse.lidar,
+        mutual_information.dime,
+        partial(mutual_information.infonce_bound, temp=1),
+    ):
         assert "views needs at least 2 views" in raised(f, OTHER[None])
 
 
@@ -356,6 +360,8 @@ def test_every_public_diagnostic_is_here():
         "isotropic_reference",
         "white_noise_spectrum",
         "collapsed_spectrum",
+        "diagnose",
+        "preflight",
     ]
     not_of_features += ["frame_potential_bound", "marchenko_pastur_edge", "orthoplex_bound", "sphere_potential"]
     not_of_features += ["uniformity_optimum", "welch_bound"]

@@ -10,9 +10,9 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from analysis import plots, plots_claims
-from analysis.claims import PROFILES, check_parameters, claim, gallery, main, publish
-from simdino import recipes
+from analysis.claims import check_parameters, claim, gallery, publish
+from analysis.commands import gallery_command
+from analysis.plots import claims_board, style
 from simdino.runs import Run, write_json
 
 matplotlib.use("agg")
@@ -21,9 +21,9 @@ DECLARED = 'profile = "cpu"\nseeds = None\nout_dir: str = "figures"\n'
 
 @pytest.fixture
 def fig():
-    plots.use_style()
+    style.use_style()
     fig, ax = plt.subplots()
-    ax.plot([0, 1], **plots.THEORY)
+    ax.plot([0, 1], **style.THEORY)
     yield fig
     plt.close(fig)
 
@@ -95,7 +95,6 @@ def test_check_parameters_does_not_take_other_cells_names_for_parameters():
 
 
 def test_check_parameters_refuses_an_unknown_profile_injected_or_typed():
-    assert tuple(recipes.PROFILES) == PROFILES
     for executed in (["", DECLARED, '# Parameters\nprofile = "smoek"\n'], ["", 'profile = "smoek"  # comment\n']):
         with pytest.raises(ValueError, match="unknown profile 'smoek'; did you mean 'smoke'"):
             check_parameters(executed)
@@ -156,7 +155,7 @@ def test_gallery_shows_every_figure_and_marks_what_fails(tmp_path, fig, capsys):
     right = claim("a", "rank = d", predicted=4, measured=[3.998, 4.0, 4.002], tolerance=0.01, kind="observation")
     wrong = claim("b", "|x| is small", predicted=1, measured=3, relation="at_most", kind="observation")
     publish(fig, [right], name="01_right", out_dir=tmp_path, profile="cpu", seeds=(0, 1, 2))
-    main([str(tmp_path)])
+    gallery_command([str(tmp_path)])
     assert "\n1 of 1 claims hold.\n" in (tmp_path / "README.md").read_text()
     publish(fig, [right, wrong], name="02_wrong", out_dir=tmp_path, profile="cpu")
     text = gallery(tmp_path).read_text()
@@ -175,13 +174,13 @@ def test_gallery_shows_every_figure_and_marks_what_fails(tmp_path, fig, capsys):
 
 def test_the_board_has_a_square_a_claim_those_that_fail_last():
     record = {"title": "t", "claims": [{"holds": h, "kind": k} for h, k in ((False, "theorem"), (True, "observation"))]}
-    ax = plots_claims.plot_board(
+    ax = claims_board.plot_board(
         [record, record | {"claims": [{"holds": True, "kind": "theorem"}]}], plt.figure().gca()
     )
     squares = [ax.collections[i] for i in range(2)]
     assert [len(s.get_offsets()) for s in squares] == [2, 1]
     colors = [[to_hex(c).upper() for c in s.get_facecolors()] for s in squares]
-    assert colors == [[plots_claims.OBSERVED, plots_claims.FAILS], [plots_claims.HOLDS]]
+    assert colors == [[claims_board.OBSERVED, claims_board.FAILS], [claims_board.HOLDS]]
     assert ax.get_title(loc="left") == "2 of 3 claims hold"
     plt.close("all")
 

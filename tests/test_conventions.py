@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from analysis.conventions import PAGE, conventions, page
-from analysis.spectra import PRESETS
-
-from .configurations import gaussian
+from analysis.conventions import PAGE, conventions_page, conventions_table
+from analysis.measures.spectra import PRESETS
+from tests.configurations import gaussian
 
 Z = gaussian(40, 7, seed=3).numpy() / np.arange(1, 8) + 0.5
 N, D = Z.shape
-CENTRED, UNIT = Z - Z.mean(0), Z / np.linalg.norm(Z, axis=1, keepdims=True)
+CENTERED, UNIT = Z - Z.mean(0), Z / np.linalg.norm(Z, axis=1, keepdims=True)
 
 
 def sigma(z):
@@ -61,18 +60,18 @@ NAIVE = [
     entropy_rank(sigma(Z)),
     entropy_rank(sigma(Z), 1e-7),
     entropy_rank(sigma(Z), 1e-5),
-    entropy_rank(sigma(CENTRED)),
+    entropy_rank(sigma(CENTERED)),
     entropy_rank(np.linalg.eigvalsh(Z.T @ Z)),
     entropy_rank(np.linalg.eigvalsh(np.cov(Z.T))),
     np.log(entropy_rank(sigma(Z))) / np.log(D),
     entropy_rank(sigma(UNIT)) / min(N, D),
-    1 - entropy_rank(sigma(CENTRED)) / min(N - 1, D),
+    1 - entropy_rank(sigma(CENTERED)) / min(N - 1, D),
     ratio(np.linalg.eigvalsh(Z.T @ Z)),
     ratio(np.linalg.eigvalsh(np.cov(Z.T))),
     unbiased_ratio(Z),
     ratio(sigma(Z)),
     np.square(sigma(Z)).sum() / sigma(Z)[0] ** 2,
-    np.square(sigma(CENTRED)).sum() / sigma(CENTRED)[0] ** 2,
+    np.square(sigma(CENTERED)).sum() / sigma(CENTERED)[0] ** 2,
     np.linalg.norm(Z) / sigma(Z)[0],
     (LOG_MU @ TAIL) / (LOG_MU @ LOG_MU),
     N / np.log(DISTANCES[:, 1] / DISTANCES[:, 0]).sum(),
@@ -86,16 +85,16 @@ NAIVE = [
 
 
 def test_every_row_is_the_formula_it_names():
-    table = conventions(Z)
+    table = conventions_table(Z)
     assert table["value"].tolist() == pytest.approx(NAIVE, rel=1e-6)
     assert table["value"].nunique() == len(NAIVE)
 
 
 def test_every_preset_is_in_the_table():
-    calls = " ".join(conventions(Z)["call"])
+    calls = " ".join(conventions_table(Z)["call"])
     assert [name for name in PRESETS if f"preset='{name}'" not in calls] == []
 
 
 def test_page_is_up_to_date():
     pytest.importorskip("sklearn")
-    assert PAGE.read_text() == page(), "run python -m analysis.conventions"
+    assert PAGE.read_text() == conventions_page(), "run python -m analysis.conventions"

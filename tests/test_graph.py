@@ -145,7 +145,7 @@ def test_the_profile_for_gpus_asks_for_them(project, gpus):
     assert "figures/gpu/README.md" in said
 
 
-def test_a_misspelt_profile_is_refused_with_the_nearest_name():
+def test_a_misspelled_profile_is_refused_with_the_nearest_name():
     options = ["--dry-run", "--config", "profile=smok"]
     result = subprocess.run(command(*options), cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1

@@ -51,7 +51,7 @@ def test_notebook_reproduces_its_figure_in_the_smoke_profile(smoke, name):
 
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks")
-def test_notebook_refuses_a_misspelt_parameter(tmp_path):
+def test_notebook_refuses_a_misspelled_parameter(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=r"no parameter 'profil'; did you mean 'profile'\?"):
         papermill.execute_notebook(
             ROOT / f"notebooks/{NOTEBOOKS[0]}.ipynb",

@@ -1,4 +1,4 @@
-"""Each test quotes its proposition: algebra to 1e-10, optimisation, dynamics, Monte Carlo, or recorded numbers."""
+"""Each test quotes its proposition: algebra to 1e-10, optimization, dynamics, Monte Carlo, or recorded numbers."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
-from analysis.landscape import orthonormal_sets
+from analysis.experiments.landscape import orthonormal_sets
 from simdino.losses import simdino_loss, simdinov2_loss
 
 RNG = np.random.default_rng
@@ -42,7 +42,9 @@ def sphere(rng, n, d):
 def test_every_proposition_has_a_function_a_test_and_a_notebook(proposition):
     functions = [f for _, f in inspect.getmembers(theory, inspect.isfunction) if f.__module__ == theory.__name__]
     assert any((f.__doc__ or "").startswith(f"{proposition}: ") for f in functions)
-    tests = "".join(Path(__file__).with_name(name).read_text() for name in ("test_theory.py", "test_landscape.py"))
+    tests = "".join(
+        (Path(__file__).parent / name).read_text() for name in ("test_theory.py", "experiments/test_landscape.py")
+    )
     assert re.search(rf"^def test_{proposition}_", tests, re.MULTILINE)
     notebooks = "".join(path.read_text() for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
     assert re.search(rf"\b{proposition}\b", notebooks), "no notebook shows it"
@@ -58,7 +60,7 @@ def test_A1_orthonormal_rows_and_tight_frames_reach_the_bound():
     assert rate(heptagon, 0.3) == pytest.approx(theory.rate_maximum(7, 2, 0.3), abs=1e-10)
 
 
-def test_A1_simplex_reaches_the_centred_bound():
+def test_A1_simplex_reaches_the_centered_bound():
     simplex = np.eye(5) - 1 / 5
     simplex /= np.linalg.norm(simplex, axis=1, keepdims=True)
     simplex = simplex @ np.linalg.svd(simplex)[2][:4].T  # (5, 4)
@@ -213,7 +215,7 @@ def test_B2_welch_and_orthoplex_bounds():
 
 
 def linear_problem(seed, m, mu):
-    """Covariances (Σ, Σ_a) with the generalised eigenvalues mu, in a random basis."""
+    """Covariances (Σ, Σ_a) with the generalized eigenvalues mu, in a random basis."""
     rng = RNG(seed)
     a = rng.standard_normal((m, m)) + 2 * np.eye(m)
     return a @ a.T, a @ np.diag(mu) @ a.T
@@ -230,7 +232,7 @@ MU = np.array([0.9, 0.03, 0.4, 0.1, 0.7, 0.2])
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.05, 0.2, 1.0])
-def test_B3_optimisation_fills_the_spectrum_like_water(gamma):
+def test_B3_optimization_fills_the_spectrum_like_water(gamma):
     sigma, sigma_a = linear_problem(0, 6, MU)
     alpha, d = 20.0, 4
 
@@ -327,7 +329,7 @@ def simulate_collapse(mu, alpha, factor, *, stop_gradient, d=4, n=48):
     eps, c = math.sqrt(d / alpha), 1 if stop_gradient else 2
     gamma = factor * c * mu / theory.collapse_number(d, eps, 1.0)
     parts = RNG(0).standard_normal((n, 6))
-    parts = torch.tensor(np.linalg.qr(parts - parts.mean(0))[0] * math.sqrt(n))  # centred, white, uncorrelated
+    parts = torch.tensor(np.linalg.qr(parts - parts.mean(0))[0] * math.sqrt(n))  # centered, white, uncorrelated
     views = [math.sqrt(1 - mu) * parts[:, :2] + math.sqrt(mu) * parts[:, k : k + 2] for k in (2, 4)]
     w = torch.tensor(RNG(1).standard_normal((d, 2)) * 1e-4, requires_grad=True)
     u = torch.eye(d, dtype=torch.float64)[0]

@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis._input import Array
 from simdino.augment import grayscale
 from simdino.config import Crops, Model
-from simdino.files import Files
+from simdino.image_files import Files
 from simdino.runs import Run
 from simdino.vit import ConvNet, Network, ViT
 from simdino.weights import load_weights
+
+from ..measures.inputs import Array
 
 # The untrained network that stands for "random" where nothing else is said: DINOv2's ViT-S/14.
 VIT_S = Model(stem="patch", patch=14, dim=384, depth=12, heads=6, pool="cls", out=0, layer_scale=1.0)
@@ -36,7 +37,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A function from normalised images (n, channels, h, w) to `Features`, and what must be known to feed it.
+    """A function from normalized images (n, channels, h, w) to `Features`, and what must be known to feed it.
 
     Any model takes part as `Backbone("mine", patch=16, encode=function)`; h and w will be multiples of `patch`.
     """
@@ -44,7 +45,7 @@ class Backbone:
     name: str
     patch: int  # pixels
     encode: Callable[[Float[Tensor, "n c h w"]], Features]
-    channels: int = 3  # 1: images are turned grey
+    channels: int = 3  # 1: images are turned gray
     mean: tuple[float, ...] = Crops.mean  # ImageNet's
     std: tuple[float, ...] = Crops.std
     device: str | torch.device = "cpu"
@@ -65,7 +66,7 @@ def load_backbone(
     """The backbone of a run directory, a weights file, a timm model's name, or a baseline: "pixels", "random".
 
     Weights files are all that `simdino.weights.load_weights` reads. "random" is an untrained network (seed 0), by
-    default ViT-S/14; "pixels" has the normalised pixels of each patch and, shrunk to at most 32 × 32, of each image.
+    default ViT-S/14; "pixels" has the normalized pixels of each patch and, shrunk to at most 32 × 32, of each image.
     Images may have any size whose sides are multiples of the patch: position embeddings are resized.
 
     block: whose output is read, after the final norm, as DINO's `get_intermediate_layers` does; an index, -1 the last.
@@ -125,7 +126,7 @@ def load_backbones(
 
 
 @torch.no_grad()
-def features(
+def extract_features(
     backbone: Backbone,
     images: Array | Files,
     *,
@@ -135,9 +136,9 @@ def features(
 ) -> Features:
     """Features of uint8 images (n, 1 or 3, h, w) on the backbone's device: image (n, d) and patches (n, gh, gw, e).
 
-    Files are decoded batch by batch. Images are divided by 255 and normalised by the backbone's mean and std, which are
+    Files are decoded batch by batch. Images are divided by 255 and normalized by the backbone's mean and std, which are
     ImageNet's if nothing else is said. size: a side or (height, width) in pixels; images are resized to cover it, then
-    its centre is cut out. None leaves them as they are. ValueError: images of another type, sides that are no multiples
+    its center is cut out. None leaves them as they are. ValueError: images of another type, sides that are no multiples
     of the patch.
     """
     image, patches = zip(*_batches(backbone, images, size, batch, progress), strict=True)
@@ -158,7 +159,7 @@ def image_features(
 
 
 def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode: str = "bicubic") -> Tensor:
-    """Images (n, c, h, w) resized, antialiased, to cover a size, side or (height, width), then its centre.
+    """Images (n, c, h, w) resized, antialiased, to cover a size, side or (height, width), then its center.
 
     Masks of the images go along with mode "nearest-exact". None returns x.
     """
@@ -178,7 +179,7 @@ def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode
 def prepared(
     backbone: Backbone, images: Array, *, size: int | tuple[int, int] | None = None
 ) -> Float[Tensor, "n c h w"]:
-    """What `features` shows the backbone of uint8 images (n, 1 or 3, h, w): fitted to a size, normalised."""
+    """What `extract_features` shows the backbone of uint8 images (n, 1 or 3, h, w): fitted to a size, normalized."""
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
         what = f"{images.dtype} {tuple(images.shape)}"
@@ -191,7 +192,7 @@ def prepared(
     mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (backbone.mean, backbone.std))
     if backbone.channels == 1:
         return (grayscale(x) - mean.mean()) / std.mean()
-    return (x - mean) / std  # a grey image becomes three equal channels, before it is normalised
+    return (x - mean) / std  # a gray image becomes three equal channels, before it is normalized
 
 
 def _batches(backbone: Backbone, images: Array | Files, size, batch: int, progress: bool) -> Iterator[Features]:

@@ -1,21 +1,21 @@
 """What people look at first: attention of the class token, similarity of patches, patches' principal components as RGB.
 
-Arrays out, of patches: `analysis.plots_maps.plot_maps` draws them.
+Arrays out, of patches: `plots.image_grids.plot_maps` draws them.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analysis._input import Array, as_patches, unit_rows
-from analysis.probes.backbone import Backbone
+from ..measures.inputs import Array, as_patches, unit_rows
+from .backbone import Backbone
 
 
 @torch.no_grad()
 def class_attention(
     backbone: Backbone, images: Float[Tensor, "n c h w"], *, block: int = -1
 ) -> Float[Tensor, "n heads gh gw"]:
-    """Attention of the class token to each patch in one block, a map a head, for normalised images.
+    """Attention of the class token to each patch in one block, a map a head, for normalized images.
 
     softmax(q_class · k / √e) over all tokens: of one head's map the sum is below 1 by what class token and registers
     take. ValueError: a backbone that is no vision transformer of ours.
@@ -44,7 +44,7 @@ def patch_similarity(patches: Array, at: tuple[int, int], *, image: int = 0) -> 
 def pca_rgb(patches: Array, *, threshold: float | None = None) -> Float[Tensor, "n gh gw 3"]:
     """The first three principal components of all patches (n, gh, gw, d) as red, green and blue, each from 0 to 1.
 
-    Components are common to the images, so that a colour means one thing in all of them. Each has the sign that makes
+    Components are common to the images, so that a color means one thing in all of them. Each has the sign that makes
     its score of the largest size positive, and is stretched to [0, 1]: rotated, shifted or scaled features give the
     same picture. A component without variance, as of collapsed features, is ½.
     threshold: patches that are not `foreground` are black, and the components are those of the foreground alone.

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from analysis.probes.backbone import fit
-from simdino.files import decoded
+from simdino.image_files import decoded
+
+from .backbone import fit
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-UNLABELLED = ("unlabelled", "unlabeled", "void")  # names of the class that is none
+UNLABELED_NAMES = ("unlabeled", "unlabelled", "void")  # names of the class that is none
 COCO_CLASSES, COCO_THINGS = 201, range(1, 91)  # panoptic category ids: the others are stuff
 Size = int | tuple[int, int] | None
 Item = tuple[str, Path | BytesIO, Path | BytesIO]  # name for messages, image, mask
@@ -50,10 +51,10 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     `mask_offsets`, `split` (0 trains, the largest tests) and `names` of the classes.
     size: side or (height, width) in pixels that images and masks are resized to cover, then cut to; None: they have one
     size. A mask of another size than its image, but of its shape, is resized to it; masks are resized by the nearest
-    pixel. ignore: None is the class that `names` calls unlabelled, if there is one. Objects are COCO's things, by its
+    pixel. ignore: None is the class that `names` calls unlabeled, if there is one. Objects are COCO's things, by its
     panoptic ids 1 to 90, and of a folder all classes but 0 and `ignore`.
 
-    ValueError, naming the file: nothing there, an image without its mask, a mask with colours or of another shape than
+    ValueError, naming the file: nothing there, an image without its mask, a mask with colors or of another shape than
     its image, unequal sizes without `size`, damage.
     """
     root, classes = Path(root).expanduser(), ()
@@ -70,12 +71,12 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     if not all(parts):
         raise ValueError(f"{root} has no images to {'train' if not parts[0] else 'test'} on")
     if ignore is None:
-        ignore = next((i for i, name in enumerate(classes) if name.lower() in UNLABELLED), None)
+        ignore = next((i for i, name in enumerate(classes) if name.lower() in UNLABELED_NAMES), None)
     train, test = (_stacked(part, size) for part in parts)
     things = tuple(COCO_THINGS) if len(classes) == COCO_CLASSES and classes[1] == "person" else None
     if not classes:
-        labelled = [m if ignore is None else m.masked_fill(m == ignore, -1) for _, m in (train, test)]
-        classes = tuple(map(str, range(1 + max(int(m.max()) for m in labelled))))
+        labeled = [m if ignore is None else m.masked_fill(m == ignore, -1) for _, m in (train, test)]
+        classes = tuple(map(str, range(1 + max(int(m.max()) for m in labeled))))
         things = tuple(i for i in range(1, len(classes)) if i != ignore)
     return MaskSet(*train, *test, classes, ignore, things)
 
@@ -115,12 +116,12 @@ def _pairs(images: Path, masks: Path) -> list[Item]:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
     found = {f.stem: f for f in sorted(images.iterdir()) if f.suffix.lower() in SUFFIXES}
-    labelled = {f.stem: f for f in masks.iterdir() if f.suffix.lower() == ".png"}
-    lonely = sorted(found.keys() ^ labelled.keys())
+    labeled = {f.stem: f for f in masks.iterdir() if f.suffix.lower() == ".png"}
+    lonely = sorted(found.keys() ^ labeled.keys())
     if lonely:
         here, there = (images, masks) if lonely[0] in found else (masks, images)
         raise ValueError(f"{here.name}/{lonely[0]} of {images.parent} has no partner in {there.name}")
-    return [(str(f), f, labelled[stem]) for stem, f in found.items()]
+    return [(str(f), f, labeled[stem]) for stem, f in found.items()]
 
 
 def _read_npz(path: Path, *more: str) -> dict[str, np.ndarray]:
@@ -174,7 +175,7 @@ def _decoded(name: str, image: Path | BytesIO, mask: Path | BytesIO) -> tuple[Te
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the mask of {name} is not a readable image: {error}") from None
     if labels.ndim != 2:
-        raise ValueError(f"the mask of {name} has colours ({mode}), not class indices")
+        raise ValueError(f"the mask of {name} has colors ({mode}), not class indices")
     (h, w), (mask_h, mask_w) = pixels.shape[2:], labels.shape
     if abs(mask_h * w - mask_w * h) > (h + w) / 2:
         raise ValueError(f"the mask of {name} is {mask_h}x{mask_w}, which is not the shape of its {h}x{w}")

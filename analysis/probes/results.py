@@ -21,7 +21,7 @@ class Result(NamedTuple):
     detail: bool = False  # in the JSON, and not in the table for people
 
 
-def table(results: pd.DataFrame) -> str:
+def results_table(results: pd.DataFrame) -> str:
     """The results as a text for people: a row a measure, a column a backbone.
 
     value [interval over images], value ± sd over draws, or of several rows of one name (seeds) mean ± sd (n = rows).

@@ -14,9 +14,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.probes.backbone import Backbone, features, fit, image_features
-from analysis.probes.classify import accuracy_interval, few_shot_accuracy, knn_accuracy
-from analysis.probes.discover import (
+from simdino.config import recognized
+from simdino.data import DATASETS, load
+from simdino.image_files import Files
+
+from ..measures.neighbors import knn_accuracy
+from ..measures.uncertainty import leave_one_out_interval
+from .backbone import Backbone, extract_features, fit, image_features
+from .discovery import (
     average_precision,
     average_precision_interval,
     boxes,
@@ -27,26 +32,21 @@ from analysis.probes.discover import (
     tokencut,
     upsample,
 )
-from analysis.probes.heads import linear_probe, logistic_regression
-from analysis.probes.masks import MaskSet, load_masks, load_videos
-from analysis.probes.results import Result
-from analysis.probes.segment import evaluate as confusion_of
-from analysis.probes.segment import knn_segmenter, linear_segmenter, prototype_segmenter
-from analysis.probes.video import davis_scores, propagate
-from analysis.uncertainty import leave_one_out_interval
-from simdino.config import nearest
-from simdino.data import DATASETS, load
-from simdino.files import Files
+from .image import accuracy_interval, few_shot_accuracy, linear_probe, logistic_regression
+from .masks import MaskSet, Size, load_masks, load_videos
+from .results import Result
+from .segmentation import knn_segmenter, linear_segmenter, prototype_segmenter
+from .segmentation import segmentation_confusion as confusion_of
+from .video import davis_scores, propagate
 
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")  # task -> kind of data
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
 BUILT_IN = ("photos", "digits")
 KS, SHOTS = (10, 20, 100, 200), (1, 5, 10)  # of them those that the training set allows
 SMALLEST = 1 / 256  # of an image's area: smaller regions are no true objects; COCO's small ones are under 1/225
-Size = int | tuple[int, int] | None
 
 
-def evaluate(
+def probe_backbones(
     backbones: Sequence[Backbone],
     data: Sequence[str | Path],
     *,
@@ -69,7 +69,7 @@ def evaluate(
     """
     kinds = {str(name): data_kind(name) for name in data}
     possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
-    asked = [nearest(task, TASKS, "task") for task in tasks or possible]
+    asked = [recognized(task, TASKS, "task") for task in tasks or possible]
     for task in asked:
         if TASKS[task] not in kinds.values():
             raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {', '.join(kinds)}")
@@ -120,7 +120,7 @@ def _named(data: str) -> tuple[str, str] | None:
     return (name, path) if equals and name in DATASETS else None
 
 
-def classification(
+def classification_tasks(
     name: str,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
@@ -180,7 +180,7 @@ def _accuracy(measure: str, accuracy: Tensor, n: int, note: str = "") -> dict:
     return {"measure": measure, "value": accuracy.item(), "low": low, "high": high, "note": note}
 
 
-def dense(
+def dense_tasks(
     name: str,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
@@ -200,7 +200,7 @@ def dense(
     parts = [(x[rows], masks[rows]) for (x, masks), rows in zip(parts, chosen, strict=True)]
     for backbone in backbones:
         wanted = _multiples(images.train.shape[2:], backbone.patch)
-        patches = [features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
+        patches = [extract_features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_fitted(y, wanted) for _, y in parts]
         for task in tasks:
             for row in DENSE[task](patches, masks, images, seed):
@@ -246,7 +246,7 @@ def _discover(patches: list[Tensor], masks: list[Tensor], images: MaskSet, _) ->
     yield {"measure": "mask AP50, MaskCut", "value": precision[0].item(), "n": n}
 
 
-def video(
+def propagation(
     name: str,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
@@ -262,7 +262,7 @@ def video(
         for backbone, known in zip(backbones, scores, strict=True):
             wanted = _multiples(frames.shape[2:], backbone.patch)
             truth = _fitted(masks, wanted)
-            patches = features(backbone, frames, size=wanted, progress=progress).patches
+            patches = extract_features(backbone, frames, size=wanted, progress=progress).patches
             found = davis_scores(propagate(patches, truth[0]), truth)
             known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
     for backbone, each in zip(backbones, scores, strict=True):
@@ -297,4 +297,8 @@ def _multiples(size: Sequence[int], patch: int) -> tuple[int, int]:
 
 CLASSIFIERS = {"knn": _knn, "few-shot": _few_shot, "linear": _linear, "logistic": _logistic}
 DENSE = {"segment": _segment, "discover": _discover}
-KINDS: dict[str, Callable[..., Iterator[Result]]] = {"labels": classification, "masks": dense, "video": video}
+KINDS: dict[str, Callable[..., Iterator[Result]]] = {
+    "labels": classification_tasks,
+    "masks": dense_tasks,
+    "video": propagation,
+}

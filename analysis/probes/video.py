@@ -1,4 +1,4 @@
-"""Video object segmentation without training: the first frame's masks, carried on by nearest neighbours of patches.
+"""Video object segmentation without training: the first frame's masks, carried on by nearest neighbors of patches.
 
 Masks (t, h, w) are 0 for the background; every other number that occurs is an object.
 """
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis._input import Array, as_masks, as_patches, unit_rows
-from analysis.probes.segment import patch_labels
+from ..measures.inputs import Array, as_masks, as_patches, unit_rows
+from .segmentation import patch_labels
 
-ELEMENTS = 2**24  # of the largest matrix of similarities
+SIMILARITY_ELEMENTS = 2**24  # of the largest matrix of similarities
 
 
 @torch.no_grad()
@@ -22,18 +22,18 @@ def propagate(
     patches: Array,
     mask: Array,
     *,
-    neighbours: int = 5,
+    neighbors: int = 5,
     context: int = 7,
     radius: int = 12,
-    temperature: int | float = 0.1,
+    temp: int | float = 0.1,
 ) -> Int[Tensor, "t h w"]:
     """Masks of all frames, given the first frame's (h, w) and the patch features (t, gh, gw, d): DINO's protocol.
 
-    A patch takes the mean label of the `neighbours` patches of the largest cosine, weighted by exp(cos/temperature),
+    A patch takes the mean label of the `neighbors` patches of the largest cosine, weighted by exp(cos/temp),
     among those of the first and of the last `context` frames that are at most `radius` rows and columns away; what
-    ties with the last of them counts, too. The first frame's labels are those of the patches' centres; all later ones
+    ties with the last of them counts, too. The first frame's labels are those of the patches' centers; all later ones
     stay soft. A frame's labels are interpolated bilinearly to (h, w), each object's and the background's stretched to
-    [0, 1], and the largest wins. An object that covers no patch's centre is lost at once.
+    [0, 1], and the largest wins. An object that covers no patch's center is lost at once.
 
     Returns the masks, the given one first. ValueError: sizes that do not fit, a zero patch, NaN.
 
@@ -41,7 +41,7 @@ def propagate(
     """
     z = unit_rows(as_patches(patches), "patches")
     mask = as_masks(torch.as_tensor(mask)[None], 1, "mask", device=z.device)
-    for name, value in (("neighbours", neighbours), ("context", context), ("temperature", temperature)):
+    for name, value in (("neighbors", neighbors), ("context", context), ("temp", temp)):
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
     if radius < 0:
@@ -57,15 +57,13 @@ def propagate(
     for frame in range(1, t):
         seen = [0, *range(max(1, frame - context), frame)]
         known = torch.cat([labels[i] for i in seen])  # (c·p, k)
-        labels.append(_votes(z[frame], z[seen].flatten(0, 1), known, near, neighbours, temperature))
+        labels.append(_votes(z[frame], z[seen].flatten(0, 1), known, near, neighbors, temp))
         masks.append(kinds[_sharp(labels[-1].T.unflatten(1, (gh, gw)), mask.shape[1:])])
     return torch.stack(masks)
 
 
-def transfer_iou(
-    patches: Array, masks: Array, *, neighbours: int = 5, temperature: int | float = 0.1
-) -> Float[Tensor, ""]:
-    """Patch-level IoU of the foreground carried from one frame to another in one step, without a neighbourhood.
+def transfer_iou(patches: Array, masks: Array, *, neighbors: int = 5, temp: int | float = 0.1) -> Float[Tensor, ""]:
+    """Patch-level IoU of the foreground carried from one frame to another in one step, without a neighborhood.
 
     patches (2, gh, gw, d), masks (2, h, w), foreground where not 0. A patch is foreground if more than half of its
     pixels are; it is said to be, if more than half of the label is that its nearest patches vote for, as in
@@ -78,7 +76,7 @@ def transfer_iou(
     share = patch_labels((masks > 0).long(), z.shape[1:3], classes=2).flatten(1, 2).to(z.dtype)  # (2, p, 2)
     z = z.flatten(1, 2)
     near = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device)
-    voted = _votes(z[1], z[0], share[0], near, neighbours, temperature)
+    voted = _votes(z[1], z[0], share[0], near, neighbors, temp)
     return region_similarity(voted[:, 1:] > 0.5, share[1, :, 1:] > 0.5)
 
 
@@ -97,7 +95,7 @@ def boundary_f(
     """F of DAVIS: 2PR/(P + R) of the masks' boundaries, in [0, 1], higher is better.
 
     P: share of the predicted boundary within ⌈tolerance · √(h² + w²)⌉ pixels of the true one; R: the other way round.
-    A pixel is boundary if it differs from its right, lower or lower right neighbour. An empty boundary has P = R = 1
+    A pixel is boundary if it differs from its right, lower or lower right neighbor. An empty boundary has P = R = 1
     against an empty one, else F = 0.
 
     Source: Perazzi et al. 2016, section 5.1; Martin et al. 2004; tolerance and boundary as in davis2017-evaluation.
@@ -160,17 +158,19 @@ def _votes(
     keys: Float[Tensor, "m d"],
     labels: Float[Tensor, "m k"],
     near: Bool[Tensor, "q p"],
-    neighbours: int,
-    temperature: float,
+    neighbors: int,
+    temp: float,
 ) -> Float[Tensor, "q k"]:
     """Mean of the labels of each query's nearest keys, weighted; keys are whole frames of p, `near` holds for each."""
     found, frames = [], len(keys) // near.shape[1]
-    for rows, allowed in zip(*(x.split(max(1, ELEMENTS // len(keys))) for x in (queries, near)), strict=True):
+    for rows, allowed in zip(
+        *(x.split(max(1, SIMILARITY_ELEMENTS // len(keys))) for x in (queries, near)), strict=True
+    ):
         with torch.autocast(rows.device.type, enabled=False):
             similarity = rows @ keys.T
         similarity = similarity.masked_fill(~allowed.repeat(1, frames), -torch.inf)  # (c, m)
-        best = similarity.topk(min(neighbours, len(keys))).values  # (c, neighbours), the largest first
-        weight = ((similarity - best[:, :1]) / temperature).exp().where(similarity >= best[:, -1:], 0)
+        best = similarity.topk(min(neighbors, len(keys))).values  # (c, neighbors), the largest first
+        weight = ((similarity - best[:, :1]) / temp).exp().where(similarity >= best[:, -1:], 0)
         found.append(weight @ labels / weight.sum(1, keepdim=True))
     return torch.cat(found)
 

@@ -1,0 +1,210 @@
+"""The command line: `simdino train | report | preflight | probe | batch`, the same as `python -m simdino ...`.
+
+`simdino COMMAND --help` explains each. Two more write files of this project: `simdino gallery` (figures/README.md) and
+`simdino conventions` (docs/conventions.md). A mistake is one sentence and an exit status that is not 0.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from simdino.config import PUBLISHED_EPS, recognized
+from simdino.losses import official_scaling
+from simdino.runs import environment, write_json, write_text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command that the first argument names with the others."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: simdino COMMAND ...\n")
+        print("\n".join(f"  {name:12s} {command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()))
+        print("\nsimdino COMMAND --help explains one of them.")
+        sys.exit(0 if arguments else 2)
+    try:
+        command = COMMANDS[recognized(arguments[0], COMMANDS, "command")]
+    except ValueError as error:
+        sys.exit(f"simdino: {error}")
+    command(arguments[1:])
+
+
+def train_command(arguments: list[str]) -> None:
+    """Train a recipe into a run directory."""
+    from simdino import train
+
+    train.main(arguments)
+
+
+def batch_command(arguments: list[str]) -> None:
+    """List the runs of a profile with what they cost, or train some of them."""
+    from simdino import batch
+
+    batch.main(arguments)
+
+
+def report_command(arguments: list[str]) -> None:
+    """Print what a file of features, or a run, says: measures, a judgement, what to look at next."""
+    from .reporting.page import one_page
+
+    parser = _parser("report", report_command)
+    parser.add_argument("what", help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory")
+    parser.add_argument("--labels", help="class of each row: .npy, .npz, .safetensors, or text, one a line")
+    parser.add_argument("--eps", type=float, help=f"the paper's ε, for features (default: {PUBLISHED_EPS:.4f})")
+    parser.add_argument(
+        "--judged-as",
+        choices=("head", "backbone"),
+        help="of features: a loss asks them to spread (head, the default), or nothing does (backbone)",
+    )
+    parser.add_argument("--json", type=Path, help="write the report there, too")
+    given = parser.parse_args(arguments)
+    try:
+        page = one_page(given.what, labels=given.labels, eps=given.eps, judged_as=given.judged_as)
+        if given.json:
+            write_text(given.json, page.report.to_json())
+    except (ValueError, OSError) as error:
+        sys.exit(f"report: {_one_line(error)}")
+    print(page)
+
+
+def preflight_command(arguments: list[str]) -> None:
+    """Say before a run what its expansion term γ·R can be, and what to change if total collapse is stable."""
+    from .planning import preflight
+
+    parser = _parser("preflight", preflight_command)
+    parser.add_argument("--d", type=int, required=True, help="dimension of the features")
+    parser.add_argument("--batch", type=int, required=True, help="images on one rank")
+    parser.add_argument(
+        "--eps", type=float, required=True, help="the paper's ε; with --official, the code's (its square)"
+    )
+    parser.add_argument("--ranks", type=int, default=1, help="ranks (default: 1)")
+    parser.add_argument("--gathered", action="store_true", help="covariances are summed over ranks (reduce_cov 1)")
+    parser.add_argument("--official", action="store_true", help="eps and γ as in the official code")
+    parser.add_argument("--gamma", type=float, help="weight of the expansion (default: the official code's rule)")
+    parser.add_argument("--no-stop-gradient", action="store_true", help="the targets carry gradients")
+    parser.add_argument(
+        "--rate-of",
+        choices=("student", "mean"),
+        help="whose rate (default: the student's; with --official of the mean)",
+    )
+    parser.add_argument("--measured", type=float, help="a logged expansion term to judge")
+    given = parser.parse_args(arguments)
+    try:
+        for name in ("d", "batch", "ranks", "eps"):
+            if not getattr(given, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(given, name)}")
+        eps, gamma = official_scaling(given.d, given.batch, given.eps, world_size=given.ranks, gathered=given.gathered)
+        print(
+            preflight(
+                n=given.batch,
+                d=given.d,
+                eps=eps if given.official else given.eps,
+                gamma=gamma if given.gamma is None else given.gamma,
+                world_size=given.ranks,
+                gathered=given.gathered,
+                stop_gradient=not given.no_stop_gradient,
+                rate_of=given.rate_of or ("mean" if given.official else "student"),
+                measured=given.measured,
+            )
+        )
+    except ValueError as error:
+        sys.exit(f"preflight: {_one_line(error)}")
+
+
+def probe_command(arguments: list[str]) -> None:
+    """Measure what frozen backbones are worth on data: k-NN, few shots, linear probes, and tasks of patches."""
+    from .probes.backbone import load_backbones
+    from .probes.results import results_table
+    from .probes.tasks import TASKS, probe_backbones
+
+    parser = _parser("probe", probe_command)
+    parser.add_argument(
+        "what", nargs="+", help="run directory, weights file, timm model, or the baselines pixels, random"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="SET",
+        help="photos, digits, NAME=PATH (cifar10=...), an .npz or a folder; may be repeated",
+    )
+    parser.add_argument("--tasks", help=f"of {', '.join(TASKS)}; by default all that the data allow")
+    parser.add_argument("--block", type=int, default=-1, help="whose output is read (default: the last)")
+    parser.add_argument(
+        "--branch", choices=("teacher", "student"), default="teacher", help="network of a training file"
+    )
+    parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
+    parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
+    parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
+    parser.add_argument("--sequences", type=int, help="of each video set, the first ones (default: all)")
+    parser.add_argument("--ignore", type=int, help="what masks call pixels without a label, say 255")
+    parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--json", type=Path, help="write the results there, too")
+    given = parser.parse_args(arguments)
+    try:
+        if given.json and not given.json.absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {given.json.absolute().parent}")
+        backbones = load_backbones(given.what, block=given.block, branch=given.branch, device=given.device)
+        tasks = given.tasks.split(",") if given.tasks else None
+        passed = ("size", "train", "test", "sequences", "ignore", "seed")
+        options = {name: getattr(given, name) for name in passed}
+        results = probe_backbones(backbones, given.data, tasks=tasks, **options, progress=True)
+        if given.json:
+            asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+            made = environment(str(backbones[0].device)) | {"asked": asked}
+            rows = json.loads(results.to_json(orient="records", double_precision=15))
+            write_json(given.json, made | {"results": rows})
+    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
+        sys.exit(f"probe: {_one_line(error)}")
+    print(results_table(results))
+
+
+def gallery_command(arguments: list[str]) -> None:
+    """Write README.md of a folder of published figures: each with its claims, and what made it."""
+    from .claims import gallery
+
+    parser = _parser("gallery", gallery_command)
+    parser.add_argument("figures", help="folder with the published .png and .json files")
+    try:
+        print(gallery(parser.parse_args(arguments).figures))
+    except (ValueError, OSError) as error:
+        sys.exit(f"gallery: {_one_line(error)}")
+
+
+def conventions_command(arguments: list[str]) -> None:
+    """Write docs/conventions.md: one embedding under the definitions that papers and other packages use."""
+    from .conventions import PAGE, conventions_page
+
+    _parser("conventions", conventions_command).parse_args(arguments)
+    write_text(PAGE, conventions_page())
+    print(PAGE)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train_command,
+    "report": report_command,
+    "preflight": preflight_command,
+    "probe": probe_command,
+    "batch": batch_command,
+    "gallery": gallery_command,
+    "conventions": conventions_command,
+}
+
+
+def _parser(name: str, command: Callable[[list[str]], None]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"simdino {name}", description=command.__doc__, allow_abbrev=False)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    sides = tuple(int(side) for side in text.split("x"))
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError(text)
+    return sides if len(sides) == 2 else sides[0]

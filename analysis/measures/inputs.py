@@ -1,0 +1,129 @@
+"""The one place that validates what a diagnostic is given: every message names the argument and the remedy."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+# Rank is left open on purpose: a wrong rank is our ValueError, with a sentence, and not a type error.
+Array = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
+
+
+def as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
+    """A finite, non-empty tensor of the wanted rank; float64 stays float64, everything else becomes float32."""
+    try:
+        x = torch.as_tensor(x)
+    except TypeError as error:  # object arrays, strings
+        raise ValueError(f"{name} must be numeric: {error}") from None
+    if x.is_complex():
+        raise ValueError(f"{name} must be real, got {x.dtype}")
+    if x.ndim != len(rank.split()):
+        raise ValueError(f"{name} must have shape ({', '.join(rank.split())}), got {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
+    x = x.cpu() if x.device.type == "mps" else x  # which has no float64
+    x = x if x.dtype == torch.float64 else x.to(torch.float32)
+    # NaN and inf always survive a sum, which needs no (n, d) mask; finite rows may overflow it, hence the second look.
+    if not torch.isfinite(x.detach().sum()) and not torch.isfinite(x.detach()).all():
+        raise ValueError(f"{name} contains NaN or infinite values")
+    return x
+
+
+def unit_rows(z: Float[Tensor, "*b d"], name: str = "z") -> Float[Tensor, "*b d"]:
+    """Rows divided by their Euclidean norm; ValueError where a row is zero."""
+    scale = z.detach().abs().amax(-1, keepdim=True)  # keeps the squares in range; constant, since z/‖z‖ is scale-free
+    if (scale == 0).any():
+        raise ValueError(f"{name} has a zero row, which cannot be normalized")
+    z = z / scale
+    return z / torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+
+
+def require_unit_rows(z: Float[Tensor, "*b d"], name: str = "z", *, tolerance: float = 1e-2) -> None:
+    """ValueError unless every row has norm 1; the tolerance admits rows that were stored as bf16 or fp16."""
+    error = (torch.linalg.vector_norm(z.detach(), dim=-1) - 1).abs().max().item()
+    if not error <= tolerance:
+        raise ValueError(f"{name} must have unit-norm rows (a norm is off by {error:.3g}); pass normalize=True")
+
+
+def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows: int = 1) -> Float[Tensor, "n d"]:
+    """Features (n, d) as a finite float32 or float64 tensor on their own device, rows to the unit sphere on request."""
+    z = as_floating(z, name, "n d")
+    if len(z) < min_rows:
+        raise ValueError(f"{name} needs at least {min_rows} rows, got {len(z)}")
+    return unit_rows(z, name) if normalize else z
+
+
+def as_views(
+    views: Array, name: str = "views", *, normalize: bool = False, min_views: int = 2
+) -> Float[Tensor, "v n d"]:
+    """Views (v, n, d), v augmentations of the same n samples, checked as in `as_features`."""
+    views = as_floating(views, name, "v n d")
+    if len(views) < min_views:
+        raise ValueError(f"{name} needs at least {min_views} views, got {len(views)}")
+    return unit_rows(views, name) if normalize else views
+
+
+def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor, "v n d"]:
+    """Views from two sets of features (n, d) whose rows correspond, or from views (v, n, d) alone."""
+    if y is None:
+        return as_views(x, normalize=normalize)
+    x, y = as_features(x, "x"), as_features(y, "y")
+    if x.shape != y.shape:
+        raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
+    return as_views(torch.stack((x, y.to(x))), "x or y", normalize=normalize)
+
+
+def as_labels(
+    labels: Array, n: int, *, classes: int | None = None, device: torch.device | None = None
+) -> Int[Tensor, " n"]:
+    """Class indices (n,) as int64, non-negative and, if `classes` is given, below it."""
+    labels = torch.as_tensor(labels, device=device)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), got {tuple(labels.shape)}")
+    labels = labels.to(torch.int64)
+    if n and labels.min() < 0:
+        raise ValueError(f"labels must not be negative, got {labels.min().item()}")
+    if n and classes is not None and labels.max() >= classes:
+        raise ValueError(f"labels must be below classes={classes}, got {labels.max().item()}")
+    return labels
+
+
+def as_patches(patches: Array, name: str = "patches", *, rank: str = "n gh gw d") -> Float[Tensor, "..."]:
+    """Patch features (n, gh, gw, d) of n images, checked as in `as_features`."""
+    return as_floating(patches, name, rank)
+
+
+def as_masks(
+    masks: Array,
+    n: int,
+    name: str = "masks",
+    *,
+    classes: int | None = None,
+    ignore: int | None = None,
+    device: torch.device | None = None,
+) -> Int[Tensor, "n h w"]:
+    """Masks (n, h, w) of class indices, non-negative and, if `classes` is given, below it; or `ignore`."""
+    masks = torch.as_tensor(masks, device=device)
+    if masks.is_floating_point() or masks.is_complex():
+        raise ValueError(f"{name} must be integers, got {masks.dtype}")
+    if masks.ndim != 3 or len(masks) != n or not masks.numel():
+        raise ValueError(f"{name} must have shape ({n}, h, w), got {tuple(masks.shape)}")
+    # Not uint8, of which -1 would be 255 in a comparison; not int64, which is eight times the memory.
+    masks = masks.to(torch.int16) if masks.dtype in (torch.bool, torch.uint8) else masks
+    labeled = masks if ignore is None else masks[masks != ignore]
+    if labeled.numel() and labeled.min() < 0:
+        raise ValueError(f"{name} must not be negative, got {labeled.min().item()}")
+    if labeled.numel() and classes is not None and labeled.max() >= classes:
+        but = "" if ignore is None else f", but for ignore={ignore}"
+        raise ValueError(f"{name} must be below classes={classes}{but}, got {labeled.max().item()}")
+    return masks
+
+
+def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, " r"]:
+    """A given spectrum (r,) as float64, descending, with negative rounding errors set to zero."""
+    x = as_floating(x, name, "r")
+    if x.min() < -torch.finfo(x.dtype).eps * len(x) * x.abs().max():
+        raise ValueError(f"{name} must not be negative, got {x.min().item():.3g}")
+    return x.double().sort(descending=True).values.clamp(min=0)

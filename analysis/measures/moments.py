@@ -1,0 +1,278 @@
+"""Streaming moments of features: what every spectral diagnostic needs of n rows, in O(d²) memory."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import blas
+from torch import Tensor
+from torch import distributed as dist
+
+from .inputs import Array, as_features, as_labels
+
+CHUNK = 2**20  # entries of a chunk in float64, 8 MiB: long enough for the product to dominate, short enough for a cache
+COLUMNS = 2**17  # entries of a chunk of columns: 1 MiB in float64, for a second-level cache
+STATE = ("mean", "scatter", "cubic", "quartic")
+
+
+def gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """xᵀx; on the CPU by BLAS's symmetric rank-k product, at half the cost of a general one."""
+    if x.device.type == "cpu" and not x.requires_grad:
+        return _mirrored(_add_upper(x.new_zeros(x.shape[1], x.shape[1]), x))
+    with torch.autocast(x.device.type, enabled=False):
+        return x.mT @ x
+
+
+def dual_gram(z: Float[Tensor, "n d"], *, center: bool) -> Float[Tensor, "n n"]:
+    """zzᵀ in float64, of centered rows on request; on the CPU some columns at a time, without a float64 copy of z."""
+    if z.device.type != "cpu" or z.requires_grad:
+        z = z.double()
+        return gram((_centered(z) if center else z).mT)
+    total, step = torch.zeros(len(z), len(z), dtype=torch.float64), max(COLUMNS // len(z), 64)
+    buffer = total.new_empty(len(z) * min(step, z.shape[1]))
+    for columns in z.split(step, 1):
+        x = buffer[: columns.numel()].view(columns.shape).copy_(columns)
+        _add_upper(total, (_centered(x) if center else x).mT)
+    return _mirrored(total)
+
+
+def _centered(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
+    return z - z.mean(0)
+
+
+def _add_upper(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """The upper triangle of total + xᵀx, in place of a total on the CPU and of x's type."""
+    syrk = blas.dsyrk if x.dtype == torch.float64 else blas.ssyrk
+    a, by_rows = x.numpy(), x.is_contiguous()  # BLAS reads columns first: contiguous rows are columns of the transpose
+    syrk(1.0, a.T if by_rows else a, beta=1.0, c=total.numpy().T, trans=not by_rows, lower=True, overwrite_c=True)
+    return total
+
+
+def _mirrored(upper: Float[Tensor, "d d"], block: int = 128) -> Float[Tensor, "d d"]:
+    """The symmetric matrix of an upper triangle, in place, by blocks that fit a cache."""
+    for i in range(0, len(upper), block):
+        rows, j = upper[i : i + block], i + block
+        rows[:, i:j] += rows[:, i:j].triu(1).mT
+        upper[j:, i:j] = rows[:, j:].mT
+    return upper
+
+
+class Moments:
+    """n, mean and centered scatter of feature rows, accumulated in float64 batch by batch and mergeable.
+
+    scatter = Σᵢ (zᵢ − z̄)(zᵢ − z̄)ᵀ;  cubic = Σᵢ ‖zᵢ − z̄‖²(zᵢ − z̄);  quartic = Σᵢ ‖zᵢ − z̄‖⁴.
+
+    Memory is O(d²) whatever n, times 1 + classes + blocks. `by_class[k]` and `by_block[b]` are the Moments of
+    class k and of the rows i ≡ b (mod blocks). Blocks serve the jackknife, which wants exchangeable blocks: a
+    contiguous run of a data set sorted by class is not, every blocks-th row is, as long as the rows are
+    independent. Dependent rows (views of one image) must share a block: pass one view of everything at a time,
+    with a number of images that is a multiple of `blocks`.
+
+    precision: "exact" forms the products in float64; "fast" in float32 and only adds them up in float64, which
+    loses singular values below about 3·10⁻⁴ of the largest (TF32, where switched on, loses more).
+    The rows are neither normalized nor kept, and gradients stop here.
+
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1b (merging); arXiv 2509.26560 (what the quartic sum is for).
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        classes: int = 0,
+        blocks: int = 0,
+        precision: Literal["exact", "fast"] = "exact",
+        device: torch.device | str | None = None,
+    ):
+        if precision not in ("exact", "fast"):
+            raise ValueError(f'precision must be "exact" or "fast", got {precision!r}')
+        if blocks == 1:
+            raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
+        device = "cpu" if device is not None and torch.device(device).type == "mps" else device  # which has no float64
+        zeros = torch.zeros(d * d + 2 * d + 1, dtype=torch.float64, device=device).split([d, d * d, d, 1])
+        self.n, self.d, self.precision = 0, d, precision
+        self.mean, self.scatter = zeros[0], zeros[1].view(d, d)  # (d,), (d, d)
+        self.cubic, self.quartic = zeros[2], zeros[3].view(())  # (d,), ()
+        self.by_class = [Moments(d, precision=precision, device=device) for _ in range(classes)]
+        self.by_block = [Moments(d, precision=precision, device=device) for _ in range(blocks)]
+
+    @classmethod
+    def of(
+        cls,
+        z: Array,
+        labels: Array | None = None,
+        *,
+        classes: int = 0,
+        blocks: int = 0,
+        precision: Literal["exact", "fast"] = "exact",
+    ) -> "Moments":
+        """Moments of features (n, d) in memory; `labels` alone imply classes = max + 1."""
+        z = as_features(z)
+        if labels is not None:
+            labels = as_labels(labels, len(z))
+            classes = classes or int(labels.max()) + 1
+        out = cls(z.shape[1], classes=classes, blocks=blocks, precision=precision, device=z.device)
+        return out._take(z, labels)
+
+    @property
+    def second_moment(self) -> Float[Tensor, "d d"]:
+        """Γ = Σ zzᵀ/n, uncentered."""
+        return torch.addr(self.covariance, self.mean, self.mean)
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Σ (z − z̄)(z − z̄)ᵀ/n; the biased 1/n, so that Γ = covariance + z̄z̄ᵀ."""
+        return self.scatter / max(self.n, 1)
+
+    def update(self, z: Array, labels: Array | None = None) -> "Moments":
+        """Take in a batch (n, d), with labels (n,) if there are classes. Large batches are cheaper per row."""
+        return self._take(as_features(z), labels)
+
+    @torch.no_grad()
+    def _take(self, z: Float[Tensor, "n d"], labels: Array | None) -> "Moments":
+        z = z.detach().to(self.mean.device)
+        if z.shape[1] != self.d:
+            raise ValueError(f"z must have d={self.d} columns, got {z.shape[1]}")
+        if (labels is not None) != bool(self.by_class):
+            raise ValueError("labels must be given exactly when Moments was made with classes")
+        if labels is not None:
+            labels = as_labels(labels, len(z), classes=len(self.by_class), device=z.device)
+            for k in labels.unique().tolist():
+                part = self._of_rows(z[labels == k])
+                self.by_class[k]._add(part)
+                if not self.by_block:
+                    self._add(part)
+        start = self.n
+        for i in range(min(len(self.by_block), len(z))):
+            part = self._of_rows(z[i :: len(self.by_block)])
+            self.by_block[(start + i) % len(self.by_block)]._add(part)
+            self._add(part)
+        if not self.by_block and not self.by_class:
+            self._add(self._of_rows(z))
+        return self
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Take in the rows that `other` has seen: shards of any sizes give the numbers of one pass."""
+        shape, theirs = ((m.d, len(m.by_class), len(m.by_block)) for m in (self, other))
+        if shape != theirs:
+            raise ValueError(f"Moments of (d, classes, blocks) = {theirs} cannot be merged into {shape}")
+        self._add(other)
+        for mine, its in zip(self.by_class + self.by_block, other.by_class + other.by_block, strict=True):
+            mine._add(its)
+        return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Moments":
+        """Merge over all ranks of a process group, in place, O(d²) bytes; once, after the last update."""
+        total = torch.cat([self.mean * self.n, self.mean.new_tensor([self.n])])
+        dist.all_reduce(total, group=group)
+        n = int(total[-1].item())
+        point = total[:-1] / max(n, 1)
+        about = torch.cat([t.reshape(-1) for t in self._about(point)])
+        dist.all_reduce(about, group=group)
+        scatter, self.cubic, quartic = about.split([self.d**2, self.d, 1])
+        self.n, self.mean, self.scatter, self.quartic = n, point, scatter.view(self.d, self.d), quartic.view(())
+        for part in self.by_class + self.by_block:
+            part.all_reduce(group)
+        return self
+
+    def without(self, *blocks: int) -> "Moments":
+        """Moments of all rows but those of some blocks."""
+        parts = [self.by_block[b] for b in blocks]
+        out = Moments(self.d, precision=self.precision, device=self.mean.device)
+        out.n = self.n - sum(part.n for part in parts)
+        out.mean = self.mean + sum((self.mean - part.mean) * (part.n / max(out.n, 1)) for part in parts)
+        about = [part._about(out.mean) for part in parts]
+        own = self._about(out.mean)
+        out.scatter, out.cubic, out.quartic = (
+            a - sum(its) for a, its in zip(own, zip(*about, strict=True), strict=True)
+        )
+        return out
+
+    def quartic_about_zero(self) -> Float[Tensor, ""]:
+        """Σ ‖z‖⁴."""
+        return self._higher_about(torch.zeros_like(self.mean))[1]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat tensors, fit for safetensors."""
+        state = {"n": torch.tensor(self.n)} | {name: getattr(self, name).clone() for name in STATE}
+        for prefix, parts in (("by_class", self.by_class), ("by_block", self.by_block)):
+            for i, part in enumerate(parts):
+                state |= {f"{prefix}.{i}.{name}": value for name, value in part.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> "Moments":
+        """The inverse of `state_dict`; ValueError where d, classes or blocks differ."""
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
+        if shapes != {name: value.shape for name, value in state.items()}:
+            raise ValueError("the state is of Moments with another d, classes or blocks")
+        self.n = int(state["n"])
+        for name in STATE:
+            setattr(self, name, state[name].to(self.mean, copy=True))
+        for prefix, parts in (("by_class", self.by_class), ("by_block", self.by_block)):
+            for i, part in enumerate(parts):
+                start = f"{prefix}.{i}."
+                part.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+        return self
+
+    def _of_rows(self, z: Float[Tensor, "n d"]) -> "Moments":
+        """Moments of rows in memory: the mean first, then products of rows that are centered at it."""
+        out, on_cpu = Moments(self.d, precision=self.precision, device=self.mean.device), z.device.type == "cpu"
+        dtype = torch.float64 if self.precision == "exact" else torch.float32
+        chunks = z.split(max(CHUNK * 8 // dtype.itemsize // self.d, 64))
+        buffer = torch.empty_like(chunks[0], dtype=dtype)  # fresh pages for every chunk would cost a tenth
+        product = torch.zeros_like(out.scatter, dtype=dtype) if on_cpu and self.precision == "fast" else None
+
+        def centered(chunk: Tensor, point: Tensor) -> Tensor:
+            x = buffer[: len(chunk)]
+            return torch.sub(chunk, point, out=x) if chunk.dtype == dtype else x.copy_(chunk).sub_(point)
+
+        first = z[0].to(dtype)  # measured from a row, equal rows have a scatter of exactly zero
+        total = sum(centered(chunk, first).sum(0).double() for chunk in chunks)
+        out.n = len(z)
+        out.mean = first + total / out.n
+        center = out.mean.to(dtype)
+        for chunk in chunks:
+            x = centered(chunk, center)  # (rows, d)
+            norms2 = torch.linalg.vector_norm(x, dim=1).square()  # (rows,)
+            if not on_cpu:
+                out.scatter += gram(x)
+            elif product is None:
+                _add_upper(out.scatter, x)
+            else:  # numpy's sum of two types, as torch's converts a copy
+                np.add(out.scatter, _add_upper(product.zero_(), x).numpy(), out=out.scatter.numpy())
+            with torch.autocast(x.device.type, enabled=False):
+                out.cubic += norms2 @ x
+            out.quartic += norms2.double().square().sum()
+        if on_cpu:
+            _mirrored(out.scatter)
+        return out
+
+    def _add(self, other: "Moments") -> None:
+        """Chan's merge. State is replaced, never written into, so that it may be shared."""
+        if self.n == 0:
+            self.n = other.n
+            for name in STATE:
+                setattr(self, name, getattr(other, name).to(self.mean))
+        elif other.n:
+            n = self.n + other.n
+            delta = other.mean.to(self.mean) - self.mean
+            point = self.mean + delta * (other.n / n)
+            own, its = self._higher_about(point), other._higher_about(point)
+            scatter = self.scatter + other.scatter.to(self.scatter)
+            self.scatter = scatter.addr_(delta, delta, alpha=self.n * other.n / n)
+            self.cubic, self.quartic = (a + b.to(a) for a, b in zip(own, its, strict=True))
+            self.n, self.mean = n, point
+
+    def _about(self, point: Float[Tensor, " d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scatter, cubic and quartic sums about another point, where they simply add: Σ over y + δ with Σy = 0."""
+        delta = self.mean - point.to(self.mean)
+        return torch.addr(self.scatter, delta, delta, alpha=self.n), *self._higher_about(point)
+
+    def _higher_about(self, point: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:
+        """The cubic and quartic of `_about`."""
+        delta = self.mean - point.to(self.mean)
+        pulled, trace, square = self.scatter @ delta, self.scatter.trace(), delta @ delta
+        quartic = self.quartic + 4 * (delta @ pulled + self.cubic @ delta) + 2 * trace * square + self.n * square**2
+        return self.cubic + 2 * pulled + (trace + self.n * square) * delta, quartic

@@ -1,0 +1,165 @@
+"""How sure a diagnostic is: block jackknife, and what features without structure would have scored.
+
+Spectral diagnostics of n samples are biased by the noise in the spectrum, by a term of order d/n. The bootstrap over
+rows is no remedy: resampled rows repeat, so it has that bias twice and its interval misses the truth. The jackknife
+over blocks estimates the bias and removes it.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .inputs import Array, as_features, unit_rows
+from .moments import CHUNK, Moments
+
+Measure = Callable[[Moments], Tensor | float]
+
+
+class Estimate(NamedTuple):
+    """A diagnostic of n samples in d dimensions, its standard error and its value without the bias of order 1/n.
+
+    Floats, or tensors (k,) for a measure of k numbers.
+    """
+
+    value: float | Float[Tensor, " k"]
+    se: float | Float[Tensor, " k"]
+    corrected: float | Float[Tensor, " k"]
+    n: int
+    d: int
+    blocks: int
+
+    def interval(self, level: float = 0.95) -> tuple[float | Float[Tensor, " k"], float | Float[Tensor, " k"]]:
+        """Confidence interval: corrected ± t·se, Student's t with blocks − 1 degrees of freedom."""
+        half = student_quantile(level, self.blocks - 1) * self.se
+        return self.corrected - half, self.corrected + half
+
+
+def student_quantile(level: float, freedom: int) -> float:
+    """Half width of a two-sided interval of Student's t, in standard errors."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + level) / 2, freedom))
+
+
+def jackknife(measure: Measure, moments: Moments) -> Estimate:
+    """Delete-one-block jackknife of any function of `Moments`, made with `blocks` (16 is a good number).
+
+    With h_b = n/n_b, pseudo-values θ_b = h_b·θ − (h_b − 1)·θ₋_b:  corrected = Bθ − Σ(1 − 1/h_b)·θ₋_b,
+    se² = (1/B) Σ (θ_b − corrected)²/(h_b − 1) − what that counts twice.
+
+    It counts twice whatever is of second order in the noise: nothing where the measure moves with the spectrum to first
+    order, and all of it at a maximum, such as the ranks of isotropic features, whose se would be √2 too large. The
+    interactions Q_ab = Bθ − (B − 1)(θ₋_a + θ₋_b) + (B − 2)θ₋_ab of B neighboring pairs of blocks measure it, from four
+    blocks on. 95 % intervals then hold the truth in 92 to 96 % of samples at n/d = 25, isotropic or not (tests).
+
+    Costs 2B + 1 evaluations: a measure of several numbers (k,) at once saves decompositions. Removes the bias of
+    order 1/n, so it warns where n/d < 10 and higher orders matter.
+    Valid for smooth measures of independent rows: not for a count, nor for the largest or smallest eigenvalue of a
+    flat spectrum (stable rank), nor for views of one image in different blocks (see `Moments`).
+    ValueError for fewer than two non-empty blocks.
+
+    Source: Quenouille 1956; Tukey 1958; Busing, Meijer & van der Leeden 1999, eq. 2-4 (unequal blocks); Efron & Stein
+    1981 (interactions).
+    """
+    sizes = [part.n for part in moments.by_block]
+    if len(sizes) < 2 or min(sizes) == 0:
+        raise ValueError(f"jackknife needs Moments with two or more non-empty blocks, got block sizes {sizes}")
+    n, d, blocks = moments.n, moments.d, len(sizes)
+    if n < 10 * d:
+        warnings.warn(
+            f"n/d = {n / d:.1f} is below 10: the correction removes only the first order of the bias", stacklevel=2
+        )
+    value = torch.as_tensor(measure(moments), dtype=torch.float64)  # () or (k,)
+    left_out = torch.stack([torch.as_tensor(measure(moments.without(b))).to(value) for b in range(blocks)])
+    share = (torch.tensor(sizes).to(value) / n).view(-1, *[1] * value.ndim)  # (blocks, 1...): 1/h
+    corrected = blocks * value - ((1 - share) * left_out).sum(0)
+    pseudo = (value - (1 - share) * left_out) / share
+    variance = ((pseudo - corrected).square() * share / (1 - share)).mean(0)
+    if blocks >= 4:
+        pairs = [moments.without(b, (b + 1) % blocks) for b in range(blocks)]
+        both_out = torch.stack([torch.as_tensor(measure(pair)).to(value) for pair in pairs])
+        variance = variance - _counted_twice(value, left_out, both_out, share, variance)
+    value, se, corrected = (t.item() if t.ndim == 0 else t for t in (value, variance.sqrt(), corrected))
+    return Estimate(value, se, corrected, n, d, blocks)
+
+
+def leave_one_out_interval(value: float, left_out: Array, *, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a measure of n independent samples, from its values without each of them, left_out (n,).
+
+    value ± t·se, se² = (n − 1)/n Σ(θ₋ᵢ − θ̄)², Student's t with n − 1 degrees of freedom: of a mean, the ordinary
+    interval. For smooth functions of sums over samples, images or sequences, such as IoU. In simulations with mean IoU,
+    whose rare classes are in few images, it held the truth in 87 to 96% of the samples, where 95% percentiles of the
+    bootstrap did in 38 to 86%. ValueError: fewer than two samples, NaN.
+
+    Source: Quenouille 1956; Tukey 1958.
+    """
+    theta = as_features(torch.as_tensor(left_out)[:, None], "left_out", min_rows=2).double()
+    n = len(theta)
+    half = student_quantile(level, n - 1) * ((n - 1) * theta.var(correction=0)).sqrt().item()
+    return value - half, value + half
+
+
+def _counted_twice(value: Tensor, left_out: Tensor, both_out: Tensor, share: Tensor, variance: Tensor) -> Tensor:
+    """The part of the jackknife's variance that is second order: exact in expectation for a quadratic statistic.
+
+    For θ = mean_a A_a + mean_ab G_ab with independent entries of variance σ², mean Q² = 4σ²κ/B² over pairs, the
+    estimate's variance is 2σ²/(B(B − 1)), and the jackknife's 2(B − 2)/(B − 1) times that, which also bounds the part.
+    """
+    size, after = len(share), share.roll(-1, 0)
+    ones = (1 - share) * left_out
+    interaction = size * (value - ones - ones.roll(-1, 0) + (1 - share - after) * both_out)  # (blocks, ...)
+    kappa = 1 + 2 * (size**2 - 3 * size + 1) / ((size - 1) ** 2 * (size - 2))
+    excess = interaction.square().mean(0) * size * (size - 3) / (2 * kappa * (size - 1) ** 2)
+    return torch.minimum(excess, variance * (size - 3) / (2 * (size - 2)))
+
+
+class Reference(NamedTuple):
+    """Mean and standard deviation of a diagnostic over draws of features without structure."""
+
+    mean: float
+    sd: float
+
+
+def isotropic_reference(measure: Measure, n: int, d: int, *, draws: int = 16, seed: int = 0) -> Reference:
+    """What a function of `Moments` gives for n independent, uniformly random unit vectors in d dimensions.
+
+    The finite-sample reference for white features: compare with it, and not with the population value.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Moments:
+        moments = Moments(d)
+        for rows in torch.arange(n).split(max(CHUNK // d, 1)):
+            moments.update(unit_rows(torch.randn(len(rows), d, generator=generator, dtype=torch.float64)))
+        return moments
+
+    return _reference(measure, draw, draws)
+
+
+def permutation_reference(measure: Measure, z: Array, *, draws: int = 16, seed: int = 0) -> Reference:
+    """What a function of `Moments` gives when every column of z (n, d) is shuffled by itself.
+
+    Keeps each coordinate's distribution and destroys all dependence between coordinates: a spectrum like the
+    shuffled one comes from unequal variances alone. Depends on the basis.
+
+    Source: Horn 1965 (parallel analysis); Buja & Eyuboglu 1992 for permutations.
+    """
+    z = as_features(z)
+    generator = torch.Generator(z.device).manual_seed(seed)
+
+    def draw() -> Moments:
+        order = torch.rand(z.shape, generator=generator, device=z.device).argsort(0)  # (n, d)
+        return Moments.of(z.gather(0, order))
+
+    return _reference(measure, draw, draws)
+
+
+def _reference(measure: Measure, draw: Callable[[], Moments], draws: int) -> Reference:
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2 for a standard deviation, got {draws}")
+    values = torch.tensor([float(measure(draw())) for _ in range(draws)], dtype=torch.float64)
+    return Reference(values.mean().item(), values.std().item())

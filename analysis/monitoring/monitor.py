@@ -1,0 +1,267 @@
+"""The diagnostics inside other people's training code: a forward hook, a torchmetrics metric, a Lightning callback.
+
+All three gather the same `Moments` and evaluate the same functions of them, so that they give the numbers of the bare
+functions, in any batches and over any number of ranks. The hook needs torch alone, the others the extra `integrations`.
+
+measures: names out of `MEASURES`, with classes also out of `CLASS_MEASURES`, or {name: function of Moments}, for
+example {"rate": partial(coding_rate_of_spectrum, eps=0.5)}.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, reduce
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ..measures.classes import cdnv, class_effective_rank, class_overlap, nc1, nc2
+from ..measures.collapse import mean_collapse
+from ..measures.covariance import covariance_energy, redundancy, variance_hinge
+from ..measures.frames import tight_frame_distance
+from ..measures.inputs import Array
+from ..measures.moments import Moments
+from ..measures.spectra import (
+    anisotropy,
+    condition_number,
+    effective_rank,
+    isoscore,
+    participation_ratio,
+    rankme,
+    stable_rank,
+)
+from ..reporting.features import verdict
+
+try:
+    from torchmetrics import Metric
+except ImportError:
+    Metric = None
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import rank_zero_warn
+except ImportError:
+    Callback, LightningModule, Trainer = None, Any, Any
+
+Measures = Iterable[str] | Mapping[str, Callable[[Moments], Tensor]]
+MOMENT_MEASURES: dict[str, Callable[[Moments], Tensor]] = {
+    "effective_rank": effective_rank,
+    "effective_rank_centered": partial(effective_rank, center=True),
+    "rankme": rankme,
+    "participation_ratio": participation_ratio,
+    "participation_ratio_unbiased": partial(participation_ratio, unbiased=True),
+    "stable_rank": stable_rank,
+    "anisotropy": anisotropy,
+    "isoscore": isoscore,
+    "condition_number": condition_number,
+    "tight_frame_distance": tight_frame_distance,
+    "mean_collapse": mean_collapse,
+    "redundancy": redundancy,
+    "variance_hinge": variance_hinge,
+    "covariance_energy": covariance_energy,
+}
+CLASS_MEASURES: dict[str, Callable[[Moments], Tensor]] = {
+    "nc1": nc1,
+    "nc2": nc2,
+    "cdnv": cdnv,
+    "class_overlap": lambda m: class_overlap(m)["mean"],
+    "rank_of_the_worst_class": lambda m: class_effective_rank(m, center=True)["worst"],
+}
+# Rank, with and without the mean, and the mean.
+DEFAULT = ("effective_rank", "effective_rank_centered", "mean_collapse")
+
+
+class FeatureMonitor:
+    """Diagnostics of whatever passes through a module, for any training code: a forward hook while the block is open.
+
+    with FeatureMonitor(model.backbone) as monitor:
+        train_one_epoch(model)
+    print(monitor.compute())
+
+    The module's output must be features (n, d); `features` makes them of another output, such as
+    lambda tokens: tokens[:, 0], or puts them on the unit sphere, such as torch.nn.functional.normalize. All forward
+    passes count, in training and in evaluation mode, until `reset`. Memory O(d²·(1 + blocks)), no gradients, the values
+    of the module unchanged. `moments` are the `Moments` themselves: `reporting.features.verdict(monitor.moments)`
+    judges
+    them in a sentence, and with blocks=16 and unit rows `report(monitor.moments)` makes the whole table, with errors.
+    In a distributed run call `all_reduce` once, on every rank, before. precision: "fast" spares every forward pass the
+    float64 product, and loses singular values below about 3·10⁻⁴ of the largest.
+
+    ValueError: an output that is not (n, d), NaN or infinite features; `compute` before any forward pass.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        measures: Measures = DEFAULT,
+        features: Callable[[Any], Tensor] | None = None,
+        blocks: int = 0,
+        precision: Literal["exact", "fast"] = "exact",
+    ):
+        self.module, self.measures, self.features = module, _chosen(measures), features
+        self.options = {"blocks": blocks, "precision": precision}
+        Moments(1, **self.options)  # complains now, and not in the first forward pass
+        self.reset()
+
+    def __enter__(self) -> "FeatureMonitor":
+        self._hook = self.module.register_forward_hook(self._take)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hook.remove()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures of all features since the last reset."""
+        if self.moments is None:
+            raise ValueError(
+                "the module has produced no features yet; one inside a compiled model is heard only if this monitor "
+                "was opened before the model was compiled"
+            )
+        return _evaluated(self.measures, self.moments)
+
+    def reset(self) -> None:
+        """Forget the features so far."""
+        self.moments: Moments | None = None
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Merge over all ranks of a process group, also if one of them has seen nothing; once, after the last pass."""
+        parameter = next(self.module.parameters(), torch.empty(0))
+        device = parameter.device if self.moments is None else self.moments.mean.device
+        d = torch.tensor(0 if self.moments is None else self.moments.d, device=device)
+        dist.all_reduce(d, dist.ReduceOp.MAX, group=group)
+        if d.item():
+            self.moments = self.moments or Moments(int(d), **self.options, device=device)
+            self.moments.all_reduce(group)
+
+    def _take(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        z = output if self.features is None else self.features(output)
+        if not isinstance(z, Tensor) or z.ndim != 2:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"the output of {type(module).__name__} must be (n, d), got {got}: pick with features=")
+        if self.moments is None:
+            self.moments = Moments(z.shape[1], **self.options, device=z.device)
+        self.moments.update(z)
+
+
+class FeatureMetric(Metric or object):
+    """The diagnostics as a torchmetrics metric: update(z), with classes update(z, labels), compute() -> {name: value}.
+
+    metric = FeatureMetric(384, measures=["rankme", "participation_ratio_unbiased"])
+    self.log_dict(metric.compute())  # in Lightning: compute gives a dictionary, which log_dict takes
+
+    The state is the moments of all rows, so batches and shards may have any sizes, none included, and the values are
+    those of one pass over everything: exactly what "sum" or "mean" states cannot do for a spectrum. In a
+    `MetricCollection` metrics of one (d, classes, blocks) share their state. classes and blocks as in `Moments`: for
+    measures such as `nc1`, and for `jackknife`. Other keywords are those of `torchmetrics.Metric`.
+
+    Memory and traffic per rank O(d²·(1 + classes + blocks)). The state is float64 whatever `Metric.half` is told.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    moments: Float[Tensor, " state"]
+
+    def __init__(self, d: int, *, measures: Measures = DEFAULT, classes: int = 0, blocks: int = 0, **kwargs: Any):
+        if Metric is None:
+            raise ImportError("FeatureMetric needs torchmetrics: pip install 'simdino[integrations]'")
+        super().__init__(**kwargs)
+        self.measures, self.shape = _chosen(measures), {"d": d, "classes": classes, "blocks": blocks}
+        self.add_state("moments", _packed(Moments(**self.shape)), dist_reduce_fx=partial(_merged, self.shape))
+
+    def update(self, z: Array, labels: Array | None = None) -> None:
+        """Take in a batch of features (n, d), with labels (n,) if there are classes."""
+        self.moments = _packed(_unpacked(self.shape, self.moments).update(z, labels))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures of all features on all ranks."""
+        return _evaluated(self.measures, _unpacked(self.shape, self.moments))
+
+
+class FeatureCallback(Callback or object):
+    """The diagnostics as a Lightning callback: logs them for the features that a layer gives in every validation epoch.
+
+    Trainer(callbacks=[FeatureCallback("backbone")]) logs backbone/effective_rank and so on, and warns, by the judgement
+    of `report`, of features that have collapsed.
+
+    layer: name of a submodule, as in `named_modules()`; "" is the output of the LightningModule itself, logged as
+    features/... . Every forward pass of that layer during validation counts, and ranks are merged. `features` and
+    precision as in `FeatureMonitor`. The sanity check is left out.
+
+    ValueError: a layer that does not exist, with the nearest one that does.
+    """
+
+    def __init__(
+        self,
+        layer: str = "",
+        *,
+        measures: Measures = DEFAULT,
+        features: Callable[[Any], Tensor] | None = None,
+        precision: Literal["exact", "fast"] = "exact",
+    ):
+        if Callback is None:
+            raise ImportError("FeatureCallback needs lightning: pip install 'simdino[integrations]'")
+        self.options = {"measures": _chosen(measures), "features": features, "precision": precision}
+        self.layer = layer
+        self.monitor: FeatureMonitor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the layer exists, before anything is trained."""
+        layers = dict(pl_module.named_modules())
+        if self.layer not in layers:
+            close = difflib.get_close_matches(self.layer, layers, n=1, cutoff=0)[0]
+            raise ValueError(f"layer must be a submodule, got {self.layer!r}; did you mean {close!r}?")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to listen."""
+        self.monitor = FeatureMonitor(pl_module.get_submodule(self.layer), **self.options).__enter__()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop listening, merge the ranks and log."""
+        self.monitor.__exit__()
+        if trainer.sanity_checking:
+            return
+        if trainer.world_size > 1:
+            self.monitor.all_reduce()
+        name, values = self.layer or "features", self.monitor.compute()
+        # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
+        pl_module.log_dict({f"{name}/{k}": v for k, v in values.items()}, sync_dist=True)
+        judgement, because = verdict(self.monitor.moments)
+        if "collapse" in judgement:
+            rank_zero_warn(f"{name}: {judgement}. {because}", category=UserWarning)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        if self.monitor is not None:
+            self.monitor.__exit__()
+
+
+def _chosen(measures: Measures) -> dict[str, Callable[[Moments], Tensor]]:
+    if isinstance(measures, Mapping):
+        return dict(measures)
+    names, known = [measures] if isinstance(measures, str) else list(measures), MOMENT_MEASURES | CLASS_MEASURES
+    for name in names:
+        if name not in known:
+            raise ValueError(f"measures must be among {', '.join(known)}, or a dict of functions, got {name!r}")
+    return {name: known[name] for name in names}
+
+
+def _evaluated(measures: dict[str, Callable[[Moments], Tensor]], moments: Moments) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(measure(moments), dtype=torch.float64) for name, measure in measures.items()}
+
+
+def _packed(moments: Moments) -> Float[Tensor, " state"]:
+    """All numbers of Moments in one vector: torchmetrics reduces each state by itself, and these need one another."""
+    return torch.cat([t.reshape(-1).to(moments.mean) for t in moments.state_dict().values()])
+
+
+def _unpacked(shape: dict[str, int], packed: Float[Tensor, " state"]) -> Moments:
+    moments = Moments(**shape, device=packed.device)
+    state = moments.state_dict()
+    parts = packed.split([t.numel() for t in state.values()])
+    return moments.load_state_dict({k: part.view(t.shape) for part, (k, t) in zip(parts, state.items(), strict=True)})
+
+
+def _merged(shape: dict[str, int], packed: Float[Tensor, "ranks state"]) -> Float[Tensor, " state"]:
+    return _packed(reduce(Moments.merge, [_unpacked(shape, p) for p in packed]))

@@ -1,0 +1,89 @@
+"""Coding rates in nats: measured, against what is possible, per class, and predicted before a run is started.
+
+`coding_rate` is the function that SimDINO trains with. `eps` is the paper's ε everywhere, which the rate squares;
+`simdino.losses.official_scaling` translates the official code's numbers. α = d/ε².
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+from . import theory
+
+
+class Preflight(NamedTuple):
+    """What the expansion term γ·R of a run can be, before it is started; print it to read it as sentences."""
+
+    collapsed: float
+    isotropic: float
+    ceiling: float
+    collapse_number: float
+    sentences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def preflight(
+    *,
+    n: int,
+    d: int,
+    eps: float,
+    gamma: float | Literal["balanced", "bounded", "official"],
+    world_size: int = 1,
+    gathered: bool = False,
+    stop_gradient: bool = True,
+    rate_of: Literal["student", "mean"] = "student",
+    measured: float | None = None,
+) -> Preflight:
+    """Range of the logged expansion term γ·R and stability of total collapse, from the configuration alone.
+
+    n: images of one rank; one covariance takes n rows, or n·world_size if it is gathered. gamma: a number, or a rule of
+    `theory.gamma_rules`. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
+    ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
+    χ·(1 − 1/n) < c·μ_min, with μ_min ≤ 1 the smallest share of a direction's variance that differs between views, and
+    c = 1 for a stop-gradient teacher and the rate of the student's features; c = 2 without the one (twice the
+    alignment's gradient) or for the rate of the mean of both (half the rate's: the official default, `expa_type` 1).
+    So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or n = 1 for none. measured: a logged γ·R to judge.
+    The official code's eps and γ are translated by `simdino.losses.official_scaling` (`simdino preflight --official`).
+    """
+    rows = n * world_size if gathered else n
+    if isinstance(gamma, str):
+        rules = theory.gamma_rules(rows, d, eps) | {"official": theory.gamma_rules(n * world_size, d, eps)["official"]}
+        if gamma not in rules:
+            raise ValueError(f"gamma must be a number or one of {', '.join(rules)}, got {gamma!r}")
+        gamma = rules[gamma]
+    n = rows
+    low, random, high = (
+        gamma * rate
+        for rate in (theory.rate_collapsed(d, eps), theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps))
+    )
+    chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient and rate_of == "student" else 2
+    share = 1 - 1 / n  # of the features' variance, in a batch
+    seen, number = chi * share, f"The collapse number is {chi:.2f}, {chi * share:.2f} in batches of {n},"
+    sentences = [
+        f"The expansion term lies between {low:.4f} (all features equal) and {high:.4f} (as spread as {n} features in "
+        f"{d} dimensions can be); independent random features score {random:.4f}.",
+        f"Spreading gains at most {high - low:.4f}: a run whose views stay further apart than that in the mean of "
+        "1 - cos would have a lower loss collapsed.",
+    ]
+    if seen >= c:
+        sentences.append(f"{number} which is >= {c}: total collapse is unstable whatever the views.")
+    elif seen == 0:
+        cause = "gamma is 0" if gamma == 0 else "one row has no spread"
+        sentences.append(f"{number} as {cause}: total collapse is stable whatever the views.")
+    else:
+        safe = math.sqrt(2 * gamma * share * d / (c + math.sqrt(c * c + 4 * gamma * share * c)))  # ε at which seen = c
+        sentences.append(
+            f"{number} which is < {c}: total collapse is stable if more than {seen / c:.0%} of every "
+            f"direction's variance differs between views. Raise gamma to {gamma * c / seen:.2g}, or lower the paper's "
+            f"epsilon to {safe:.2g} (the official code's eps, times the ranks of a local covariance, to "
+            f"{safe**2:.2g}), to be safe for all views."
+        )
+    if n < d:
+        sentences.append(f"{n} rows show at most {n} of {d} dimensions: enlarge the batch or gather the covariance.")
+    if measured is not None and gamma > 0:
+        sentences.append(
+            f"The measured {measured:.4f} is {measured / high:.1%} of the ceiling, {measured / random:.1%} of random "
+            f"isotropy and {measured / low:.2f} times the collapsed value."
+        )
+    return Preflight(low, random, high, chi, tuple(sentences))

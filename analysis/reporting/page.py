@@ -1,0 +1,287 @@
+"""All that can be said of a run or of a file of features, on one page: report, spectra, curves, what to look at next.
+
+`one_page` gathers it, notebook 20 draws it; `report_run` is the part about a run that prints as a table. A file is read
+once, and a run diagnosed once.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from scipy.special import gammaln
+from torch import Tensor
+
+from simdino.config import PUBLISHED_EPS
+from simdino.runs import Run
+
+from ..files import read_features, read_labels
+from ..measures.inputs import as_labels, unit_rows
+from ..measures.spectra import effective_rank, eigenvalues
+from ..planning import Preflight, preflight
+from ..runs.diagnosis import diagnose
+from ..runs.vit_layers import token_shares
+from ..theory import white_noise_spectrum
+from .advice import next_steps
+from .features import Report, read_unit_rows, report, report_of_rows, wrapped
+from .judgement import JudgedAs
+
+PAIRS = 1024  # rows of which all pairs are compared
+BINS = 100  # of the cosines
+BLOCKS = 16  # of the jackknife
+
+
+@dataclass(frozen=True, repr=False)
+class RunReport:
+    """A run's layers at its first and last snapshot, two sentences on their worth, a `Report` of head and backbone."""
+
+    run: str
+    layers: pd.DataFrame
+    sentences: tuple[str, ...]
+    taps: dict[str, Report]
+
+    def to_json(self) -> str:
+        """Everything in the report."""
+        taps = {name: json.loads(tap.to_json()) for name, tap in self.taps.items()}
+        layers = json.loads(self.layers.reset_index().to_json(orient="records"))
+        plain = {"run": self.run, "sentences": self.sentences, "layers": layers, "taps": taps}
+        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
+
+    def __repr__(self) -> str:
+        judged = [f"{name}, {tap.judgement.upper()}: {tap.because}" for name, tap in self.taps.items()]
+        says = [line for sentence in (*self.sentences, *judged) for line in wrapped(sentence)]
+        return "\n".join([self.run, *says, "", self.layers.to_string(float_format="{:.3g}".format, na_rep="-")])
+
+    def _repr_html_(self) -> str:
+        taps = "".join(f"<h4>{escape(name)}</h4>{tap._repr_html_()}" for name, tap in self.taps.items())
+        layers = self.layers.to_html(float_format="{:.3g}".format, na_rep="")
+        return f"<p><b>{escape(self.run)}</b><br>{escape(' '.join(self.sentences))}</p>{layers}{taps}"
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """What `one_page` found: print it, show it, draw it. A set is "features", or of a run "head" and "backbone"."""
+
+    name: str
+    report: Report | RunReport
+    reports: dict[str, Report]  # of each set
+    spectra: pd.DataFrame  # set, index, eigenvalue, white_noise
+    relative: pd.DataFrame  # set, measure, value, low, high: over what white noise of the same n and d has, ± 2 se
+    cosines: pd.DataFrame  # set, pairs ("all", or "one class" and "different classes"), cosine, density, white_noise
+    sizes: pd.DataFrame  # set, n, effective_rank, white_noise: of so many of the rows
+    next: tuple[str, ...]  # sentences
+    facts: dict[str, float]  # of a run; empty for features
+    curves: xr.Dataset | None = None  # `diagnose`, of the branch that is evaluated
+    log: pd.DataFrame | None = None  # what was logged
+    preflight: Preflight | None = None  # of a run of SimDINO
+
+    def __repr__(self) -> str:
+        parts = ["What to look at next:", *(f"- {sentence}" for sentence in self.next), ""]
+        return "\n".join(parts + ([str(self.preflight), ""] if self.preflight else []) + [repr(self.report)])
+
+    def _repr_html_(self) -> str:
+        steps = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.next)
+        before = ""
+        if self.preflight:
+            known = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.preflight.sentences)
+            before = f"<p><b>Known before the run</b></p><ul>{known}</ul>"
+        return f"<p><b>What to look at next</b></p><ul>{steps}</ul>{before}{self.report._repr_html_()}"
+
+
+def one_page(
+    what: str | Path,
+    *,
+    labels: str | Path | None = None,
+    eps: float | None = None,
+    judged_as: JudgedAs | None = None,
+) -> Page:
+    """Gather all that can be said of a run directory, or of features (n, d) in a .npy, .npz, .safetensors or .parquet.
+
+    Spectra, cosines and sizes are of at most 4,096 random rows, put on the unit sphere, without rows that are zero.
+
+    Args:
+        what: the run directory or the file.
+        labels: a file of class indices (`files.read_labels`), if the features have some that are not beside them.
+        eps: the paper's ε, for features (default: 0.2236); a run has its own.
+        judged_as: "head" (the default) or "backbone", for features; a run's layers are judged as what they are.
+
+    Raises:
+        ValueError: no such file, damage, labels that do not fit, too few rows.
+    """
+    path = Path(what).expanduser()
+    if path.is_dir():
+        if (labels, eps, judged_as) != (None, None, None):
+            raise ValueError("a run has its own labels, ε and layers: labels, eps and judged_as are for features")
+        return _page_of_run(Run.load(path))
+    z, given = read_features(path)
+    given = read_labels(Path(labels).expanduser()) if labels is not None else given
+    rows = read_unit_rows(z, BLOCKS)
+    options = {"eps": PUBLISHED_EPS if eps is None else eps, "judged_as": judged_as or "head"}
+    told = report_of_rows(rows, labels=given, **options)
+    classes = None if given is None else as_labels(given, told.n)[rows.index]
+    tables = _tables({"features": rows.sample}, {"features": told}, classes)
+    steps = next_steps({"features": (told.judgement, told.n, told.d)})
+    return Page(path.name, told, {"features": told}, *tables, steps, {})
+
+
+def report_run(run: Run | str | Path) -> RunReport:
+    """Report on a run: `diagnose` at its first and last snapshot, and `report` of the last head and backbone.
+
+    All of the teacher, the network that is kept, on held-out images. k-NN is judged by raw pixels and by the untrained
+    network (step 0), the rate by its value for random directions, for the best and for equal features.
+
+    Raises:
+        ValueError: not a run directory, a damaged file, no snapshots.
+    """
+    run = run if isinstance(run, Run) else Run.load(run)
+    curves = diagnose(run).sel(branch="teacher")
+    return _report_of_run(run, curves, run.snapshot(run.steps[-1]))
+
+
+def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> RunReport:
+    """`report_run` from what `diagnose` says of the teacher and from the features of the last snapshot."""
+    steps = sorted({run.steps[0], run.steps[-1]})
+    names = ["effective_rank", "effective_rank_centered", "mean_collapse", "feature_std", "alignment", "knn"]
+    layers = curves[names].sel(step=steps).to_dataframe(dim_order=["layer", "step"])[names]
+    layers = layers.rename(
+        columns={"effective_rank": "rank", "effective_rank_centered": "rank centered", "alignment": "½E‖z − z′‖²"}
+    )
+    knn, rate = curves["knn"].sel(layer="backbone"), curves["rate"].sel(layer="head", step=steps[-1]).item()
+    low, isotropic, high = (curves[f"rate_{k}"].item() for k in ("collapsed", "isotropic", "ceiling"))
+    sentences = (
+        f"k-NN of the backbone at step {steps[-1]}: {knn.sel(step=steps[-1]).item():.1%}; untrained network (step "
+        f"{steps[0]}) {knn.sel(step=steps[0]).item():.1%}, raw pixels {curves['knn_pixels'].item():.1%}.",
+        f"Coding rate of the head: {rate:.4g} nats, {rate / high:.1%} of the ceiling {high:.4g}; random directions "
+        f"{isotropic:.4g}, all features equal {low:.4g}.",
+    )
+    labels, eps, branch = run.probe["test_labels"], curves.attrs["eps"], _evaluated_branch(last)
+    taps = {}
+    for tap in ("head", "backbone"):
+        z, views = last[f"{branch}/{tap}/test"], last.get(f"{branch}/{tap}/views")
+        taps[tap] = report(z, labels=labels, views=views, eps=eps, judged_as=tap)
+    return RunReport(f"{run.name}, {branch} network, steps {steps[0]} to {steps[-1]}", layers, sentences, taps)
+
+
+def _evaluated_branch(snapshot: dict[str, Tensor]) -> str:
+    """The network that is kept: the teacher, or the student of a run without one."""
+    return "teacher" if "teacher/head/test" in snapshot else "student"
+
+
+def _page_of_run(run: Run) -> Page:
+    log = run.metrics
+    if log.empty:
+        raise ValueError(f"{run.path} has logged nothing yet")
+    curves = diagnose(run).sel(branch="teacher")
+    last = run.snapshot(run.steps[-1])
+    told, branch = _report_of_run(run, curves, last), _evaluated_branch(last)
+    tables = _tables({tap: last[f"{branch}/{tap}/test"] for tap in told.taps}, told.taps, run.probe["test_labels"])
+    before, facts = _preflight(run.config, log), _facts(curves, log)
+    judged = {tap: (told.judgement, told.n, told.d) for tap, told in told.taps.items()}
+    patches = last.get(f"{branch}/head/patches")  # as the loss sees them
+    if patches is not None and "patch_gamma" in run.config["objective"]:
+        shares = token_shares(unit_rows(patches))
+        facts["patches"] = (shares["rest"] / (1 - shares["common"]).clamp(min=1e-12)).item()
+    return Page(run.name, told, told.taps, *tables, next_steps(judged, facts), facts, curves, log, before)
+
+
+def _preflight(config: dict, log: pd.DataFrame) -> Preflight | None:
+    """Of a run's configuration, with the rate that was logged last; None without an expansion term."""
+    objective, optim = config["objective"], config["optim"]
+    if "gamma" not in objective:
+        return None
+    return preflight(
+        n=optim["batch_size"] // optim["groups"],
+        d=config["model"]["out"],
+        eps=objective["eps"],
+        gamma=objective["gamma"],
+        stop_gradient=optim["teacher"] != "student-with-gradient",
+        rate_of=objective.get("rate_of", "student"),
+        measured=objective["gamma"] * log["loss_rate"].iloc[-1],
+    )
+
+
+def _facts(curves: xr.Dataset, log: pd.DataFrame) -> dict[str, float]:
+    """The numbers that `next_steps` judges a run by."""
+    knn, low = curves["knn"].sel(layer="backbone"), curves["rate_collapsed"].item()
+    spread = (log["rate"] - low) / (log["rate_isotropic"] - low)  # of batches, which are logged more often
+    tenth = max(len(log) // 10, 1)
+    end, middle = log.tail(tenth), slice((len(log) - tenth) // 2, (len(log) + tenth) // 2 + 1)
+    facts = {
+        "knn": knn[-1].item(),
+        "knn_untrained": knn[0].item(),
+        "knn_pixels": curves["knn_pixels"].item(),
+        "images": float(curves.attrs["n"]),
+        "spread": spread.tail(tenth).mean().item(),
+        "spread_halfway": spread.iloc[middle].mean().item(),
+        "alignment": curves["alignment"].sel(layer="head")[-1].item(),
+    }
+    if "gradient_rate" in log:
+        facts["pull"] = float((end["gradient_rate"] / end["gradient_alignment"]).median())
+    return facts
+
+
+def _tables(sets: dict[str, Tensor], reports: dict[str, Report], labels: Tensor | None) -> list[pd.DataFrame]:
+    """spectra, relative, cosines and sizes of a `Page`."""
+    rows = []
+    for name, z in sets.items():
+        given = z.any(1)
+        unit, classes = unit_rows(z[given]), None if labels is None else labels[given]
+        tables = (_spectrum(unit), _relative(reports[name]), _cosines(unit, classes), _sizes(unit))
+        rows.append([table.assign(set=name) for table in tables])
+    return [pd.concat(tables, ignore_index=True) for tables in zip(*rows, strict=True)]
+
+
+def _spectrum(z: Float[Tensor, "n d"]) -> pd.DataFrame:
+    lam, noise = eigenvalues(z), white_noise_spectrum(*z.shape)
+    return pd.DataFrame({"index": np.arange(1, len(lam) + 1), "eigenvalue": lam, "white_noise": noise})
+
+
+def _relative(told: Report) -> pd.DataFrame:
+    """The measures of a report that rise with spread, over what white noise of the same n and d has."""
+    rows = [row for row in told.rows if row.white_noise and row.se is not None and row.healthier == "higher"]
+    return pd.DataFrame(
+        {
+            "measure": row.measure,
+            "value": row.value / row.white_noise,
+            "low": (row.value - 2 * row.se) / row.white_noise,
+            "high": (row.value + 2 * row.se) / row.white_noise,
+        }
+        for row in rows
+    )
+
+
+def _cosines(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"] | None) -> pd.DataFrame:
+    """Densities of the cosines of pairs, of one class and of different ones if there are labels, and of white noise.
+
+    Independent directions in d dimensions: (1 − c²)^((d − 3)/2)·Γ(d/2)/(√π·Γ((d − 1)/2)).
+    """
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:PAIRS].to(z.device)
+    z, d = z[order].double(), z.shape[1]
+    i, j = torch.triu_indices(len(z), len(z), 1)
+    c = (z @ z.mT)[i, j].clamp(-1, 1).cpu().numpy()
+    kinds = {"all": np.ones(len(c), dtype=bool)}
+    if labels is not None:
+        same = (labels[order.cpu()][i] == labels[order.cpu()][j]).numpy()
+        kinds = {"one class": same, "different classes": ~same}
+    edges = np.linspace(-1, 1, BINS + 1)
+    middle = (edges[:-1] + edges[1:]) / 2
+    constant = gammaln(d / 2) - gammaln((d - 1) / 2) - math.log(math.pi) / 2 if d > 1 else math.nan
+    table = pd.DataFrame({"cosine": middle, "white_noise": np.exp(constant + (d - 3) / 2 * np.log1p(-(middle**2)))})
+    counts = {kind: np.histogram(c[of], edges)[0] for kind, of in kinds.items() if of.any()}
+    width = edges[1] - edges[0]
+    return pd.concat([table.assign(pairs=kind, density=n / n.sum() / width) for kind, n in counts.items()])
+
+
+def _sizes(z: Float[Tensor, "n d"]) -> pd.DataFrame:
+    """Effective rank of random subsets of the rows, from all of them down to 1/64, and that of white noise."""
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(1)).to(z.device)
+    counts = sorted({max(round(len(z) / 2**k), 2) for k in range(7)})
+    ranks = [effective_rank(z[order[:count]]).item() for count in counts]
+    noise = [effective_rank(white_noise_spectrum(count, z.shape[1])).item() for count in counts]
+    return pd.DataFrame({"n": counts, "effective_rank": ranks, "white_noise": noise})

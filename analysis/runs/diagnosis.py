@@ -1,0 +1,159 @@
+"""What a run's recorded features say: every diagnostic at every snapshot, as one labeled table."""
+
+from collections.abc import Iterable
+from pathlib import Path
+import numpy as np
+import torch
+from torch import Tensor
+from .. import theory
+from ..measures.inputs import unit_rows
+from ..measures.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
+from ..measures.neighbors import knn_of_known_classes
+from ..measures.spectra import effective_rank, eigenvalues, participation_ratio
+from simdino.config import PUBLISHED_EPS
+from simdino.losses import coding_rate, sinkhorn_knopp
+from simdino.runs import Run
+
+def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = None) -> "xarray.Dataset":  # noqa: F821
+    """Diagnostics of a run's probe features over training, labeled by step, branch and layer.
+
+    last: of the last recorded step alone. eps: the ε of the rate; None: the objective's.
+
+    All on held-out images, rows put on the unit sphere (so that layers compare), uncentered but where named so:
+    eigenvalues (descending, of Γ = zᵀz/n: they sum to 1), effective_rank, effective_rank_centered,
+    participation_ratio, mean_collapse, feature_std; uniformity; alignment ½E‖z₁ − z₂‖² of two fixed augmentations;
+    rate of the head with rate_isotropic, rate_ceiling and rate_collapsed (attrs: eps), and spread, where the rate is
+    between collapsed (0) and isotropic (1); prototype_marginal, _conditional and _information of DINO's targets, by
+    `sinkhorn_knopp` if the run's are, else softmax((t − c)/τ), where the mean of the scores stands in for the running
+    center c; knn of the backbone, by the 20 nearest in the run's bank or all of a smaller one, an image of a
+    class that the bank lacks being a miss, and knn_pixels, the same of raw pixels less their mean (or as they are,
+    if that is better). What a layer was not recorded for is NaN.
+
+    branch: student and teacher; without self-distillation they are one network and hold the same numbers.
+    ValueError: a run without snapshots, or with a damaged file, which is named.
+    """
+    import pandas as pd
+
+    run = run if isinstance(run, Run) else Run.load(run)
+    if not run.steps:
+        raise ValueError(f"{run.path} has recorded no features yet")
+    probe, objective = run.probe, {"eps": PUBLISHED_EPS} | run.config["objective"] | ({} if eps is None else {"eps": eps})
+    labels = probe["bank_labels"], probe["test_labels"]
+    steps = run.steps[-1:] if last else run.steps
+    first = run.snapshot(steps[0])
+    layers = _layers(first)
+    width = max(first[f"student/{layer}/test"].shape[1] for layer in layers)
+    alone = not any(key.startswith("teacher/") for key in first)
+    rows, spectra = [], np.full((len(steps), 2, len(layers), width), np.nan)
+    for i, step in enumerate(steps):
+        snapshot = run.snapshot(step)
+        for k, layer in enumerate(layers):
+            for j, branch in enumerate(("student", "teacher")):
+                if j == 0 or not alone:
+                    values, spectrum = _measures(snapshot, f"{branch}/{layer}", labels, objective)
+                rows.append({"step": step, "branch": branch, "layer": layer, **values})
+                spectra[i, j, k, : len(spectrum)] = spectrum
+    table = pd.DataFrame(rows).set_index(["step", "branch", "layer"]).to_xarray().sel(layer=layers)
+    table["eigenvalues"] = (("step", "branch", "layer", "eigen"), spectra)
+    table["eigen"] = np.arange(1, width + 1)
+    table["knn_pixels"] = _pixel_knn(probe, labels)
+    (n, d), eps = first["student/head/test"].shape, objective["eps"]
+    table["rate_isotropic"] = theory.rate_isotropic(n, d, eps)
+    table["rate_ceiling"] = theory.rate_maximum(n, d, eps)
+    table["rate_collapsed"] = theory.rate_collapsed(d, eps)
+    table["spread"] = (table["rate"] - table["rate_collapsed"]) / (table["rate_isotropic"] - table["rate_collapsed"])
+    return table.assign_attrs(run=run.name, recipe=run.config["recipe"], seed=run.config["seed"], eps=eps, n=n, d=d)
+
+
+def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset":  # noqa: F821
+    """`diagnose` of several runs, labeled by recipe and seed; a layer that a recipe lacks is NaN.
+
+    ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
+    """
+    tables = [diagnose(run, last=last) for run in _one_configuration_each(runs)]
+    recipes = list(dict.fromkeys(t.attrs["recipe"] for t in tables))
+    rows = [[t for t in tables if t.attrs["recipe"] == recipe] for recipe in recipes]
+    return _stack([_stack(row, "seed", [t.attrs["seed"] for t in row]) for row in rows], "recipe", recipes)
+
+
+def training_log(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
+    """The logged numbers of several runs, labeled by recipe, seed and step; what a method does not log is NaN.
+
+    alignment is SimDINO's ½E‖z₁ − z₂‖², as in `diagnose`, half of `collapse.alignment`. ValueError as in
+    `diagnose_all`.
+    """
+    import pandas as pd
+
+    runs = _one_configuration_each(runs)
+    frames = [run.metrics.assign(recipe=run.config["recipe"], seed=run.config["seed"]) for run in runs]
+    return pd.concat(frames).set_index(["recipe", "seed", "step"]).to_xarray()
+
+
+def _one_configuration_each(runs: Iterable[Run]) -> list[Run]:
+    """The runs; refused if two of one recipe, which a table would show as seeds of it, differ in anything else."""
+    runs, seen = list(runs), {}
+    for run in runs:
+        recipe, seed = run.config["recipe"], run.config["seed"]
+        for other in seen.setdefault(recipe, []):
+            if other.config["seed"] == seed or other.config | {"seed": seed} != run.config:
+                raise ValueError(f"{other.name} and {run.name} are not two seeds of one configuration of {recipe}")
+        seen[recipe].append(run)
+    return runs
+
+
+def _pixel_knn(probe: dict[str, Tensor], labels: tuple[Tensor, Tensor]) -> float:
+    """k-NN accuracy of raw pixels, the baseline that a feature has to beat, the better of centered and not."""
+    bank, test = (probe[f"{part}_images"].flatten(1).float() for part in ("bank", "test"))
+    centered = knn_of_known_classes(bank - bank.mean(0), test - bank.mean(0), labels)
+    return max(knn_of_known_classes(bank, test, labels), centered)
+
+
+def _stack(tables: list["xarray.Dataset"], dim: str, labels: list) -> "xarray.Dataset":  # noqa: F821
+    """Tables side by side along a new labeled dimension; attributes that differ are dropped."""
+    import xarray as xr
+
+    options = {"join": "outer", "combine_attrs": "drop_conflicts", "data_vars": "all", "coords": "minimal"}
+    return xr.concat(tables, xr.Variable(dim, labels), **options)
+
+
+def _layers(snapshot: dict[str, Tensor]) -> list[str]:
+    """The recorded layers from the images to the loss."""
+    names = [key.split("/")[1] for key in snapshot if key.startswith("student/") and key.endswith("/test")]
+    order = {"backbone": 1, "head": 2, "prototypes": 3}  # the blocks first
+    return sorted(names, key=lambda name: (order.get(name, 0), len(name), name))
+
+
+def _measures(
+    snapshot: dict[str, Tensor], layer: str, labels: tuple[Tensor, Tensor], objective: dict
+) -> tuple[dict[str, float], np.ndarray]:
+    """Scalars and spectrum of one layer, "<branch>/<tap>", at one step."""
+    z = unit_rows(snapshot[f"{layer}/test"])  # (n, d)
+    spectrum = eigenvalues(z)
+    values = {
+        "effective_rank": effective_rank(spectrum),
+        "effective_rank_centered": effective_rank(z, center=True),
+        "participation_ratio": participation_ratio(spectrum),
+        "mean_collapse": mean_collapse(z),
+        "feature_std": feature_std(z),
+        "uniformity": uniformity(z),
+    }
+    if f"{layer}/views" in snapshot:
+        values["alignment"] = alignment(unit_rows(snapshot[f"{layer}/views"])) / 2
+    if layer.endswith("head"):
+        values["rate"] = coding_rate(z, eps=objective["eps"])
+    if layer.endswith("prototypes"):
+        values |= _target_entropies(snapshot[f"{layer}/test"], objective)
+    values = {name: value.item() for name, value in values.items()}
+    if f"{layer}/bank" in snapshot:
+        values["knn"] = knn_of_known_classes(snapshot[f"{layer}/bank"], z, labels)
+    return values, spectrum.numpy()
+
+
+def _target_entropies(scores: Tensor, objective: dict) -> dict[str, Tensor]:
+    """`prototype_entropy` of the targets that DINO makes of scores (n, K)."""
+    temp = objective["teacher_temp"]
+    if objective.get("centering", "ema") == "sinkhorn":  # runs from before the choice have no "centering"
+        scores = temp * sinkhorn_knopp(scores, temp=temp).clamp_min(torch.finfo(torch.float32).tiny).log()
+    elif objective["center_momentum"] < 1:
+        scores = scores - scores.mean(0)
+    return {f"prototype_{name}": value for name, value in prototype_entropy(scores, temp=temp).items()}

@@ -1,0 +1,217 @@
+"""What a log of the official code says: its expansion term between what it can be, and what would explain it.
+
+`read_log` reads the logs of SimDINO and SimDINOv2, `explain` sets them beside the closed forms, `reported` does so with
+the losses that users asked about on the official tracker. `eps` and γ are the official code's here, translated within.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import brentq
+from .. import theory
+from ..files import located
+from ..measures.inputs import unit_rows
+from ..theory import sampled_rate
+from ..measures.spectra import effective_rank
+from simdino.losses import coding_rate, official_scaling
+from simdino.runs import Run, read_json_lines
+
+COLUMN_NAMES = {  # of SimDINO's log.txt, of SimDINOv2's training_metrics.json, of a table
+    "step": ("epoch", "iteration"),
+    "loss": ("train_loss", "dino_mcr_loss", "loss"),
+    "expansion": ("train_expa_loss", "dino_mcr_expa_loss", "expansion"),
+    "cosine": ("train_comp_loss", "dino_mcr_comp_loss", "alignment_cosine", "cosine"),
+}
+# SimDINO ViT-B/16 on ImageNet-1k, 8 ranks of 64 images: (epoch, loss, γR, mean cosine of views), from the log that the
+# authors published as assets/SimDNIOv1_vitb16.txt of github.com/RobinWu218/SimDINO; its last epoch is 99.
+PUBLISHED = (
+    (0, -0.8192, 0.3750, 0.4441),
+    (1, -0.8802, 0.4172, 0.4630),
+    (5, -1.0660, 0.4221, 0.6439),
+    (10, -1.1291, 0.4216, 0.7075),
+    (20, -1.1584, 0.4220, 0.7365),
+    (50, -1.1333, 0.4193, 0.7140),
+    (80, -1.2047, 0.4220, 0.7828),
+    (99, -1.2822, 0.4238, 0.8584),
+)
+
+
+class Reported(NamedTuple):
+    """A run of the official code with d = 256, eps = 0.05 and covariances that are not gathered."""
+
+    where: str
+    ranks: int
+    images: int  # of one view on one rank
+    expansion: float  # the logged γR, NaN if it is not said
+    outcome: str
+
+
+# Issue numbers of github.com/RobinWu218/SimDINO. That #12 and #50 had one rank follows from their values, which two
+# ranks cannot reach; the one of #50 is from a quarter of the way through.
+REPORTED = (
+    Reported("README, v1", 8, 64, 0.4238, "trained"),
+    Reported("README, v2 (#50)", 8, 128, 0.5, "trained"),
+    Reported("#48", 2, 256, math.nan, "retrieves worse"),
+    Reported("#41", 2, 512, math.nan, "“significantly high”"),
+    Reported("#12, start", 1, 24, 1.9398, "negative: normal?"),
+    Reported("#12, end", 1, 24, 2.8581, "negative: normal?"),
+    Reported("#50", 1, 32, 2.7359, "2.7 instead of 0.5?"),
+    Reported("#29", 16, 64, math.nan, "collapsed"),
+    Reported("#20", 32, 78, 0.0109, "collapsed, then NaN"),
+)
+
+
+def read_log(path: str | Path) -> pd.DataFrame:
+    """A log of the official code, as JSON lines or .csv: step (epoch or iteration), loss, expansion γR, and cosine.
+
+    cosine is the mean over pairs of different views that the code calls `comp`. A last line that is still being
+    written is left out. ValueError: no such file, a damaged line, a column that is not there.
+    """
+    path = Path(path)
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.DataFrame(read_json_lines(path, whole=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {str(error).removeprefix(f'cannot read {path}: ')}") from None
+    found = {ours: next((name for name in names if name in table), None) for ours, names in COLUMN_NAMES.items()}
+    missing = [COLUMN_NAMES[ours][0] for ours, name in found.items() if name is None]
+    if missing or table.empty:
+        raise ValueError(f"{path} is no log of SimDINO: it lacks {', '.join(missing) or 'any row'}")
+    return table[list(found.values())].set_axis(list(found), axis=1).astype({"step": int})
+
+
+def published_log(path: str | Path | None = None) -> pd.DataFrame:
+    """The authors' epoch log of ViT-B/16: the file, if it is there (see `located`), else the epochs of `PUBLISHED`."""
+    found = located(path)
+    return read_log(found) if found else pd.DataFrame(PUBLISHED, columns=list(COLUMN_NAMES))
+
+
+def explain(
+    log: pd.DataFrame, *, d: int = 256, images: int = 64, ranks: int = 8, eps: float = 0.05, gathered: bool = False
+) -> pd.DataFrame:
+    """A log beside what its expansion term γR can be, and what would explain it; the defaults are the published run's.
+
+    For `expa_type` 1, the rate of (s + t)/2, s and t being student and teacher of *one* view, whose cosine c the log
+    does not say (its own is of *different* views). Columns, γ included, besides the log's:
+
+    - collapsed, isotropic, ceiling: at c = 1; isotropic_at_cosine, ceiling_at_cosine: if c were the logged cosine;
+    - of_isotropic, of_ceiling: the expansion over those at c = 1, the smallest that they can be;
+    - cosine_needed: the smallest c with which the expansion is possible (`theory.mean_cosine_bound`);
+    - cosine_isotropic: the c with which isotropic features would have it, at most 1;
+    - dimension: k, if features are isotropic in k dimensions (`flat_dimension`), c = 1: with less, k is larger;
+    - power_law_rank: the effective rank of λⱼ ∝ j⁻ᵃ that would have it, c = 1.
+
+    A row whose expansion is NaN stays so. ValueError: sizes that are not positive.
+    """
+    n, eps, gamma = _setting(d, images, ranks, eps, gathered)
+    levels = pd.DataFrame([_levels(n, d, theory.eps_of_mean(eps, c), gamma) for c in log["cosine"]], index=log.index)
+    low, isotropic, ceiling = _levels(n, d, eps, gamma).values()
+    rates = log["expansion"] / gamma
+    return log.assign(
+        collapsed=low,
+        isotropic=isotropic,
+        ceiling=ceiling,
+        isotropic_at_cosine=levels["isotropic"],
+        ceiling_at_cosine=levels["ceiling"],
+        of_isotropic=log["expansion"] / isotropic,
+        of_ceiling=log["expansion"] / ceiling,
+        cosine_needed=theory.mean_cosine_bound(rates, n, d, eps),
+        cosine_isotropic=[_isotropic_cosine(rate, n, d, eps) for rate in rates],
+        dimension=flat_dimension(rates, n=n, d=d, eps=eps),
+        power_law_rank=[_power_law_rank(rate, n, d, eps) for rate in rates],
+    )
+
+
+def reported(runs: tuple[Reported, ...] = REPORTED) -> pd.DataFrame:
+    """Runs that users reported, each with what its expansion term can be, its collapse number, and `spread`.
+
+    spread = (expansion − collapsed)/(isotropic − collapsed): 0 is total collapse, 1 independent random directions.
+    """
+    rows = []
+    for run in runs:
+        n, eps, gamma = _setting(256, run.images, run.ranks, 0.05, False)
+        levels = _levels(n, 256, eps, gamma)
+        spread = (run.expansion - levels["collapsed"]) / (levels["isotropic"] - levels["collapsed"])
+        number = theory.collapse_number(256, eps, gamma)
+        rows.append(run._asdict() | levels | {"spread": spread, "collapse_number": number})
+    return pd.DataFrame(rows)
+
+
+def flat_dimension(rate: int | float | pd.Series, *, n: int, d: int, eps: float) -> float | np.ndarray:
+    """The k for which features that are isotropic in k of d dimensions have this expected rate [nats] in batches of n.
+
+    d for a rate of isotropic features or more. A batch of n < k rows tells dimensions apart by little: the rate of
+    infinitely many dimensions is still finite, n/2·log(1 + α/n). eps: the paper's ε.
+    """
+    dimensions = np.arange(1, d + 1)
+    rates = [theory.rate_isotropic(n, int(k), eps * math.sqrt(k / d)) for k in dimensions]  # α = d/ε² stays
+    return np.interp(np.asarray(rate, dtype=float), rates, dimensions)
+
+
+def _power_law_rank(rate: float, n: int, d: int, eps: float) -> float:
+    """Effective rank of the spectrum λⱼ ∝ j⁻ᵃ, j ≤ d, a ≥ 0, whose expected rate in batches of n this is."""
+
+    def spectrum(a: float) -> np.ndarray:
+        lam = np.arange(1, d + 1.0) ** -a
+        return lam / lam.sum()
+
+    def excess(a: float) -> float:
+        return sampled_rate(spectrum(a), n, d=d, eps=eps) - rate
+
+    if not math.isfinite(rate) or rate <= theory.rate_collapsed(d, eps):
+        return math.nan if math.isnan(rate) else 1.0
+    return effective_rank(spectrum(0.0 if excess(0.0) <= 0 else brentq(excess, 0.0, 50.0))).item()
+
+
+def _isotropic_cosine(rate: float, n: int, d: int, eps: float) -> float:
+    """The c with which isotropic s and t have this rate of (s + t)/2, at most 1."""
+
+    def excess(c: float) -> float:
+        return theory.rate_isotropic(n, d, theory.eps_of_mean(eps, c)) - rate
+
+    if math.isnan(rate):
+        return math.nan
+    return 1.0 if excess(1.0) <= 0 else brentq(excess, -1 + 1e-9, 1.0)
+
+
+def _setting(d: int, images: int, ranks: int, eps: float, gathered: bool) -> tuple[int, float, float]:
+    """Rows of one covariance, the paper's ε and γ of a run of the official code."""
+    for name, value in {"d": d, "images": images, "ranks": ranks, "eps": eps}.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    eps, gamma = official_scaling(d, images, eps, world_size=ranks, gathered=gathered)
+    return images * (ranks if gathered else 1), eps, gamma
+
+
+def _levels(n: int, d: int, eps: float, gamma: float) -> dict[str, float]:
+    return {
+        "collapsed": gamma * theory.rate_collapsed(d, eps),
+        "isotropic": gamma * theory.rate_isotropic(n, d, eps),
+        "ceiling": gamma * theory.rate_maximum(n, d, eps),
+    }
+
+
+def rates_of_means(n: int, d: int, *, eps: float, cosine: float, draws: int = 200, seed: int = 0) -> np.ndarray:
+    """Simulated rates (draws,) of (s + t)/2 of n pairs of random unit vectors with ⟨s, t⟩ = cosine; the paper's ε."""
+    generator = torch.Generator().manual_seed(seed)
+    s, t = unit_rows(torch.randn(2, draws, n, d, generator=generator, dtype=torch.float64))
+    t = unit_rows(t - (s * t).sum(-1, keepdim=True) * s)
+    return coding_rate((s + cosine * s + math.sqrt(1 - cosine**2) * t) / 2, eps=eps).numpy()
+
+
+def run_cosines(run: Run) -> pd.DataFrame:
+    """Mean cosines of the head's features at each recorded step of a run of ours: what official logs leave out.
+
+    student_teacher: of the two branches, of one image as it is (1 without a teacher); views: of two augmentations of
+    one image, in the branch that is evaluated.
+    """
+    rows = []
+    for step in run.steps:
+        snapshot = run.snapshot(step)
+        branch = "teacher" if "teacher/head/test" in snapshot else "student"
+        same = (snapshot["student/head/test"] * snapshot[f"{branch}/head/test"]).sum(1).mean().item()
+        views = snapshot[f"{branch}/head/views"].prod(0).sum(1).mean().item()
+        rows.append({"step": step, "student_teacher": same, "views": views})
+    return pd.DataFrame(rows)

@@ -1,0 +1,194 @@
+"""What becomes of a method around its recipe: outcomes of many runs, collapse by one criterion, and shares with errors.
+
+A study's settings are rows (method, at, recipe, seeds): `at` says which factors were changed, by which multiple.
+"""
+
+from collections.abc import Iterable, Sequence
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from tqdm import tqdm
+from .kept_results import kept
+from .diagnosis import diagnose
+from ..probes.image import logistic_regression
+from simdino.config import PUBLISHED_EPS
+from simdino.runs import Run
+
+SPREAD, RANK = 0.05, 2.0  # below either the features have collapsed
+
+
+def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
+    """What each run ended with, a row a run, indexed by recipe and seed.
+
+    Of the network that is evaluated, on held-out images: knn, of the backbone's feature; knn_pixels, of raw pixels;
+    effective_rank, alignment and spectrum (d,) of the features that the loss sees; spread, their coding rate's place
+    between total collapse (0) and isotropy (1), at ε² = 0.05 for all, whatever the objective's own.
+    collapsed: spread < 0.05 or effective_rank < 2, the one criterion for every method. (Neither k-NN nor a scale-free
+    measure alone sees a collapse: rounding noise classifies like an untrained network.)
+
+    ValueError: two runs of one recipe and seed; a run without features or with a damaged file.
+    """
+    rows = []
+    for run in tqdm(list(runs), desc="diagnosing", unit="run", disable=not progress):
+        end = _outcome(run)
+        names = {"recipe": run.config["recipe"], "seed": run.config["seed"]}
+        rows.append(names | end | {"spectrum": np.array(end["spectrum"])})
+    table = pd.DataFrame(rows).set_index(["recipe", "seed"])
+    if not table.index.is_unique:
+        recipe, seed = table.index[table.index.duplicated()][0]
+        raise ValueError(f"there are two runs of {recipe} with seed {seed}")
+    return table.assign(collapsed=(table["spread"] < SPREAD) | (table["effective_rank"] < RANK))
+
+
+@kept
+def _outcome(run: Run) -> dict[str, float | list[float]]:
+    """What one run ended with."""
+    end = diagnose(run, last=True, eps=PUBLISHED_EPS).sel(branch="teacher").isel(step=0)
+    head = end.sel(layer="head")
+    values = {"knn": end["knn"].sel(layer="backbone").item()}
+    values |= {name: head[name].item() for name in ("effective_rank", "spread", "alignment")}
+    return values | {
+        "knn_pixels": end["knn_pixels"].item(),
+        "spectrum": head["eigenvalues"].values[: end.attrs["d"]].tolist(),
+    }
+
+
+def labeled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a run of a study's settings: what `outcomes` says of it, after what was changed.
+
+    Columns before those of `runs`: method, at, factor and multiple (of a setting that changes one; "" and None of the
+    recipe itself, None and None of two changes), recipe, seed. ValueError: a setting without a run.
+    """
+    rows = []
+    for method, at, recipe, seeds in settings:
+        factor, multiple = {0: ("", None), 1: next(iter(at.items()), None)}.get(len(at), (None, None))
+        for seed in seeds:
+            if (recipe, seed) not in runs.index:
+                raise ValueError(f"{recipe} has no run with seed {seed}")
+            row = {"method": method, "at": at, "factor": factor, "multiple": multiple, "recipe": recipe, "seed": seed}
+            rows.append(row | runs.loc[(recipe, seed)].to_dict())
+    return pd.DataFrame(rows)
+
+
+def untrained_knn(runs: Iterable[Run]) -> float:
+    """Mean k-NN accuracy of the runs' networks before training, as `outcomes` has it after."""
+    values = [_untrained(run)["knn"] for run in runs]
+    return sum(values) / len(values)
+
+
+@kept
+def _untrained(run: Run) -> dict[str, float]:
+    return {"knn": diagnose(run).sel(branch="teacher", layer="backbone")["knn"][0].item()}
+
+
+def neighborhood(settings: Iterable[Sequence], runs: pd.DataFrame, *, untrained: float) -> pd.DataFrame:
+    """A row a setting: what was changed, as in `labeled`, and the means over its seeds of what `outcomes` says.
+
+    Besides: seeds, their number; knn_sd, NaN of one; relative, the k-NN accuracy as a share of the best of all the
+    method's settings; gain, what it is above `untrained` as a share of what the method's recipe is.
+    """
+    rows = []
+    for _, own in labeled(settings, runs).groupby("recipe", sort=False):
+        same = own.iloc[0][["method", "at", "factor", "multiple", "recipe"]].to_dict()
+        means = own.drop(columns="seed").mean(numeric_only=True).to_dict()
+        rows.append(same | {"seeds": len(own)} | means | {"knn_sd": own["knn"].std()})
+    table = pd.DataFrame(rows)
+    best = table.groupby("method")["knn"].transform("max")
+    reference = table["method"].map(table[table["factor"] == ""].set_index("method")["knn"])
+    return table.assign(relative=table["knn"] / best, gain=(table["knn"] - untrained) / (reference - untrained))
+
+
+def share_within(table: pd.DataFrame, *, column: str = "relative", least: float = 0.95) -> pd.DataFrame:
+    """How large a part of each method's neighborhood works: a row a method, from `neighborhood`.
+
+    Of the n settings that change one factor, the share with that `column` at `least` (relative: at most 5 % below the
+    method's best), with Wilson's interval at 95 % (low, high), and the share that collapsed. The interval is that of n
+    independent draws of settings: read it as how much n settings can say.
+
+    relative is easier for a method that learns less, since the untrained network's accuracy counts, and the best of
+    many settings lies above the recipe by chance; gain has neither fault, and is noisier for a method that learns less.
+    """
+    rows = {}
+    for method, part in table[table["factor"].fillna("") != ""].groupby("method", sort=False):
+        within = part[column] >= least
+        low, high = binomtest(int(within.sum()), len(part)).proportion_ci(method="wilson")
+        rows[method] = {"n": len(part), "within": int(within.sum()), "share": within.mean(), "low": low, "high": high}
+        rows[method]["collapsed"] = (part["collapsed"] > 0).mean()
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def share_difference(a: pd.Series, b: pd.Series) -> tuple[float, float, float]:
+    """The difference of two shares, rows of `share_within`, and its interval at 95 %: (difference, low, high).
+
+    From Wilson's intervals (l, u) of each: a − b − √((a − lₐ)² + (u_b − b)²), a − b + √((uₐ − a)² + (b − l_b)²).
+    Source: Newcombe 1998, Statistics in Medicine 17, method 10.
+    """
+    difference = a["share"] - b["share"]
+    down = ((a["share"] - a["low"]) ** 2 + (b["high"] - b["share"]) ** 2) ** 0.5
+    up = ((a["high"] - a["share"]) ** 2 + (b["share"] - b["low"]) ** 2) ** 0.5
+    return float(difference), float(difference - down), float(difference + up)
+
+
+def matched(table: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
+    """The settings that two methods share, the recipes among them: knn, effective_rank, collapsed of both."""
+    columns = ["knn", "effective_rank", "collapsed"]
+    sides = [table[table["method"] == m].dropna(subset="factor") for m in (method, rival)]
+    a, b = (side.assign(setting=[_label(at) for at in side["at"]]).set_index("setting")[columns] for side in sides)
+    return a.join(b.add_suffix(f"_{rival}"), how="inner")
+
+
+def _label(at: dict[str, float | str]) -> str:
+    """A setting in words: "γ × 2", "ConvNet"; "recipe" where nothing is changed."""
+    words = (k if isinstance(k, str) else f"{name} × {k:g}" for name, k in at.items())
+    return ", ".join(words) or "recipe"
+
+
+def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool = False) -> pd.Series:
+    """Accuracy of `probes.logistic_regression` on the backbone's features, a row a run, indexed by recipe and seed.
+
+    Of the network that is evaluated, at the end of training or at its start (first): fitted to the recorded training
+    images, right for that share of the recorded held-out ones. Runs are many, so of λ three values are tried.
+    """
+    rows = {}
+    for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
+        rows[run.config["recipe"], run.config["seed"]] = _linear(run, first=first)["linear"]
+    return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
+
+
+@kept
+def _linear(run: Run, *, first: bool) -> dict[str, float]:
+    snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
+    branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
+    train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
+    result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
+    return {"linear": result.accuracy.item()}
+
+
+Sides = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # method -> runs with something and without it
+
+
+def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sides:
+    """Of each method in a table of `labeled` the runs of its recipe and those with one factor changed, by seed."""
+    changed = (runs["factor"] == factor) & (runs["multiple"] == value)
+    both = {}
+    for method in runs["method"].unique():
+        own = runs["method"] == method
+        both[method] = tuple(runs[own & which].set_index("seed") for which in (runs["factor"] == "", changed))
+    return both
+
+
+def gain_kept(sides: Sides, quantity: str, baseline: float) -> pd.DataFrame:
+    """What part of a gain over a baseline is kept without something: mean(without − b)/mean(with − b).
+
+    Seeds × methods: the jackknife's pseudo-values n·θ − (n − 1)·θ₋ᵢ, whose mean is the ratio corrected for bias and
+    whose standard error is the ratio's (of one seed, the ratio). sides: tables indexed by seed. NaN where no gain is
+    left to keep: with something the mean is not two standard errors above the baseline.
+    """
+    kept = {}
+    for name, both in sides.items():
+        with_, without = (side[quantity] - baseline for side in both)
+        n, ratio = len(with_), without.mean() / with_.mean()
+        left_out = (without.sum() - without) / (with_.sum() - with_) if n > 1 else ratio
+        gained = with_.mean() > (2 * with_.std() / n**0.5 if n > 1 else 0)
+        kept[name] = n * ratio - (n - 1) * left_out + (0 if gained else np.nan) * with_
+    return pd.DataFrame(kept)

@@ -1,0 +1,53 @@
+"""The atlas of proposition C3: known configurations under its measures, known nullities, and a small map."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import theory
+from analysis.experiments.atlas import ENERGIES, compare_optima, free_directions, geometry
+from analysis.experiments.energies import coding_rate_energy, frame_potential_energy, koleo_energy, mmcr_energy
+from analysis.experiments.landscape import harmonic_frame, hessian_spectrum, minimize, nullity, random_points
+from tests import configurations
+
+
+def test_geometry_of_the_twelve_vertices_of_the_icosahedron():
+    lines = configurations.icosahedron().double()  # six of them
+    values = geometry(torch.cat([lines, -lines]))
+    exact = {"weakest": 1, "strongest": 1, "tightness": 1, "coherence": 1, "order 4": 0, "mean": 0}
+    assert {name: values[name] for name in exact} == pytest.approx(exact, abs=1e-6)
+    assert values["nearest"] == pytest.approx(1 / math.sin(2 * math.pi / 5), abs=1e-6)
+
+
+def test_random_points_are_one_above_a_design_in_the_mean():
+    rows = [geometry(z) for z in random_points(12, 3, restarts=400)]
+    for order in ("order 4", "order 6"):
+        assert np.mean([row[order] for row in rows]) == pytest.approx(1, abs=0.05)
+
+
+def test_free_directions_are_the_nullity_of_the_exact_hessian():
+    z = minimize(coding_rate_energy(0.5), 9, 4).z
+    exact = nullity(hessian_spectrum(coding_rate_energy(0.5), z))
+    assert free_directions(coding_rate_energy(0.5), z) == exact == theory.optimal_set_dimension(9, 4)
+    assert free_directions(frame_potential_energy(), z) == exact
+
+
+def test_free_directions_where_second_derivatives_of_singular_values_fail_and_at_a_kink():
+    tight = minimize(mmcr_energy(), 7, 3).z
+    assert free_directions(mmcr_energy(), tight) == theory.optimal_set_dimension(7, 3)
+    assert math.isnan(free_directions(koleo_energy(), harmonic_frame(5, 2)))
+
+
+def test_C3_atlas_groups_the_losses():
+    table, points = compare_optima(6, 3, restarts=4)
+    assert list(table.index) == [*ENERGIES, "random points"] == list(points)
+    lines = configurations.icosahedron().double()
+    assert table.coherence["coding rate, batches of 2"] == pytest.approx(
+        (lines @ lines.T).abs().fill_diagonal_(0).max()
+    )
+    for name in ("uniformity", "InfoNCE"):  # the octahedron
+        assert table.nearest[name] == pytest.approx(math.sqrt(2), abs=1e-6)
+    flat = ["coding rate", "frame potential", "spectral contrastive", "MMCR", "VICReg"]
+    assert (table.loc[flat, ["weakest", "strongest"]] - 1).abs().to_numpy().max() < 1e-6

@@ -1,0 +1,165 @@
+"""Linear encoders against closed forms: water-filling, doubled γ, logistic modes, and the stability of collapse."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import theory
+from analysis.experiments.collapse_boundary import growth_boundary, simulated_boundary, view_shares
+from analysis.experiments.linear_encoders import (
+    crossing_times,
+    descent,
+    graph_problem,
+    last_layer_modes,
+    linear_optimum,
+    linear_problem,
+    modes,
+    powers,
+    solutions,
+    train_encoder,
+    view_covariances,
+)
+
+MU = np.array([0.03, 0.1, 0.2, 0.4, 0.7, 0.9])
+GAMMA, ALPHA, D = 0.05, 20.0, 4
+
+
+def filled(gamma, **kwargs):
+    return np.sort(theory.water_filling(MU, gamma, ALPHA, D, **kwargs))[::-1][:D]
+
+
+def test_problem_has_the_modes_it_was_asked_for():
+    sigma, sigma_a = linear_problem(MU[::-1], seed=3)
+    np.testing.assert_allclose(modes(sigma, sigma_a), MU, atol=1e-12)
+    assert abs(sigma - np.diag(np.diag(sigma))).max() > 0.01
+
+
+def test_view_covariances_of_shared_and_own_parts():
+    rng = np.random.default_rng(0)
+    shared, own = rng.standard_normal((200_000, 2)), rng.standard_normal((2, 200_000, 2))
+    mu = np.array([0.2, 0.7])
+    views = torch.tensor(np.sqrt(1 - mu) * shared + np.sqrt(mu) * own) * torch.tensor([1.0, 3.0])
+    sigma, sigma_a = view_covariances(views)
+    np.testing.assert_allclose(sigma, np.diag([1, 9]), atol=0.06)
+    np.testing.assert_allclose(modes(sigma, sigma_a), mu, atol=0.01)
+
+
+def test_modes_of_the_last_layer_are_those_of_what_it_gets():
+    views = torch.randn(2, 300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bare = torch.nn.Linear(4, 2, bias=False).double()
+    np.testing.assert_allclose(last_layer_modes(bare, views), modes(*view_covariances(views)), atol=1e-12)
+    deep = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+    hidden = torch.cat([deep[:2](views).detach(), torch.ones(2, 300, 1, dtype=torch.float64)], dim=2)
+    found = last_layer_modes(deep, views)
+    np.testing.assert_allclose(found, modes(*view_covariances(hidden)), atol=1e-10)
+    assert found[0] == pytest.approx(0, abs=1e-10)  # the constant
+
+
+def test_shares_of_variance_are_those_of_held_out_images_without_the_mean_and_dead_directions():
+    rng, mu = np.random.default_rng(0), np.array([0.2, 0.7])
+    shared, own = rng.standard_normal((40_000, 2)), rng.standard_normal((2, 40_000, 2))
+    views = np.sqrt(1 - mu) * shared + np.sqrt(mu) * own + [9.0, 0.0]
+    views = torch.tensor(np.concatenate([views, views[..., :1]], axis=2))  # one direction twice: a dead one
+    np.testing.assert_allclose(view_shares(views[:, :20_000], views[:, 20_000:]), mu, atol=0.02)
+    noise = torch.tensor(rng.standard_normal((2, 2, 50, 40)))  # all shares are 1, on few images some seem smaller
+    assert modes(*view_covariances(noise[0] - noise[0].mean((0, 1))))[0] < 0.5
+    assert view_shares(noise[0], noise[1]).mean() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.05, 1.0])
+@pytest.mark.parametrize("norm", [None, 1.0])
+def test_B3_optimizer_fills_the_spectrum_like_water(gamma, norm):
+    sigma, sigma_a = linear_problem(MU)
+    w = linear_optimum(sigma, sigma_a, d=D, gamma=gamma, alpha=ALPHA, norm=norm)
+    np.testing.assert_allclose(powers(w, sigma), filled(gamma, norm=norm), atol=1e-6)
+
+
+def test_B3_free_functions_of_views_fill_the_spectrum_of_the_augmentation_graph_and_their_mean_most():
+    rng = np.random.default_rng(0)
+    views = rng.dirichlet(np.full(15, 0.3), 10)  # ten images, 15 views that they share
+    sigma, sigma_a = graph_problem(views.T @ views / 10)
+    mu = modes(sigma, sigma_a)
+    assert mu[0] == pytest.approx(0, abs=1e-12)
+    assert mu[-1] < 1 + 1e-9
+    for gamma in (0.01, 0.05):
+        w = linear_optimum(sigma, sigma_a, d=D, gamma=gamma, alpha=ALPHA, norm=1.0)
+        filled = theory.water_filling(mu, gamma, ALPHA, D, norm=1.0)
+        np.testing.assert_allclose(powers(w, sigma), filled[:D], atol=1e-6)
+        mean = w @ np.diag(sigma)  # the columns of w are the features of the views
+        assert mean @ mean == pytest.approx(filled.max(), abs=1e-6)
+        assert filled.max() > 1 / D
+
+
+@pytest.mark.parametrize(("momentum", "doubling"), [(None, 1), (0.0, 2), (0.9, 2)])
+def test_B4_descent_rests_at_the_water_filling_of_its_teacher(momentum, doubling):
+    sigma, sigma_a = linear_problem(MU)
+    path = descent(sigma, sigma_a, d=D, gamma=GAMMA, alpha=ALPHA, momentum=momentum, lr=0.3, steps=8000, every=8000)
+    assert path.shape == (2, D, 6)
+    np.testing.assert_allclose(powers(path, sigma)[-1], filled(doubling * GAMMA), atol=1e-9)
+
+
+@pytest.mark.parametrize("rate_of", ["student", "mean"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_E1_a_stop_gradient_doubles_gamma_only_if_the_rate_is_the_students(rate_of, momentum):
+    sigma, sigma_a = linear_problem(MU)
+    options = {"d": D, "gamma": GAMMA, "alpha": ALPHA, "lr": 0.3, "steps": 8000, "every": 8000}
+    found = powers(descent(sigma, sigma_a, momentum=momentum, rate_of=rate_of, **options)[-1], sigma)
+    np.testing.assert_allclose(found, filled(theory.effective_gamma(GAMMA, rate_of=rate_of)), atol=1e-9)
+    rests = np.sort(theory.distillation_fixed_point(MU, GAMMA, ALPHA, D, rate_of=rate_of))[::-1][:D]
+    np.testing.assert_allclose(found, rests, atol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.0])
+def test_B5_modes_cross_a_level_when_predicted(momentum):
+    lr, mu, start = 0.02, np.array([0.05, 0.1, 0.2]), 1e-6
+    options = {"d": 4, "gamma": GAMMA, "alpha": ALPHA, "lr": lr, "scale": math.sqrt(start), "orthogonal": True}
+    path = descent(np.eye(3), np.diag(mu), momentum=momentum, steps=2000, **options)
+    times = crossing_times((path**2).sum(1), 0.02, dt=lr)
+    stop = momentum is not None
+    expected = [theory.mode_time(start, 0.02, m, GAMMA, ALPHA, stop_gradient=stop) for m in mu]
+    np.testing.assert_allclose(times, expected, rtol=0.02)  # Euler steps against the flow
+
+
+def test_crossing_times_are_interpolated_and_missing_where_there_is_no_crossing():
+    t = np.arange(10.0)
+    times = crossing_times(np.stack([np.exp(t - 4.5), np.full(10, 0.1)], axis=1), 1.0, dt=0.5)
+    np.testing.assert_allclose(times, [2.25, np.nan])
+
+
+def test_growth_boundary_of_exponentials_is_where_the_exponent_is_zero():
+    chi, t = np.geomspace(0.1, 0.8, 7), np.linspace(0, 4, 40)
+    growth, boundary = growth_boundary(chi, np.exp(np.log(chi / 0.3)[:, None] * t))
+    np.testing.assert_allclose(growth, np.log(chi / 0.3) * (t[10] - t[0]), atol=1e-12)
+    assert boundary == pytest.approx(0.3, rel=1e-9)
+    assert math.isnan(growth_boundary(chi, np.exp(-chi[:, None] * t))[1])
+
+
+def test_B3_encoder_trained_on_batches_has_the_predicted_spectrum():
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.tensor([0.05, 0.2, 0.9])
+    parts = torch.randn(3, 20_000, 3, generator=generator)
+    views = (1 - mu).sqrt() * parts[0] + mu.sqrt() * parts[1:]
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(3, 3, bias=False)
+    train_encoder(encoder, views, gamma=0.05, eps=math.sqrt(3 / ALPHA), unit=False, steps=600)
+    found = powers(encoder.weight.detach().double().numpy(), view_covariances(views)[0])
+    expected = np.sort(theory.water_filling(mu.double().numpy(), 0.05, ALPHA, 3))[::-1]
+    np.testing.assert_allclose(found, expected, atol=0.03 * expected[0])
+    assert expected[2] == 0 < expected[1]
+
+
+@pytest.mark.parametrize(("teacher", "c"), [("none", 2), ("stop-gradient", 1), ("stop-gradient, rate of the mean", 2)])
+def test_B6_collapse_boundary_is_the_collapse_number(teacher, c):
+    mu, alpha = np.array([0.15, 0.5, 0.8]), np.array([20.0, 320.0, 5.0])
+    gamma = simulated_boundary(mu, alpha, teacher)
+    chi = [theory.collapse_number(4, math.sqrt(4 / a), g) for a, g in zip(alpha, gamma, strict=True)]
+    np.testing.assert_allclose(chi, c * mu, rtol=0.02)
+
+
+def test_B3_every_way_to_solve_a_grid_of_problems_agrees():
+    problems = [(MU, {"d": D, "gamma": gamma, "alpha": ALPHA}) for gamma in (0.03, 0.3)]
+    for (kind, found), norm in zip(solutions(problems, seed=1).items(), (None, 1.0, None), strict=True):
+        for p, gamma in zip(found, (0.03, 0.3), strict=True):
+            np.testing.assert_allclose(p, filled(gamma, norm=norm), atol=1e-6, err_msg=kind)

@@ -1,0 +1,82 @@
+"""Samples of a known population: what theory predicts of them, and what corrections and intervals are worth."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import theory
+from analysis.experiments.injected_collapse import collapse_response
+from analysis.experiments.sampling import intervals, sampling_bias
+from analysis.measures.spectra import effective_rank, participation_ratio
+from analysis.theory import sampled_rate
+from simdino.losses import coding_rate
+from tests.configurations import gaussian, sphere
+
+D, EPS = 16, 0.3
+POWER = 1 / torch.arange(1, D + 1).double()
+POPULATION = torch.nn.functional.normalize(gaussian(3000, D) * POWER.sqrt(), dim=1)
+
+
+@pytest.mark.parametrize("n", [4, 16, 100])
+def test_sampled_rate_of_a_flat_spectrum_is_the_isotropic_one(n):
+    assert sampled_rate(torch.ones(D) / D, n, d=D, eps=EPS) == pytest.approx(theory.rate_isotropic(n, D, EPS), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [8, 16, 64])
+def test_sampled_rate_is_the_mean_over_gaussian_samples_and_below_the_populations(n):
+    lam = POWER / POWER.sum()
+    rates = [coding_rate(gaussian(n, D, seed=s) * lam.sqrt(), eps=EPS).item() for s in range(200)]
+    assert sampled_rate(lam, n, d=D, eps=EPS) == pytest.approx(np.mean(rates), rel=0.015)
+    assert sampled_rate(lam, n, d=D, eps=EPS) < sampled_rate(lam, 4 * n, d=D, eps=EPS)
+    assert sampled_rate(lam, 10**7, d=D, eps=EPS) == pytest.approx(
+        (1 + D / EPS**2 * lam).log().sum().item() / 2, rel=1e-5
+    )
+
+
+def test_sampling_bias_is_predicted_and_mostly_removed():
+    table = sampling_bias(POPULATION, [D, 10 * D], eps=EPS, draws=40).set_index(["estimate", "measure", "n"])
+    plain, corrected = table.loc["plain"], table.loc["corrected"]
+    truth = [effective_rank(POPULATION), participation_ratio(POPULATION), coding_rate(POPULATION, eps=EPS)]
+    assert plain.xs(D, level="n")["truth"].tolist() == pytest.approx([t.item() for t in truth], rel=1e-9)
+    for n in (D, 10 * D):
+        ratio = plain.loc[("participation ratio", n)]
+        assert 1 / ratio["predicted"] == pytest.approx(1 / n + (1 - 1 / n) / ratio["truth"])
+        assert abs(ratio["mean"] - ratio["predicted"]) < 4 * ratio["sd"] / math.sqrt(40)
+        assert plain.loc[("coding rate", n), "mean"] == pytest.approx(
+            plain.loc[("coding rate", n), "predicted"], rel=0.03
+        )
+    assert corrected["predicted"].isna().all()
+    error = [(part["mean"] / part["truth"] - 1).abs() for part in (plain, corrected)]
+    assert (error[1] < error[0] / 2).all()
+
+
+def test_bootstrap_intervals_miss_and_jackknife_intervals_hold_the_truth():
+    table = intervals(POPULATION, 10 * D, draws=20, resamples=60)
+    assert table["truth"].unique() == pytest.approx([effective_rank(POPULATION).item()])
+    assert (table["covers"] == table["truth"].between(table["low"], table["high"])).all()
+    covers = table.groupby("method")["covers"].mean()
+    assert covers["jackknife"] >= 0.85
+    assert covers["bootstrap"] <= 0.5
+
+
+def test_response_of_isotropic_classes_is_that_of_the_injected_collapse():
+    z, labels, share = sphere(2000, D), torch.arange(2000) % 3, 0.9
+    table = collapse_response(z, labels, share=share, rank=3)
+    assert table.loc["effective rank, centered", "to a point"] == pytest.approx(1, abs=0.08)  # d - 1 of d directions
+    assert table.loc["1 − mean share", "to a point"] == pytest.approx(1 - share, abs=0.01)
+    assert table.loc["1 − mean share", "to a subspace"] == pytest.approx(1, abs=0.05)
+    assert table.loc["spread within classes", "to class means"] == pytest.approx(1 - share, abs=0.01)
+    assert table.loc["coding rate"].between(0, 0.9).all()
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="z must have unit-norm rows"):
+        sampling_bias(2 * POPULATION, [D], eps=EPS)
+    with pytest.raises(ValueError, match="non-empty blocks"):
+        sampling_bias(POPULATION, [15], eps=EPS, draws=2)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        collapse_response(POPULATION, torch.zeros(3, dtype=torch.int64), share=0.5)
+    with pytest.raises(ValueError, match="target spans the whole space"):
+        collapse_response(torch.ones(9, 1), torch.arange(9) % 3, share=0.5, rank=1)

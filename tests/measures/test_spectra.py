@@ -1,0 +1,377 @@
+"""Spectral diagnostics: known spectra, naive twins, invariances, peers' definitions, degenerate input."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.measures import spectra
+from analysis.measures.moments import Moments
+from analysis.measures.spectra import (
+    PRESETS,
+    alpha_req,
+    anisotropy,
+    condition_number,
+    effective_rank,
+    effective_ranks,
+    eigenvalues,
+    eigenvalues_above_edge,
+    isoscore,
+    marchenko_pastur_edge,
+    mean_cosine,
+    participation_ratio,
+    rankme,
+    renyi_entropy,
+    stable_rank,
+)
+from tests.configurations import simplex
+
+RANKS = {
+    "effective_rank": effective_rank,
+    "singular": lambda x, **kw: effective_rank(x, of="singular_values", **kw),
+    "rankme": rankme,
+    "participation_ratio": participation_ratio,
+    "stable_rank": stable_rank,
+}
+ALL = RANKS | {
+    "isoscore": isoscore,
+    "anisotropy": anisotropy,
+    "condition_number": condition_number,
+    "alpha_req": lambda x, **kw: alpha_req(x, fit=(2, 4), **kw),
+    "renyi": lambda x, **kw: renyi_entropy(x, order=0.5, **kw),
+}
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def with_spectrum(lam, n, seed=0):
+    """Features (n, d) in float64 with exactly these eigenvalues of zᵀz/n, in a random basis."""
+    g, d = torch.Generator().manual_seed(seed), len(lam)
+    left = torch.linalg.qr(torch.randn(n, d, generator=g, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64)).Q
+    return left * (n * lam.double()).sqrt() @ right.T
+
+
+@pytest.fixture
+def z():
+    return with_spectrum(1 / torch.arange(1, 7), 40) + 0.1
+
+
+def assert_value(actual, expected, tol=1e-10):
+    torch.testing.assert_close(actual.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=tol, atol=tol)
+
+
+# --- the spectrum itself
+
+
+@pytest.mark.parametrize("n", [3, 6, 40])
+@pytest.mark.parametrize("center", [False, True])
+def test_eigenvalues_are_the_squared_singular_values_over_n(n, center):
+    z = torch.randn(n, 6, generator=generator(), dtype=torch.float64) + 1
+    naive = torch.linalg.svdvals(z - z.mean(0) if center else z).square() / n
+    lam = eigenvalues(z, center=center)
+    assert lam.shape == (min(n, 6),)
+    torch.testing.assert_close(lam, naive, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(eigenvalues(Moments.of(z), center=center), lam)
+    torch.testing.assert_close(eigenvalues(z.clone().requires_grad_(), center=center).detach(), lam)
+
+
+def test_n_below_d_adds_no_rounding_eigenvalues():
+    z = torch.randn(10, 200, generator=generator())
+    assert eigenvalues(z).shape == eigenvalues(Moments.of(z)).shape == (10,)
+    assert eigenvalues(z, center=True)[-1] == eigenvalues(Moments.of(z), center=True)[-1] == 0
+
+
+def test_rank_deficient_features_have_exact_zeros():
+    """Rounding eigenvalues would add 5·10⁻⁷ to the effective rank of the singular values."""
+    z = with_spectrum(torch.cat([torch.ones(20), torch.zeros(44)]), 300)
+    assert int((eigenvalues(z) > 0).sum()) == 20
+    assert_value(effective_rank(z, of="singular_values"), 20, 1e-12)
+
+
+def test_normalize_is_division_by_row_norms(z):
+    unit = z / z.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(eigenvalues(z, normalize=True), eigenvalues(unit))
+    assert_value(eigenvalues(unit).sum(), 1)
+
+
+# --- known answers
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_every_rank_of_a_flat_spectrum_of_rank_r_is_r(name):
+    kwargs = {"shift": 0.0} if name == "rankme" else {}
+    for r, d in [(1, 8), (3, 8), (8, 8)]:
+        assert_value(RANKS[name](with_spectrum((torch.arange(d) < r) / r, 30), **kwargs), r)
+    simplex = torch.eye(9, dtype=torch.float64) - 1 / 9  # 9 rows, rank 8
+    assert_value(RANKS[name](simplex, **kwargs), 8)
+
+
+def test_two_level_spectrum_by_hand():
+    lam = torch.tensor([0.75, 0.25])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert_value(effective_rank(lam), math.exp(entropy))
+    assert_value(participation_ratio(lam), 1 / (0.75**2 + 0.25**2))
+    assert_value(stable_rank(lam), 4 / 3)
+    assert_value(condition_number(lam), 3)
+    assert_value(anisotropy(lam), 0.75)
+    assert_value(isoscore(lam), 1.6 - 1)
+    p = np.sqrt([0.75, 0.25]) / np.sqrt([0.75, 0.25]).sum()
+    assert_value(effective_rank(lam, of="singular_values"), np.exp(-(p * np.log(p)).sum()))
+
+
+def test_renyi_entropy_has_the_ranks_as_special_orders_and_falls(z):
+    lam = eigenvalues(z)
+    assert_value(renyi_entropy(z, order=0).exp(), 6)
+    assert_value(renyi_entropy(z, order=1).exp(), effective_rank(z))
+    assert_value(renyi_entropy(z, order=2).exp(), lam.sum() ** 2 / lam.square().sum())
+    assert_value(renyi_entropy(z, order=math.inf).exp(), lam.sum() / lam[0])
+    assert_value(renyi_entropy(z, order=1 + 1e-6), renyi_entropy(z, order=1), 1e-5)
+    assert_value(renyi_entropy(z, order=1000), renyi_entropy(z, order=math.inf), 1e-2)
+    values = [renyi_entropy(z, order=a).item() for a in (0, 0.5, 1, 2, 5, math.inf)]
+    assert values == sorted(values, reverse=True)
+    with pytest.raises(ValueError, match="order"):
+        renyi_entropy(z, order=-1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 2.0])
+def test_alpha_req_of_a_power_law_is_its_exponent(alpha):
+    lam = torch.arange(1, 65, dtype=torch.float64) ** -alpha
+    assert_value(alpha_req(lam, fit=(1, 64)), alpha)
+    assert_value(alpha_req(with_spectrum(lam, 100), fit=(11, 50)), alpha, 1e-8)
+    lam[:5] *= 10  # outside the range
+    assert_value(alpha_req(lam, fit=(6, 64)), alpha)
+
+
+def test_alpha_req_is_the_regression(z):
+    lam = eigenvalues(z).numpy()
+    slope = np.polyfit(np.log(np.arange(2, 6)), np.log(lam[1:5]), 1)[0]
+    assert_value(alpha_req(z, fit=(2, 5)), -slope)
+    for fit in [(0, 3), (3, 3), (2, 7)]:
+        with pytest.raises(ValueError, match="fit"):
+            alpha_req(z, fit=fit)
+
+
+def test_isoscore_is_the_papers_algorithm(z):
+    lam, d = np.linalg.eigvalsh(np.cov(z.numpy().T)), 6
+    defect = np.linalg.norm(math.sqrt(d) * lam / np.linalg.norm(lam) - 1) / math.sqrt(2 * (d - math.sqrt(d)))
+    share = (d - defect**2 * (d - math.sqrt(d))) ** 2 / d**2
+    assert_value(isoscore(z), (d * share - 1) / (d - 1))
+    for k in range(1, 7):  # k of d directions, evenly: (k - 1)/(d - 1), the paper's example
+        assert_value(isoscore((torch.arange(6) < k).double()), (k - 1) / 5)
+
+
+def test_mean_cosine_is_the_mean_over_pairs(z):
+    unit = z / z.norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    expected = (cosines.sum() - 40) / (40 * 39)
+    assert_value(mean_cosine(z, normalize=True), expected)
+    assert_value(mean_cosine(Moments.of(unit)), expected)
+    assert_value(mean_cosine(torch.eye(4)), 0)
+    assert_value(mean_cosine(torch.eye(5, dtype=torch.float64) - 0.2, normalize=True), -1 / 4)
+    for bad in (z, Moments.of(z)):
+        with pytest.raises(ValueError, match="unit-norm"):
+            mean_cosine(bad)
+
+
+def test_white_noise_ends_at_the_marchenko_pastur_edge():
+    z = torch.randn(2000, 100, generator=generator())
+    edge = marchenko_pastur_edge(2000, 100)
+    assert eigenvalues(z)[0] == pytest.approx(edge, rel=0.05)
+    assert eigenvalues_above_edge(z, variance=1.1) == 0
+    z[:, :3] *= 2
+    assert eigenvalues_above_edge(z, variance=1.1) == eigenvalues_above_edge(Moments.of(z), variance=1.1) == 3
+    assert eigenvalues_above_edge(z) == 3
+    with pytest.raises(ValueError, match="depends on n"):
+        eigenvalues_above_edge(torch.ones(3))
+
+
+# --- the unbiased participation ratio
+
+
+@pytest.mark.parametrize("form", [lambda z: z, Moments.of, lambda z: z.clone().requires_grad_()])
+def test_unbiased_participation_ratio_is_the_u_statistic(form):
+    """Distinct rows only: E⟨a, b⟩² over pairs, or over pairs of differences when centered (brute force)."""
+    z = torch.randn(7, 3, generator=generator(), dtype=torch.float64) + 1
+    pairs = [(z[i], z[j]) for i, j in permutations(range(7), 2)]
+    naive = sum((a @ a) * (b @ b) for a, b in pairs) / sum((a @ b) ** 2 for a, b in pairs)
+    assert_value(participation_ratio(form(z), unbiased=True).detach(), naive)
+    fours = [(z[i] - z[j], z[k] - z[m]) for i, j, k, m in permutations(range(7), 4)]
+    naive = sum((a @ a) * (b @ b) for a, b in fours) / sum((a @ b) ** 2 for a, b in fours)
+    assert_value(participation_ratio(form(z), unbiased=True, center=True).detach(), naive)
+
+
+@pytest.mark.parametrize("n", [50, 200])
+def test_plain_participation_ratio_is_biased_as_predicted_and_the_unbiased_one_is_not(n):
+    """1/PR_n = 1/n + 1/PR for the plain ratio, d = 100."""
+    draws = [torch.randn(n, 100, generator=torch.Generator().manual_seed(s)) for s in range(20)]
+    plain = np.mean([1 / participation_ratio(z) for z in draws])
+    assert plain == pytest.approx(1 / n + 1 / 100, rel=0.02)
+    for center in (False, True):
+        unbiased = np.mean([1 / participation_ratio(z, unbiased=True, center=center) for z in draws])
+        assert unbiased == pytest.approx(1 / 100, rel=0.03)
+
+
+def test_unbiased_participation_ratio_at_the_ends():
+    assert participation_ratio(torch.eye(4), unbiased=True) == math.inf  # no two rows overlap
+    assert_value(participation_ratio(torch.ones(5, 3), unbiased=True), 1)
+    assert participation_ratio(torch.ones(5, 3), unbiased=True, center=True) == 0
+    with pytest.raises(ValueError, match="needs features or Moments"):
+        participation_ratio(torch.ones(3), unbiased=True)
+    with pytest.raises(ValueError, match="4 rows"):
+        participation_ratio(torch.eye(3), unbiased=True, center=True)
+
+
+# --- what others compute
+
+
+def peer(name, z):
+    """The definition as the paper states it or the implementation runs it, written from singular values."""
+    if name in ("req-metrics", "reptrix"):
+        z = z - z.mean(0)
+    s = np.linalg.svd(z, compute_uv=False)
+    values = s**2 if name in ("skean2025", "reptrix") else s
+    p = values / values.sum() + {"garrido2023": 1e-7, "stable-pretraining": 1e-5}.get(name, 0.0)
+    return np.exp(-(p * np.log(p)).sum())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_reproduce_papers_and_peers(name):
+    z = with_spectrum(1 / torch.arange(1, 65), 500) + 0.05
+    assert_value(effective_rank(z, preset=name), peer(name, z.numpy()))
+
+
+def test_presets_differ_and_stand_alone(z):
+    values = {round(effective_rank(z, preset=name).item(), 6) for name in PRESETS}
+    assert len(values) == len(PRESETS)
+    assert_value(rankme(z), effective_rank(z, preset="garrido2023"))
+    with pytest.raises(ValueError, match="preset must be one of roy2007"):
+        effective_rank(z, preset="rankme")
+    with pytest.raises(ValueError, match="no other keyword"):
+        effective_rank(z, preset="roy2007", center=True)
+
+
+def test_eps_inside_p_inflates_as_reported():
+    """A rank-one embedding in 1024 dimensions reads 1.125 and an isotropic one 1088 with eps = 1e-5."""
+    rank_one = torch.zeros(1024, dtype=torch.float64)
+    rank_one[0] = 1
+    assert effective_rank(rank_one, preset="stable-pretraining").item() == pytest.approx(1.125, abs=1e-3)
+    assert effective_rank(torch.ones(1024), preset="stable-pretraining").item() == pytest.approx(1088, abs=1)
+
+
+# --- invariances, forms, degenerate input
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_forms_agree(name, z):
+    value = ALL[name](z, center=False)
+    assert value.dtype == torch.float64
+    assert value.shape == ()
+    for form in (Moments.of(z), z.numpy(), z.clone().requires_grad_()):
+        assert_value(ALL[name](form, center=False).detach(), value, 1e-9)
+    assert_value(ALL[name](eigenvalues(z)), value)
+    assert_value(ALL[name](eigenvalues(z).flip(0).numpy()), value)
+    strided = z.T.contiguous().T[::2]
+    assert_value(ALL[name](strided, center=False), ALL[name](strided.contiguous(), center=False))
+    assert_value(ALL[name](Moments.of(z), center=True), ALL[name](z - z.mean(0), center=False), 1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_invariant_to_rotation_scale_order_and_repetition(name, z):
+    value = ALL[name](z)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator(), dtype=torch.float64)).Q
+    for other in (z @ rotation, 7 * z, 1e-6 * z, z.flip(0), z.repeat(2, 1)):
+        assert_value(ALL[name](other), value, 1e-8)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_centering_makes_invariant_to_translation(name, z):
+    assert_value(ALL[name](z + 3, center=True), ALL[name](z, center=True), 1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int32])
+def test_low_precision_input_is_upcast(dtype, z):
+    low = (3 * z).to(dtype)
+    for measure in ALL.values():
+        assert_value(measure(low), measure(low.double()))
+
+
+def test_gradients(z):
+    """Against finite differences, where the spectrum is simple; finite where a direction is lost."""
+    z = z[:8].requires_grad_()
+    for name, measure in ALL.items():
+        assert torch.autograd.gradcheck(lambda x, measure=measure: measure(x), z), name
+    assert torch.autograd.gradcheck(lambda x: participation_ratio(x, unbiased=True, center=True), z)
+    flat = torch.cat([torch.eye(3), torch.zeros(3, 2)], 1).requires_grad_()
+    effective_rank(flat, of="singular_values").backward()
+    assert flat.grad.isfinite().all()
+
+
+def test_total_collapse_has_defined_values():
+    equal = torch.full((10, 4), 0.3)
+    for name, measure in RANKS.items():
+        assert_value(measure(equal), 1, 1e-5)
+        assert measure(equal, center=True) == measure(torch.zeros(5, 4)) == 0, name
+        assert measure(equal.requires_grad_(), center=True) == 0
+        equal = equal.detach()
+    assert renyi_entropy(equal, order=1, center=True) == -math.inf
+    assert isoscore(equal) == 0
+    assert anisotropy(equal) == anisotropy(equal, center=True) == 1
+    assert condition_number(equal) == condition_number(equal, center=True) == math.inf
+    assert_value(mean_cosine(equal, normalize=True), 1, 1e-6)
+
+
+def test_one_row_and_one_column():
+    assert_value(effective_rank(torch.ones(1, 5)), 1)
+    assert_value(effective_rank(torch.ones(5, 1)), 1)
+    with pytest.raises(ValueError, match="d >= 2"):
+        isoscore(torch.ones(5, 1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bad_input_is_named(name, z):
+    bad = z.clone()
+    bad[3, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ALL[name](bad)
+    with pytest.raises(ValueError, match="shape"):
+        ALL[name](z[None])
+    with pytest.raises(ValueError, match="normalize the features before"):
+        ALL[name](Moments.of(z), normalize=True)
+    with pytest.raises(ValueError, match="seen no rows"):
+        ALL[name](Moments(6))
+    with pytest.raises(ValueError, match="cannot be centered or normalized"):
+        ALL[name](torch.ones(4), normalize=True)
+    with pytest.raises(ValueError, match="must not be negative"):
+        ALL[name](torch.tensor([1.0, 1.0, 1.0, -0.5]))
+
+
+def test_of_is_checked(z):
+    with pytest.raises((ValueError, TypeError), match="of"):
+        effective_rank(z, of="variance")
+
+
+def test_every_public_function_is_tested_here():
+    public = {k for k, v in vars(spectra).items() if getattr(v, "__module__", "") == spectra.__name__ and k[0] != "_"}
+    assert public <= set(globals())
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_condition_number_of_centered_rows_is_of_the_directions_that_centering_leaves(n):
+    """A simplex is flat within the n − 1 dimensions that it spans."""
+    z = simplex(n, 7) + 3
+    assert_value(condition_number(z, center=True), 1)
+    assert_value(condition_number(Moments.of(z), center=True), 1)
+    assert condition_number(z[:1], center=True) == math.inf
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 7), (4, 7, 3)])
+@pytest.mark.parametrize("center", [False, True])
+def test_effective_ranks_of_a_batch_are_those_of_its_members(shape, center):
+    z = torch.cat((torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.ones(1, *shape[1:])))
+    expected = torch.stack([effective_rank(member, center=center) for member in z])
+    assert torch.allclose(effective_ranks(z, center=center), expected, rtol=1e-12)

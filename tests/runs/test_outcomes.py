@@ -1,0 +1,258 @@
+"""Claims: collapse is told by one criterion, whatever the objective; shares of settings come with intervals that are
+those of the literature; a study's runs are found by what was changed.
+"""
+
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from analysis.plots import study_results
+from analysis.runs.diagnosis import diagnose
+from analysis.runs.outcomes import (
+    gain_kept,
+    labeled,
+    linear_accuracy,
+    matched,
+    neighborhood,
+    outcomes,
+    share_difference,
+    share_within,
+    untrained_knn,
+    with_and_without,
+)
+from simdino.recipes import recipe
+from simdino.runs import Run, snapshot_path, write_json, write_tensors
+from simdino.studies import settings
+
+matplotlib.use("agg")
+N, D = 60, 6
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A run whose last features are the given ones in the head, while its backbone tells the three classes."""
+
+    def build(name: str, head: torch.Tensor, *, seed: int = 0, noise: float = 0.01, **objective: float) -> Run:
+        path, labels = tmp_path / f"{name}-{seed}", torch.arange(N) % 3
+        images = torch.randint(1, 255, (N, 1, 4, 4), dtype=torch.uint8)
+        parts = {"images": images, "labels": labels}
+        write_tensors(
+            path / "probe.safetensors", {f"{p}_{k}": v.clone() for p in ("bank", "test") for k, v in parts.items()}
+        )
+        write_json(path / "config.json", {"recipe": name, "seed": seed, "objective": {"eps": 0.5} | objective})
+        backbone = torch.eye(8)[labels] + noise * torch.randn(N, 8, generator=torch.Generator().manual_seed(seed))
+        for step, features in ((0, torch.eye(D).repeat(N // D, 1)), (3, head)):
+            taps = {"head/test": features, "backbone/test": backbone, "backbone/bank": backbone}
+            taps |= {"head/views": features[:4].expand(2, 4, D)}
+            write_tensors(snapshot_path(path, step), {f"student/{k}": v.clone() for k, v in taps.items()})
+        return Run.load(path)
+
+    return build
+
+
+FRAME, POINT = torch.eye(D).repeat(N // D, 1), F.normalize(torch.ones(N, D), dim=-1)
+
+
+def test_outcomes_are_those_of_the_last_features_and_collapse_is_seen(write):
+    table = outcomes([write("open", 3 * FRAME), write("shut", POINT), write("shut", POINT + 1e-3 * FRAME, seed=1)])
+    assert table.loc[("open", 0), "effective_rank"] == pytest.approx(D)
+    assert table.loc[("open", 0), "spread"] >= 1  # no flatter spectrum is there
+    assert table.loc[("open", 0), "knn"] == 1
+    assert table.loc[("open", 0), "spectrum"] == pytest.approx([1 / D] * D)
+    assert table.loc[("shut", 0), "effective_rank"] == pytest.approx(1, abs=1e-4)
+    assert table.loc[("shut", 0), "spread"] == pytest.approx(0, abs=1e-4)
+    assert table["collapsed"].tolist() == [False, True, True]
+    assert 0 <= table["knn_pixels"].min() <= 1
+
+
+def test_a_rank_under_two_is_a_collapse_though_the_rate_has_left_it(write):
+    """Mass 0.85 on one direction: exp H = 1.8 here, while the rate, which is a logarithm, is well above its floor."""
+    z = POINT.clone()
+    z[: N // 10] = FRAME[: N // 10]
+    row = outcomes([write("a", z)]).iloc[0]
+    assert row["effective_rank"] < 2
+    assert row["spread"] > 0.05
+    assert row["collapsed"]
+
+
+def test_the_criterion_does_not_move_with_the_objective(write):
+    z = FRAME + POINT
+    runs = [write("a", z, eps=0.5), write("b", z, eps=5.0), write("c", z, teacher_temp=0.04)]
+    table = outcomes(runs)
+    assert table["spread"].to_numpy() == pytest.approx(table["spread"].iloc[0])
+
+
+def test_two_runs_of_one_recipe_and_seed_are_refused(write, tmp_path):
+    run = write("a", FRAME)
+    with pytest.raises(ValueError, match="two runs of a with seed 0"):
+        outcomes([run, run])
+
+
+POINTS = [
+    ("simdino", {}, "a", (0, 1)),
+    ("simdino", {"learning rate": 2.0}, "a2", (0,)),
+    ("simdino", {"learning rate": 2.0, "γ": 4.0}, "a24", (0,)),
+    ("simdino", {"architecture": "ConvNet"}, "ac", (0,)),
+    ("dino", {}, "b", (0,)),
+    ("dino", {"learning rate": 2.0}, "b2", (0,)),
+]
+
+
+def table_of(**knn: float) -> pd.DataFrame:
+    rows = [
+        {"recipe": name, "seed": seed, "knn": knn[name] + 0.02 * seed, "effective_rank": 5.0, "spread": 0.5}
+        for _, _, name, seeds in POINTS
+        for seed in seeds
+    ]
+    table = pd.DataFrame(rows).set_index(["recipe", "seed"])
+    return table.assign(collapsed=table["knn"] < 0.3, spectrum=[np.array([0.7, 0.3])] * len(table))
+
+
+RUNS = {"a": 0.59, "a2": 0.58, "a24": 0.8, "ac": 0.76, "b": 0.5, "b2": 0.2}
+
+
+def test_settings_are_compared_with_the_best_of_their_method():
+    table = neighborhood(POINTS, table_of(**RUNS), untrained=0.4).set_index("recipe")
+    assert table["knn"].to_dict() == pytest.approx(RUNS | {"a": 0.6})  # mean of 0.59 and 0.61
+    assert table.loc["a", "knn_sd"] == pytest.approx(0.02 / math.sqrt(2))
+    assert math.isnan(table.loc["b", "knn_sd"])
+    assert table.loc["a", "seeds"] == 2
+    assert table["relative"].to_dict() == pytest.approx(
+        {"a": 0.75, "a2": 0.725, "a24": 1, "ac": 0.95, "b": 1, "b2": 0.4}
+    )
+    assert table["gain"].to_dict() == pytest.approx({"a": 1, "a2": 0.9, "a24": 2, "ac": 1.8, "b": 1, "b2": -2})
+    assert table["factor"].fillna("two").tolist() == ["", "learning rate", "two", "architecture", "", "learning rate"]
+    assert table["collapsed"].tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_shares_are_of_the_settings_that_change_one_factor():
+    table = neighborhood(POINTS, table_of(**RUNS), untrained=0.4)
+    shares = share_within(table)
+    assert shares[["n", "within", "share", "collapsed"]].values.tolist() == [[2, 1, 0.5, 0], [1, 0, 0, 1]]
+    assert share_within(table, column="gain", least=0.5)["share"].tolist() == [1, 0]
+    assert ((shares["low"] <= shares["share"]) & (shares["share"] <= shares["high"])).all()
+
+
+def test_shares_and_their_difference_have_the_intervals_of_the_literature():
+    """Newcombe 1998: Wilson's of 81 in 263 is 0.2553 to 0.3662; method 10's of 56/70 - 48/80 is 0.0524 to 0.3339."""
+    counts = {"m": (81, 263), "a": (56, 70), "b": (48, 80)}
+    rows = [(m, i < k) for m, (k, n) in counts.items() for i in range(n)]
+    table = pd.DataFrame(rows, columns=["method", "ok"]).assign(factor="x", collapsed=0.0)
+    shares = share_within(table.assign(relative=np.where(table["ok"], 0.96, 0.94)))
+    assert shares.loc["m", ["low", "high"]].tolist() == pytest.approx([0.2553, 0.3662], abs=5e-5)
+    assert share_difference(shares.loc["a"], shares.loc["b"]) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_matched_settings_are_those_that_both_methods_have():
+    both = matched(neighborhood(POINTS, table_of(**RUNS), untrained=0.4), "simdino", "dino")
+    assert both.index.tolist() == ["recipe", "learning rate × 2"]
+    assert both["knn"].tolist() == pytest.approx([0.6, 0.58])
+    assert both["knn_dino"].tolist() == pytest.approx([0.5, 0.2])
+
+
+def test_a_setting_without_a_run_is_named():
+    with pytest.raises(ValueError, match="ac has no run with seed 0"):
+        labeled(POINTS, table_of(**RUNS).drop(index=("ac", 0)))
+
+
+def test_what_is_kept_of_a_gain_is_a_ratio_of_means():
+    with_ = pd.DataFrame({"linear": [0.6, 0.5, 0.55]}, index=[0, 1, 2])
+    without = pd.DataFrame({"linear": [0.475, 0.45, 0.5]}, index=[2, 1, 0])
+    kept = gain_kept({"a": (with_, without)}, "linear", 0.4)["a"]
+    assert kept.tolist() == pytest.approx([0.5] * 3)  # each keeps half, and so their means, without any error
+    noisy = gain_kept({"a": (with_, without.add([0.0, 0.03, 0.0], axis=0))}, "linear", 0.4)["a"]
+    # of all, and without each seed
+    ratios = [(0.225 + 0.03) / 0.45, (0.125 + 0.03) / 0.25, 0.175 / 0.35, (0.15 + 0.03) / 0.3]
+    assert noisy.tolist() == pytest.approx([3 * ratios[0] - 2 * r for r in ratios[1:]])
+
+
+def test_without_a_clear_gain_nothing_can_be_kept():
+    with_ = pd.DataFrame({"linear": [0.6, 0.2, 0.45]})
+    assert gain_kept({"a": (with_, with_)}, "linear", 0.4)["a"].isna().all()
+    assert gain_kept({"a": (with_[:1], with_[:1])}, "linear", 0.4)["a"].tolist() == [1]
+
+
+def test_the_untrained_network_is_that_of_the_first_snapshot(write):
+    runs = [write("told", FRAME), write("noise", FRAME, seed=1, noise=100.0)]
+    first = [diagnose(run).sel(branch="teacher", layer="backbone")["knn"].values[0] for run in runs]
+    assert untrained_knn(runs) == pytest.approx(np.mean(first))
+
+
+def test_runs_with_and_without_a_teacher_are_those_of_the_recipe_and_of_momentum_0():
+    points = settings("self_distillation")
+    rows = [{"recipe": p.recipe, "seed": seed, "knn": 0.1 * seed} for p in points for seed in p.seeds]
+    sides = with_and_without(labeled(points, pd.DataFrame(rows).set_index(["recipe", "seed"])), "teacher", 0.0)
+    assert list(sides) == ["simdino", "dino", "simdinov2", "dinov2"]
+    for method, (with_, without) in sides.items():
+        assert with_.index.tolist() == without.index.tolist() == [0, 1, 2, 3, 4]
+        assert set(with_["recipe"]) == {f"{method}@optim.steps=300,record.snapshots=1"}
+        assert {recipe(name).optim.teacher for name in without["recipe"]} == {"student"}
+
+
+def test_a_linear_probe_tells_what_is_linearly_told_and_no_more(write):
+    accuracy = linear_accuracy([write("told", FRAME), write("noise", FRAME, noise=100.0)])
+    assert accuracy["told", 0] == 1
+    bank_is_test = accuracy["noise", 0]
+    assert 1 / 3 <= bank_is_test < 0.8  # 8 numbers of noise, fitted a little
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu"])
+def test_every_setting_of_a_study_is_drawn(profile):
+    points = settings("robustness", profile)
+    rng = np.random.default_rng(0)
+    rows = [
+        {"recipe": p.recipe, "seed": seed, "knn": rng.uniform(0.3, 0.6), "effective_rank": 5.0, "collapsed": seed == 0}
+        for p in points
+        for seed in p.seeds
+    ]
+    table = neighborhood(points, pd.DataFrame(rows).set_index(["recipe", "seed"]), untrained=0.3)
+    for method, loss in (("simdino", "γ"), ("dinov2", "temp")):
+        own = table[table["method"] == method]
+        one = own[own["factor"].notna()]
+        fig, (strips, phases) = plt.subplots(1, 2)
+        study_results.plot_strips(own, strips)
+        study_results.plot_two_factors(own, "learning rate", loss, phases)
+        recipes = (one["factor"].nunique() - 1) - ("architecture" in set(one["factor"]))
+        assert numbers(strips, own) == len(one) - 1 + recipes  # the recipe stands in every row of multiples
+        assert numbers(phases, own) == sum(set(at) <= {"learning rate", loss} for at in own["at"])
+        plt.close(fig)
+    study_results.plot_shares_within(share_within(table), gains=share_within(table, column="gain", least=0.5))
+    plt.close("all")
+
+
+def numbers(ax, table) -> int:
+    """How many k-NN accuracies are written in a plot; each collapse is crossed out there."""
+    written = [text.get_text() for text in ax.texts if text.get_text().startswith(".")]
+    assert set(written) <= {f"{knn:.2f}"[1:] for knn in table["knn"]}
+    assert len(ax.lines) == 2 * len(written)  # all collapsed here: two strokes each
+    return len(written)
+
+
+def test_teachers_and_spectra_are_drawn_in_their_order():
+    points = settings("self_distillation")
+    rows = [
+        {"recipe": p.recipe, "seed": seed, "knn": 0.5, "spectrum": np.array([0.7, 0.3])}
+        for p in points
+        for seed in p.seeds
+    ]
+    table = labeled(points, pd.DataFrame(rows).set_index(["recipe", "seed"]))
+    fig, (left, right) = plt.subplots(1, 2)
+    study_results.plot_teachers(table, "knn", left)
+    lines = {line.get_label(): line for line in left.lines}
+    assert lines["dino"].get_xdata().tolist() == list(range(7))
+    assert lines["dinov2"].get_xdata().tolist() == [1]
+    study_results.plot_teacher_spectra(table[table["method"] == "simdino"], right)
+    labels = [line.get_label() for line in right.lines]
+    assert labels[:3] == ["full gradient", "momentum 0", "momentum 0.5"]
+    assert labels[-2:] == ["frozen", "recipe"]
+    plt.close(fig)
+    sides = {"dino": (pd.DataFrame({"linear": [0.5, 0.7]}), pd.DataFrame({"linear": [0.3]}))}
+    ax = study_results.plot_with_and_without(sides, "linear", plt.figure().gca())
+    assert ax.lines[0].get_ydata().tolist() == pytest.approx([0.6, 0.3])
+    plt.close("all")

@@ -1,0 +1,316 @@
+"""The built-in sets are what their docstrings say; brought files are read exactly, and damaged ones named."""
+
+import gzip
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simdino import data, image_files
+from simdino.data import DATASETS, load
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+RNG = np.random.default_rng(0)
+
+
+def nearest(d: data.Dataset, center: bool) -> float:
+    """Accuracy of 20-NN on raw pixels: cosine, votes weighted by exp(cosine/.07)."""
+    bank, test = d.train.float().flatten(1), d.test.float().flatten(1)
+    mean = bank.mean(0) if center else 0
+    weight, index = (F.normalize(test - mean) @ F.normalize(bank - mean).T).topk(20)
+    votes = torch.zeros(len(test), len(d.classes)).scatter_add_(1, d.train_labels[index], (weight / 0.07).exp())
+    return (votes.argmax(1) == d.test_labels).float().mean().item()
+
+
+# Sets that need no files
+
+
+def test_digits_are_the_1797_scans_in_writer_order():
+    sklearn = pytest.importorskip("sklearn.datasets")
+    d, bunch = load("digits"), sklearn.load_digits()
+    assert d.train.shape == (1437, 1, 8, 8)
+    assert d.test.shape == (360, 1, 8, 8)
+    assert d.classes == tuple("0123456789")
+    levels = torch.cat([d.train, d.test])[:, 0].double() * 16 / 255
+    assert (levels - torch.from_numpy(bunch.images)).abs().max() < 0.04  # a half of 1/255, in sixteenths
+    assert torch.cat([d.train_labels, d.test_labels]).tolist() == bunch.target.tolist()
+    assert load("digits", size=16).test.shape == (360, 1, 16, 16)
+    assert nearest(d, center=False) > 0.9
+
+
+@pytest.fixture(scope="module")
+def photos() -> data.Dataset:
+    pytest.importorskip("skimage")
+    return load("photos")
+
+
+def test_photos_are_balanced_and_the_same_each_time(photos):
+    assert photos.train.shape == (8000, 1, 32, 32)
+    assert photos.test.shape == (1600, 1, 32, 32)
+    assert len(photos.classes) == 16
+    assert photos.train_labels.bincount().tolist() == [500] * 16
+    assert photos.test_labels.bincount().tolist() == [100] * 16
+    assert all(torch.equal(a, b) for a, b in zip(photos[:4], load("photos", size=32)[:4], strict=True))
+
+
+def test_photos_train_and_test_columns_are_eight_pixels_apart():
+    for width in (384, 400, 451, 512, 600, 640):
+        train, test = (np.flatnonzero(data._photo_columns(width, part)) for part in (False, True))
+        assert np.abs(train[:, None] - test).min() > 8
+        assert len(train) > len(test) > 0.3 * width
+
+
+def test_photos_crops_lie_in_their_own_columns():
+    image = pytest.importorskip("PIL.Image")
+    width = 384  # each pixel's level says on which side it lies
+    test = data._photo_columns(width, True)
+    levels = np.where(test, 255, np.where(data._photo_columns(width, False), 0, 128)) * np.ones((128, 1))
+    dark = np.arange(128) // 8 % 2 == 0  # stripes: crops without contrast are refused
+    levels[dark] = levels[dark] * 0.8
+    levels[~dark] = 255 - (255 - levels[~dark]) * 0.8
+    im = image.fromarray(levels.astype(np.uint8))
+    for part in (False, True):
+        for side in (32, 64):
+            crops = np.stack([data._photo_crop(im, side, part, np.random.default_rng(i)) for i in range(40)])
+            assert (crops.mean(0) > 127).all() == part
+
+
+def test_photos_are_neither_trivial_nor_hopeless_for_raw_pixels(photos):
+    assert 0.10 < nearest(photos, center=False) < 0.35
+    assert 0.15 < nearest(photos, center=True) < 0.40
+
+
+def test_photos_have_contrast_and_no_crop_twice_in_both_parts(photos):
+    assert photos.train.float().std((1, 2, 3)).min() > 3.9
+    assert photos.test.float().std((1, 2, 3)).min() > 3.9
+    train = {x.numpy().tobytes() for x in photos.train}
+    assert not any(x.numpy().tobytes() in train for x in photos.test)
+
+
+# Files that users bring
+
+
+def picture(shape: tuple[int, ...] = (24, 24, 3)) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(x: np.ndarray) -> bytes:
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(x).save(out := io.BytesIO(), "png")
+    return out.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_folder_with_two_parts_is_read_by_class(tmp_path, held_out):
+    x, y = picture(), picture()
+    write(tmp_path / "train" / "cat" / "1.png", png(x))
+    write(tmp_path / "train" / "dog" / "1.png", png(picture()))
+    write(tmp_path / "train" / "dog" / "notes.txt", b"not an image")
+    write(tmp_path / held_out / "dog" / "9.png", png(y))
+    d = load("folder", root=tmp_path)
+    assert d.classes == ("cat", "dog")
+    assert d.train_labels.tolist() == [0, 1]
+    assert d.test_labels.tolist() == [1]
+    assert (d.train[0].permute(1, 2, 0).numpy() == x).all()
+    assert (d.test[0].permute(1, 2, 0).numpy() == y).all()
+
+
+def test_flat_folder_holds_out_every_fifth_file(tmp_path):
+    for i in range(10):
+        write(tmp_path / "a" / f"{i}.png", png(np.full((24, 24, 3), i, np.uint8)))
+    d = load("folder", root=str(tmp_path))
+    assert d.train[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert d.test[:, 0, 0, 0].tolist() == [4, 9]
+
+
+def test_folder_of_unequal_images_needs_a_size(tmp_path):
+    for i, shape in enumerate([(24, 24), (40, 30, 3), (20, 60, 3), (24, 24, 3), (24, 24, 4)]):
+        write(tmp_path / "a" / f"{i}.png", png(picture(shape)))  # gray and RGBA become RGB
+    with pytest.raises(ValueError, match=r"size is needed, as the images differ: .*0\.png and .*1\.png"):
+        load("folder", root=tmp_path)
+    d = load("folder", root=tmp_path, size=16)
+    assert d.train.shape == (4, 3, 16, 16)
+    assert d.test.shape == (1, 3, 16, 16)
+
+
+def test_size_keeps_the_center_square(tmp_path):
+    x = np.zeros((10, 30, 3), np.uint8)
+    x[:, 10:20] = 200
+    for i in range(5):
+        write(tmp_path / "a" / f"{i}.png", png(x))
+    assert (load("folder", root=tmp_path, size=10).train == 200).all()
+    wide = torch.from_numpy(x).permute(2, 0, 1)[None]
+    assert (data._resized(wide, 10) == 200).all()
+    half = data._resized(wide, 5)[0, 0]
+    assert half.shape == (5, 5)
+    assert (half[:, 1:4] > 195).all()
+
+
+def test_folder_problems_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no class folders"):
+        load("folder", root=tmp_path)
+    write(tmp_path / "train" / "cat" / "1.png", png(picture())[:100])
+    with pytest.raises(FileNotFoundError, match="neither test nor val"):
+        load("folder", root=tmp_path)
+    write(tmp_path / "val" / "cow" / "1.png", png(picture()))
+    with pytest.raises(ValueError, match="cow"):
+        load("folder", root=tmp_path)
+    (tmp_path / "val" / "cow").rename(tmp_path / "val" / "cat")
+    with pytest.raises(ValueError, match=r"train.cat.1\.png is not a readable image"):
+        load("folder", root=tmp_path)
+
+
+def cifar_files(root: Path, name: str) -> dict[str, np.ndarray]:
+    """Random files of the right sizes; returns the rows of each."""
+    head, files = (1, [f"data_batch_{i}.bin" for i in range(1, 6)]) if name == "cifar10" else (2, ["train.bin"])
+    rows = {f: picture((50_000 // len(files), head + 3072)) for f in files}
+    rows["test_batch.bin" if name == "cifar10" else "test.bin"] = picture((10_000, head + 3072))
+    for f, x in rows.items():
+        x[:, head - 1] %= 10 if name == "cifar10" else 100
+        write(root / f, x.tobytes())
+    names = "batches.meta.txt" if name == "cifar10" else "fine_label_names.txt"
+    write(root / names, ("\n".join(f"c{i}" for i in range(10 if name == "cifar10" else 100)) + "\n\n").encode())
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "directory", "first"),
+    [("cifar10", "cifar-10-batches-bin", "data_batch_1.bin"), ("cifar100", "cifar-100-binary", "train.bin")],
+)
+def test_cifar_is_read_in_its_binary_version_alone(tmp_path, name, directory, first):
+    write(tmp_path / "data_batch_1", b"pickle")
+    write(tmp_path / "train", b"pickle")
+    with pytest.raises(
+        FileNotFoundError, match=r"pickled python version, .*: unpack cifar-100?-binary.tar.gz from https"
+    ):
+        load(name, root=tmp_path)
+    rows, head = cifar_files(tmp_path / directory, name), 1 if name == "cifar10" else 2
+    d = load(name, root=tmp_path)  # the folder itself, or the one it was unpacked in
+    assert d.train.shape == (50_000, 3, 32, 32)
+    assert d.test.shape == (10_000, 3, 32, 32)
+    assert d.classes[:2] == ("c0", "c1")
+    pixel = rows[first][7, head + 1024 + 2 * 32 + 5]  # image 7, green, row 2, column 5
+    assert d.train[7, 1, 2, 5].item() == pixel
+    assert d.train_labels[7].item() == rows[first][7, head - 1]
+    write(tmp_path / directory / first, b"\0" * 100)
+    with pytest.raises(ValueError, match=f"{first} is damaged: 100 bytes"):
+        load(name, root=tmp_path / directory)
+
+
+def idx(x: np.ndarray) -> bytes:
+    return struct.pack(f">{1 + x.ndim}I", 0x0800 + x.ndim, *x.shape) + x.tobytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_idx_files_are_read_packed_or_not(tmp_path, name, packed):
+    x = {part: picture((n, 28, 28)) for part, n in (("train", 6), ("t10k", 3))}
+    for part, images in x.items():
+        for file, content in (
+            (f"{part}-images-idx3-ubyte", idx(images)),
+            (f"{part}-labels-idx1-ubyte", idx(np.arange(len(images), dtype=np.uint8))),
+        ):
+            write(tmp_path / (file + ".gz" * packed), gzip.compress(content) if packed else content)
+    d = load(name, root=tmp_path)
+    assert (d.train[:, 0].numpy() == x["train"]).all()
+    assert (d.test[:, 0].numpy() == x["t10k"]).all()
+    assert d.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(d.classes) == 10
+    assert load(name, root=tmp_path, size=32).train.shape == (6, 1, 32, 32)
+
+    file = tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * packed)
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.* is damaged"):
+        load(name, root=tmp_path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither t10k-images-idx3-ubyte nor .* \(official page: https"):
+        load(name, root=tmp_path)
+
+
+def write_npz(path: Path, **changed) -> None:
+    encoded = [png(np.full((24, 24, 3), i, np.uint8)) for i in range(5)]
+    arrays = {
+        "data": np.frombuffer(b"".join(encoded), np.uint8),
+        "offsets": np.cumsum([0, *map(len, encoded)]),
+        "labels": np.array([0, 1, 0, 1, 0], np.uint8),
+        "split": np.array([0, 0, 1, 0, 1]),
+        "names": np.array(["cat", "dog"]),
+    }
+    np.savez(path, **{k: v for k, v in (arrays | changed).items() if v is not None})
+
+
+def test_npz_is_split_and_labeled(tmp_path):
+    write_npz(tmp_path / "a.npz")
+    d = load("npz", root=tmp_path / "a.npz")
+    assert d.train[:, 0, 0, 0].tolist() == [0, 1, 3]
+    assert d.test[:, 0, 0, 0].tolist() == [2, 4]
+    assert d.train_labels.tolist() == [0, 1, 1]
+    assert d.classes == ("cat", "dog")
+    assert load("npz", root=tmp_path / "a.npz", size=8).train.shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": None}, "it has no array labels"),
+        ({"labels": np.array([{}] * 5)}, r"a\.npz is not an \.npz of images: Object arrays"),
+        ({"labels": np.array([0, 1, 0, 2, 0])}, r"training labels outside 0\.\.1"),
+        ({"labels": np.array([0])}, "offsets, labels, split and data do not fit"),
+        ({"offsets": np.arange(6) * 10_000}, "offsets, labels, split and data do not fit"),
+        ({"data": np.zeros(10_000, np.uint8)}, r"image 0 of .*a\.npz is not a readable image"),
+        ({"split": np.zeros(5)}, "no test images"),
+    ],
+)
+def test_npz_problems_are_named(tmp_path, changed, message):
+    write_npz(tmp_path / "a.npz", **changed)
+    with pytest.raises(ValueError, match=message):
+        load("npz", root=tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\3\4 cut short"])
+def test_npz_that_is_none_is_named(tmp_path, content):
+    write(tmp_path / "a.npz", content)
+    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz of images"):
+        load("npz", root=tmp_path / "a.npz")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the real image sets (../shared/data) are not here")
+def test_npz_reads_the_real_flowers():
+    d = load("npz", root=SHARED / "flowers5_128" / "flowers5_128.npz", size=16)
+    assert d.train.shape == (2934, 3, 16, 16)
+    assert d.test.shape == (736, 3, 16, 16)
+    assert d.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+
+
+# What is common to all
+
+
+def test_every_set_is_named_as_its_function_and_bad_names_are_refused():
+    assert set(DATASETS) == {"digits", "photos", "folder", "npz", "cifar10", "cifar100", "mnist", "fashion_mnist"}
+    with pytest.raises(ValueError, match="name must be one of digits, photos"):
+        load("imagenet")
+
+
+def test_a_missing_root_is_named_with_the_official_page(tmp_path):
+    with pytest.raises(ValueError, match=r"root must say .*cs\.toronto\.edu"):
+        load("cifar10")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load("folder", root=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="root must be None"):
+        load("digits", root=tmp_path)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(image_files, "find_spec", lambda name: None)
+    for name, package in (("digits", "scikit-learn"), ("photos", "scikit-image")):
+        with pytest.raises(ModuleNotFoundError, match=rf"{name} needs {package}: pip install -e \.\[train\]"):
+            load(name)

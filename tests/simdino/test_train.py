@@ -1,0 +1,268 @@
+"""Claims: every method takes real steps and stays finite; a killed run goes on bit for bit; a step is the stated one;
+bad input ends in one sentence, a status that is not 0, and no run that counts as done."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from simdino import train as trainer
+from simdino.config import Config, Model, Optim, Record
+from simdino.optim import schedules
+from simdino.recipes import RECIPES, recipe
+from simdino.record import snapshot_steps
+from simdino.runs import read_tensors
+from simdino.train import batch_indices, get_run, networks, patch_masks, patch_weights, rate_references
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = replace(
+    recipe("simdino", "smoke"),
+    data=replace(RECIPES["simdino"].data, name="digits", size=16),
+    crops=replace(RECIPES["simdino"].crops, global_size=16, local_size=8, local_crops=1),
+    model=Model(patch=4, dim=24, depth=2, heads=2, hidden=32, out=16, drop_path=0.2),
+    optim=Optim(steps=12, batch_size=32),
+    record=Record(log_every=1, checkpoint_every=4, snapshots=2, probe=64, bank=64, views=16),
+)
+
+
+@pytest.mark.parametrize("name", [name for name, config in RECIPES.items() if config.data.name == "photos"])
+def test_every_method_takes_20_real_steps(name, tmp_path):
+    config = recipe(name, "smoke")
+    run = get_run(config, tmp_path, progress=False)
+    assert run.done
+    assert run.steps[0] == 0
+    assert run.steps[-1] == 20
+    metrics = run.metrics
+    assert metrics["step"].tolist() == [0, 5, 10, 15, 19]
+    assert all(math.isfinite(v) for v in metrics.to_numpy(dtype=float).ravel())
+    assert (metrics["rate"] <= metrics["rate_ceiling"]).all()
+    first, last = run.snapshot(0), run.snapshot(20)
+    assert ("teacher/head/test" in last) == (config.optim.teacher == "ema")
+    assert not torch.equal(first["student/backbone/test"], last["student/backbone/test"])
+    branch = "teacher" if config.optim.teacher == "ema" else "student"
+    assert last[f"{branch}/backbone/views"].shape == (2, 64, 96)
+    assert last[f"{branch}/backbone/patches"].shape == (16, 16, 96)
+    assert (f"{branch}/head/patches" in last) == config.model.mask_token
+    assert ("gradient_rate" in metrics) == name.startswith("sim")
+
+
+def test_a_second_request_trains_nothing(tmp_path, monkeypatch):
+    first = get_run(TINY, tmp_path, progress=False)
+    monkeypatch.setattr(trainer, "_train", lambda *a, **k: pytest.fail("trained again"))
+    assert get_run(TINY, tmp_path) == first
+
+
+def test_a_run_of_another_source_is_returned_with_a_warning(tmp_path):
+    run = get_run(TINY, tmp_path, progress=False)
+    path = run.path / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source": "other"}))
+    with pytest.warns(UserWarning, match="another version of simdino"):
+        get_run(TINY, tmp_path)
+
+
+def tiny(name: str, **optim) -> Config:
+    """A recipe's objective on a network for seconds."""
+    base = RECIPES[name].model
+    model = replace(TINY.model, **{k: getattr(base, k) for k in ("prototypes", "mask_token", "patch_head")})
+    return replace(TINY, objective=RECIPES[name].objective, model=model, optim=replace(TINY.optim, **optim))
+
+
+@pytest.mark.parametrize("name", ["simdino", "dino", "dinov2"])
+def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
+    """Killed by the kernel after a checkpoint, then resumed: every tensor and every logged loss is that of one go."""
+    config = tiny(name)
+    whole = get_run(config, tmp_path / "whole", progress=False)
+    code = (
+        "import simdino.train as t, tests.simdino.test_train as s, os, signal\n"
+        "step = t.schedules\n"
+        "t.schedules = lambda o, i: os.kill(os.getpid(), signal.SIGKILL) if i == 6 else step(o, i)\n"
+        f"t.get_run(s.tiny({name!r}), {str(tmp_path / 'cut')!r}, progress=False)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    path = tmp_path / "cut" / config.run_name
+    assert (path / "checkpoint.safetensors").is_file()
+    assert not (path / "DONE").exists()
+    with open(path / "metrics.jsonl", "a") as log:
+        log.write('{"step": 6, "lo')  # and the kill came in the middle of a line
+    resumed = get_run(config, tmp_path / "cut", progress=False)
+    assert resumed.done
+    for file in ["checkpoint.safetensors", *(f"snapshots/step_{s:08d}.safetensors" for s in whole.steps)]:
+        a, b = read_tensors(whole.path / file), read_tensors(resumed.path / file)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a), file
+    columns = [c for c in whole.metrics if c != "seconds"]
+    assert whole.metrics[columns].equals(resumed.metrics[columns])
+
+
+def test_a_run_cut_short_before_its_first_checkpoint_starts_anew(tmp_path):
+    path = tmp_path / TINY.run_name
+    path.mkdir()
+    (path / "config.json").write_text('{"rec')
+    (path / "metrics.jsonl").write_text('{"step": 99')
+    run = get_run(TINY, tmp_path, progress=False)
+    assert run.config["recipe"] == "simdino"
+    assert run.metrics["step"].tolist() == list(range(12))
+
+
+def test_what_is_not_a_run_is_left_alone(tmp_path):
+    path = tmp_path / TINY.run_name
+    path.mkdir()
+    (path / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="in the way: it is not a run"):
+        get_run(TINY, tmp_path, progress=False)
+    assert (path / "thesis.txt").read_text() == "all of it"
+
+
+def test_the_teacher_has_no_stochastic_depth(tmp_path, monkeypatch):
+    seen = []
+    ema = torch._foreach_lerp_
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *a: (seen.append(a[0]), ema(*a))[1])
+    networks = []
+    build = trainer.Network
+    monkeypatch.setattr(trainer, "Network", lambda *a, **k: networks.append(build(*a, **k)) or networks[-1])
+    get_run(TINY, tmp_path, progress=False)
+    student, teacher = networks
+    assert len(seen) == 12
+    x = torch.randn(4, 1, 16, 16)
+    assert not torch.equal(student.train()(x)[0], student(x)[0])
+    assert torch.equal(teacher.train()(x)[0], teacher(x)[0])
+
+
+def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    get_run(TINY, tmp_path, progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_that_is_not_finite_is_not_kept(tmp_path, monkeypatch):
+    """NaN between two logged steps, with a checkpoint before the next: the run ends there, without the checkpoint."""
+    config = replace(TINY, record=replace(TINY.record, log_every=12))
+    loss, calls = trainer.simdino_loss, iter(range(99))
+    broken = lambda *a, **k: (lambda x: (x[0] * math.nan, x[1]) if next(calls) >= 2 else x)(loss(*a, **k))  # noqa: E731
+    monkeypatch.setattr(trainer, "simdino_loss", broken)
+    with pytest.raises((FloatingPointError, ValueError), match=r"not finite|NaN or infinite"):
+        get_run(config, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*/checkpoint.safetensors"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises((FloatingPointError, ValueError), match=r"not finite|NaN or infinite"):
+        get_run(replace(TINY, optim=replace(TINY.optim, lr=1e30, clip=0.0)), tmp_path, progress=False)
+    assert not list(tmp_path.glob("*/DONE"))
+
+
+def test_two_processes_that_ask_for_one_run_train_it_once(tmp_path):
+    code = "import simdino.train as t, tests.simdino.test_train as s; "
+    code += f"t.get_run(s.TINY, {str(tmp_path)!r}, progress=False)"
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY) for _ in "ab"]
+    assert [p.wait(timeout=120) for p in both] == [0, 0]
+    assert get_run(TINY, tmp_path).metrics["step"].tolist() == list(range(12))
+
+
+def test_patch_weights_count_each_masked_crop_alike():
+    """1/(masked patches of the crop)/(crops): those of one crop sum to 1/crops, and all to the share that is masked."""
+    masks = torch.tensor([[True, True, False], [False, False, False], [True, False, False], [True, True, True]])
+    weights = patch_weights(masks)
+    assert weights.tolist() == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12])
+    shown = patch_masks(tiny("simdinov2", batch_size=32), 0)
+    assert shown.shape == (2, 32, 16)
+    shown = shown.flatten(0, 1)
+    assert patch_weights(shown).sum().item() == pytest.approx(shown.any(1).float().mean().item())
+    assert shown.any(1).sum() in (31, 32)  # mask_p of the crops; the smallest ratio may leave no room for a block
+
+
+def test_schedules_start_peak_and_end_where_they_should():
+    o = Optim(steps=100, lr=1.0, lr_end=0.1, warmup=0.1, weight_decay=0.0, weight_decay_end=0.4, ema=0.9, ema_end=1.0)
+    rates = [schedules(o, step)[0] for step in range(100)]
+    assert rates[:10] == pytest.approx([s / 10 for s in range(10)])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)  # half-way down the cosine
+    assert schedules(o, 100) == pytest.approx((0.1, 0.4, 1.0))
+    assert schedules(o, 0)[1:] == pytest.approx((0.0, 0.9))
+
+
+def test_an_epoch_visits_every_image_once():
+    seen = torch.cat([batch_indices(100, 20, seed=3, step=s) for s in range(5)])
+    assert seen.sort().values.tolist() == list(range(100))
+    assert not torch.equal(batch_indices(100, 20, 3, 0), batch_indices(100, 20, 3, 5))
+
+
+def test_rate_references_are_those_of_the_batch():
+    """Ceiling r/2·log(1 + d/(ε²r)); random unit vectors lie under it and above the collapsed ½·log(1 + d/ε²)."""
+    r = rate_references(TINY, "cpu")
+    assert r["rate_ceiling"] == pytest.approx(8 * math.log1p(16 / 0.05 / 16))
+    assert 0.5 * math.log1p(16 / 0.05) < r["rate_isotropic"] < r["rate_ceiling"]
+
+
+def test_snapshots_are_log_spaced():
+    assert sorted(snapshot_steps(1000, 3)) == [0, 1, 10, 100, 1000]
+
+
+@pytest.mark.parametrize("teacher", ["ema", "student", "student-with-gradient", "frozen"])
+@pytest.mark.parametrize("name", ["simdino", "dinov2"])
+def test_the_four_teachers(name, teacher, tmp_path):
+    config = tiny(name, teacher=teacher, steps=3, ema=0.5, ema_end=0.5)
+    run = get_run(config, tmp_path, progress=False)
+    evaluated = "teacher" if teacher == "ema" else "student"
+    for step in (0, 3):
+        assert {k.split("/")[0] for k in run.snapshot(step)} == {evaluated, "student"}
+    for part in ("bank", "test"):
+        assert not torch.equal(*(run.snapshot(step)[f"{evaluated}/backbone/{part}"] for step in (0, 3)))
+    kept = read_tensors(run.path / "checkpoint.safetensors")
+    teachers = {k.removeprefix("teacher."): v for k, v in kept.items() if k.startswith("teacher.")}
+    assert bool(teachers) == (teacher in ("ema", "frozen"))
+    if teacher == "frozen":
+        first = networks(config, 1, "cpu")["teacher"].state_dict()
+        assert all(torch.equal(v, first[k]) for k, v in teachers.items())
+
+
+@pytest.mark.parametrize("name", ["simdino", "simdinov2"])
+def test_full_gradient_and_stop_gradient_differ(name, tmp_path):
+    losses = {}
+    for teacher in ("student", "student-with-gradient"):
+        losses[teacher] = get_run(tiny(name, teacher=teacher), tmp_path, progress=False).metrics["loss"]
+    assert losses["student"][0] == pytest.approx(losses["student-with-gradient"][0])
+    assert losses["student"].iloc[-1] != losses["student-with-gradient"].iloc[-1]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "simdino", "train", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["simdinp"], "did you mean 'simdino'"),
+        (["simdino", "--profile", "cpi"], "did you mean 'cpu'"),
+        (["simdino", "--optim.lrr", "3"], "--optim.lr"),
+        (["simdino", "--optim.lr", "-1"], "optim.lr must be positive"),
+        (["simdino", "--data.name", "cifar10", "--data.root", "/nowhere"], "/nowhere"),
+        (["simdino", "--data.name", "cifar11"], "cifar10"),
+        (["simdino", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["simdino", "--optim.batch-size", "100000"], "larger than the"),
+    ],
+)
+def test_bad_input_on_the_command_line(arguments, sentence, tmp_path):
+    done = command(*arguments, "--root", str(tmp_path))
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [f for f in tmp_path.iterdir() if f.is_dir()]
+
+
+def test_the_command_line_trains_and_says_where(tmp_path):
+    done = command("simdino", "--profile", "smoke", "--root", str(tmp_path), "--optim.steps", "2", "--seed", "7")
+    assert done.returncode == 0, done.stderr
+    (path,) = [f for f in tmp_path.iterdir() if f.is_dir()]
+    assert path.name.startswith("simdino-s7-")
+    assert str(path) in done.stdout
+    assert (path / "DONE").is_file()
