@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_labels, unit_rows
+from .inputs import Array, as_features, as_labels, centered, unit_rows
 from .moments import Moments, gram
 from .pairs import squared_distances
 from .spectra import effective_rank
@@ -39,15 +39,15 @@ def nc1(
     if form not in ("pseudo_inverse", "traces"):
         raise ValueError(f'form must be "pseudo_inverse" or "traces", got {form!r}')
     means, within, _ = _class_means(x, labels)
-    centered = _centered(means)  # (K, d)
-    _, s, directions = torch.linalg.svd(centered, full_matrices=False)
+    spread = centered(means)  # (K, d)
+    _, s, directions = torch.linalg.svd(spread, full_matrices=False)
     floor = torch.finfo(s.dtype).eps * len(means) * torch.linalg.matrix_norm(means.detach())
     spanned = (s > RTOL * s[0]) & (s > floor)  # at most K − 1 of them
     v, s = directions[spanned], s[spanned]
     if not len(s):
         return torch.full((), torch.inf, dtype=means.dtype, device=means.device)
     if form == "traces":
-        return within.trace() / (centered.square().sum() / len(means))
+        return within.trace() / (spread.square().sum() / len(means))
     return (torch.einsum("rd,de,re->r", v, within, v) / s.square()).sum()
 
 
@@ -62,7 +62,7 @@ def cdnv(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
     Source: Galanti, György & Hutter 2022 (arXiv 2112.15121) definition 1.
     """
     means, _, variances = _class_means(x, labels)
-    means = _centered(means)
+    means = centered(means)
     distances = squared_distances(means, means)  # (K, K)
     apart = distances > 8 * torch.finfo(means.dtype).eps * means.detach().square().sum(1).max()
     ratio = (variances[:, None] + variances) / (2 * torch.where(apart, distances, 1.0))
@@ -78,7 +78,7 @@ def nc2(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
 
     Source: Papyan et al. 2020 (arXiv 2008.08186); as one number Zhu et al. 2021 (arXiv 2105.02375).
     """
-    return simplex_distance(_centered(_class_means(x, labels)[0]))
+    return simplex_distance(centered(_class_means(x, labels)[0]))
 
 
 def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Float[Tensor, ""]:
@@ -94,9 +94,9 @@ def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Fl
     weight = as_features(weight, "weight").to(means)
     if weight.shape != means.shape:
         raise ValueError(f"weight must have shape {tuple(means.shape)} (classes, d), got {tuple(weight.shape)}")
-    centered = _centered(means)
-    norms = torch.linalg.matrix_norm(centered) * torch.linalg.matrix_norm(weight)
-    cosine = (centered * weight).sum() / torch.where(norms > 0, norms, 1.0)
+    spread = centered(means)
+    norms = torch.linalg.matrix_norm(spread) * torch.linalg.matrix_norm(weight)
+    cosine = (spread * weight).sum() / torch.where(norms > 0, norms, 1.0)
     return (2 - 2 * cosine.clamp(-1, 1)).sqrt()
 
 
@@ -250,11 +250,6 @@ def _labeled(z: Array, labels: Array | None) -> tuple[Float[Tensor, "n d"], Int[
     return z, as_labels(labels, len(z), device=z.device)
 
 
-def _centered(means: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    means = means - means[:1].detach()  # measured from one of them, equal means are exactly zero
-    return means - means.mean(0)
-
-
 def simplex_distance(z: Array) -> Float[Tensor, ""]:
     """Distance of the Gram matrix to a regular simplex (simplex equiangular tight frame), both of norm 1.
 
@@ -288,12 +283,11 @@ def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
     z = as_features(z, min_rows=2).double()
     if not 1 <= targets <= z.shape[1]:
         raise ValueError(f"targets must lie between 1 and d={z.shape[1]}, got {targets}")
-    centered = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
-    centered = centered - centered.mean(0)
-    _, s, directions = torch.linalg.svd(centered, full_matrices=False)
+    spread = centered(z)
+    _, s, directions = torch.linalg.svd(spread, full_matrices=False)
     varies = s > torch.finfo(torch.float32).eps * min(z.shape) ** 0.5 * s[0]
     directions = directions[varies][:targets]  # (targets or fewer, d)
-    return _outside(unit_rows(centered if center else z), directions)
+    return _outside(unit_rows(spread if center else z), directions)
 
 
 def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
@@ -312,7 +306,7 @@ def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
     _, s, directions = torch.linalg.svd(weight, full_matrices=False)
     if len(weight) > weight.shape[1] or not s[-1] > torch.finfo(torch.float32).eps * s[0]:
         raise ValueError("weight must have full rank: its rows depend on one another")
-    return _outside(unit_rows(z - z.mean(0) if center else z), directions)
+    return _outside(unit_rows(centered(z) if center else z), directions)
 
 
 def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
@@ -330,8 +324,7 @@ def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
     t = targets.shape[1]
     if t < 2 or len(weight) != t:
         raise ValueError(f"targets needs 2 columns or more, and weight a row for each, got {t} and {len(weight)}")
-    targets = targets - targets[:1].detach()  # measured from a row, equal rows are exactly zero
-    targets = targets - targets.mean(0)
+    targets = centered(targets)
     lam, vectors = torch.linalg.eigh(targets.mT @ targets / len(targets))
     gram, deviation = weight @ weight.mT, lam.clamp(min=0).sqrt()  # (t, t), (t,)
     if not lam[-1] > 0 or not gram.trace() > 0:

@@ -45,6 +45,12 @@ def require_unit_rows(z: Float[Tensor, "*b d"], name: str = "z", *, tolerance: f
         raise ValueError(f"{name} must have unit-norm rows (a norm is off by {error:.3g}); pass normalize=True")
 
 
+def centered(z: Float[Tensor, "*shape"], dim: int = 0) -> Float[Tensor, "*shape"]:
+    """Rows less their mean. Measured from a row first, so that equal rows are exactly zero, whatever the rounding."""
+    z = z - z.narrow(dim, 0, 1).detach()
+    return z - z.mean(dim, keepdim=True)
+
+
 def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows: int = 1) -> Float[Tensor, "n d"]:
     """Features (n, d) as a finite float32 or float64 tensor on their own device, rows to the unit sphere on request."""
     z = as_floating(z, name, "n d")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .inputs import Array, as_features
+from .inputs import Array, as_features, centered
 from .neighbors import nearest_neighbors
 
 DISTANCE_ROUNDING = 1e-5  # relative differences of distances below this are those of rows stored in float32
@@ -117,9 +117,7 @@ def levina_bickel(z: Array, *, k: tuple[int, int] = (10, 20)) -> IntrinsicDimens
 
 def _distances(z: Array, k: int) -> tuple[Float[Tensor, "n k"], int]:
     """To the k nearest of the other different rows, and the number of rows that are copies of one before."""
-    z = as_features(z).double()
-    z = z - z[:1].detach()
-    z = z - z.mean(0)  # as the distances are taken: what rounds to one row here is one
+    z = centered(as_features(z).double())  # as the distances are taken: what rounds to one row here is one
     _, group = z.detach().unique(dim=0, return_inverse=True)
     first = torch.full((int(group.max()) + 1,), len(z), device=z.device)
     first = first.scatter_reduce(0, group, torch.arange(len(z), device=z.device), "amin")

@@ -9,7 +9,7 @@ from scipy.linalg import blas
 from torch import Tensor
 from torch import distributed as dist
 
-from .inputs import Array, as_features, as_labels
+from .inputs import Array, as_features, as_labels, centered
 
 CHUNK = 2**20  # entries of a chunk in float64, 8 MiB: long enough for the product to dominate, short enough for a cache
 COLUMNS = 2**17  # entries of a chunk of columns: 1 MiB in float64, for a second-level cache
@@ -28,18 +28,13 @@ def dual_gram(z: Float[Tensor, "n d"], *, center: bool) -> Float[Tensor, "n n"]:
     """zzᵀ in float64, of centered rows on request; on the CPU some columns at a time, without a float64 copy of z."""
     if z.device.type != "cpu" or z.requires_grad:
         z = z.double()
-        return gram((_centered(z) if center else z).mT)
+        return gram((centered(z) if center else z).mT)
     total, step = torch.zeros(len(z), len(z), dtype=torch.float64), max(COLUMNS // len(z), 64)
     buffer = total.new_empty(len(z) * min(step, z.shape[1]))
     for columns in z.split(step, 1):
         x = buffer[: columns.numel()].view(columns.shape).copy_(columns)
-        _add_upper(total, (_centered(x) if center else x).mT)
+        _add_upper(total, (centered(x) if center else x).mT)
     return _mirrored(total)
-
-
-def _centered(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
-    return z - z.mean(0)
 
 
 def _add_upper(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:

@@ -6,17 +6,18 @@ their digits and duplicates are exactly 0 apart.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_labels
+from .inputs import Array, as_features, as_labels, centered
 from .pairs import squared_distances
 
 NEIGHBORS = 20  # of a k-NN classifier, unless it is asked for another number
+BANK_TILE = 65536  # training rows that are compared with the queries at a time
 ROWS, COLUMNS = 512, 4096  # of a tile of distances: 16 MiB, wide, since the nearest are sought in each tile
 
 
@@ -26,9 +27,9 @@ def nearest_neighbors(z: Array, *, k: int) -> tuple[Float[Tensor, "n k"], Int[Te
     z: `(n, d)`, n > k. Equal distances come in any order. Costs n²d operations and memory n·k, in tiles. Gradients
     flow through the distances. ValueError: k < 1, n ≤ k, NaN.
     """
-    z = _centered(z, "z", k)
+    z = _centered_rows(z, "z", k)
     with torch.no_grad():
-        index = torch.cat([_nearest(z, rows, k) for rows in _rows(len(z))])  # (n, k)
+        index = torch.cat([_largest_of_tiles(_own_tiles(z, rows), k)[1] for rows in _rows(len(z))])  # (n, k)
     distances = torch.stack([(z - z[index[:, j]]).norm(dim=1) for j in range(k)], 1)  # (n, k)
     distances, order = distances.sort(dim=1, stable=True)  # what rounding has swapped
     return distances, index.gather(1, order)
@@ -68,10 +69,10 @@ def information_imbalance(x: Array, y: Array, *, k: int = 1) -> Float[Tensor, ""
     for rows in _rows(n):
         near = index[rows]  # (rows, k)
         r2_near = torch.stack([(y[rows] - y[near[:, j]]).square().sum(1) for j in range(k)], 1)
-        for r2, start in _tiles(y, rows):
-            here = torch.arange(start, start + r2.shape[1], device=y.device)
+        for score, start in _own_tiles(y, rows):
+            here = torch.arange(start, start + score.shape[1], device=y.device)
             for j in range(k):  # the neighbor is not closer than itself, whatever the rounding
-                closer += ((r2 < r2_near[:, j, None] - slack) & (here != near[:, j, None])).sum()
+                closer += ((-score < r2_near[:, j, None] - slack) & (here != near[:, j, None])).sum()
     return 2 / n * (1 + closer / (n * k))
 
 
@@ -79,39 +80,24 @@ def _rows(n: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS))
 
 
-def _tiles(z: Float[Tensor, "n d"], rows: slice) -> Iterator[tuple[Float[Tensor, "rows columns"], int]]:
-    """Squared distances of some rows to all, tile by tile, infinite to oneself; with the first index of each tile."""
+def _own_tiles(z: Float[Tensor, "n d"], rows: slice) -> Iterator[tuple[Float[Tensor, "rows columns"], int]]:
+    """Minus the squared distances of some rows to all, tile by tile, −∞ to oneself; with the first index of each."""
     for start in range(0, len(z), COLUMNS):
-        r2 = squared_distances(z[rows], z[start : start + COLUMNS])
-        first, last = max(start, rows.start), min(start + r2.shape[1], rows.stop)
+        score = -squared_distances(z[rows], z[start : start + COLUMNS])
+        first, last = max(start, rows.start), min(start + score.shape[1], rows.stop)
         own = torch.arange(first, max(first, last), device=z.device)  # often none
-        r2[own - rows.start, own - start] = torch.inf
-        yield r2, start
+        score[own - rows.start, own - start] = -torch.inf
+        yield score, start
 
 
-def _nearest(z: Float[Tensor, "n d"], rows: slice, k: int) -> Int[Tensor, "rows k"]:
-    """Indices of the k nearest to each of some rows, kept while the tiles pass."""
-    best = index = None
-    for r2, start in _tiles(z, rows):
-        near, at = r2.topk(min(k, r2.shape[1]), dim=1, largest=False)
-        at = at + start
-        if best is not None:
-            near, at = torch.cat((best, near), 1), torch.cat((index, at), 1)
-        best, order = near.topk(min(k, near.shape[1]), dim=1, largest=False)
-        index = at.gather(1, order)
-    return index
-
-
-def _centered(z: Array, name: str, k: int) -> Float[Tensor, "n d"]:
+def _centered_rows(z: Array, name: str, k: int) -> Float[Tensor, "n d"]:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    z = as_features(z, name, min_rows=k + 1).double()
-    z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
-    return z - z.mean(0)
+    return centered(as_features(z, name, min_rows=k + 1).double())
 
 
 def _paired(x: Array, y: Array, k: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:
-    x, y = _centered(x, "x", k).detach(), _centered(y, "y", k).detach()
+    x, y = _centered_rows(x, "x", k).detach(), _centered_rows(y, "y", k).detach()
     if len(x) != len(y):
         raise ValueError(f"x and y must have rows of the same samples, got {len(x)} and {len(y)}")
     return x, y.to(x.device)
@@ -199,20 +185,23 @@ def checked(
     return train.detach(), train_labels, test.detach().to(train), torch.searchsorted(classes, test_labels)
 
 
-BANK_TILE = 65536  # training rows that are compared with the queries at a time
-
-
 def largest_products(queries: Float[Tensor, "c d"], bank: Float[Tensor, "m d"], k: int) -> tuple[Tensor, Tensor]:
     """The k largest inner products of each query and their rows in the bank, (c, k) both, nearest first."""
-    best = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):
-        for start in range(0, len(bank), BANK_TILE):
-            tile = queries @ bank[start : start + BANK_TILE].T  # (c, tile)
-            values, columns = _largest(tile, min(k, tile.shape[1]))
-            values, order = torch.cat((best, values), 1).topk(min(k, best.shape[1] + values.shape[1]))
-            index = torch.cat((index, columns + start), 1).gather(1, order)
-            best = values
+        tiles = ((queries @ bank[i : i + BANK_TILE].T, i) for i in range(0, len(bank), BANK_TILE))
+        return _largest_of_tiles(tiles, k)
+
+
+def _largest_of_tiles(tiles: Iterable[tuple[Tensor, int]], k: int) -> tuple[Tensor, Tensor]:
+    """The k largest scores of each row and their columns, largest first, kept while tiles of scores (c, t) pass."""
+    best = index = None
+    for score, start in tiles:
+        values, columns = _largest(score, min(k, score.shape[1]))
+        columns = columns + start
+        if best is not None:
+            values, columns = torch.cat((best, values), 1), torch.cat((index, columns), 1)
+        best, order = values.topk(min(k, values.shape[1]))
+        index = columns.gather(1, order)
     return best, index
 
 

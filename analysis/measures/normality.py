@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .inputs import Array, as_features
+from .inputs import Array, as_features, centered
 from .pairs import pair_mean, squared_distances
 
 # Trapezoidal rule for the weight exp(−t²/2), t ≤ 7.2: exact to 1e-10 for projections less than 14 apart.
@@ -79,8 +79,7 @@ def bhep(z: Array, *, beta: int | float | None = None, standardize: bool = True)
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
     if standardize:
-        z = z - z[:1].detach()
-        z = z - z.mean(0)
+        z = centered(z)
         covariance = z.mT @ z / n
         lam = torch.linalg.eigvalsh(covariance.detach())
         if n <= d or not lam[0] > torch.finfo(z.dtype).eps * d * lam[-1]:

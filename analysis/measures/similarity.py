@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .inputs import Array, as_features, unit_rows
+from .inputs import Array, as_features, centered, unit_rows
 from .pairs import gram_cosines
 
 FEATURE_ROUNDING = torch.finfo(torch.float32).eps  # features are float32 at best, whatever they are computed in
@@ -27,7 +27,7 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
 
     Source: Song et al. 2012 (unbiased HSIC); Kornblith et al. 2019 (arXiv 1905.00414); Nguyen et al. 2021.
     """
-    x, y = (_centered(z) for z in _paired(x, y, min_rows=4))
+    x, y = (centered(z) for z in _paired(x, y, min_rows=4))
     x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
     floors = (FEATURE_ROUNDING**2 * len(z) * z.detach().square().sum(1).square().sum() for z in (x, y))
     resolved = torch.stack([own > floor for own, floor in zip((x_own, y_own), floors, strict=True)]).all()
@@ -51,7 +51,7 @@ def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    x, y = (_leading_columns(_centered(z), share) for z in _paired(x, y, min_rows=2))
+    x, y = (_leading_columns(centered(z), share) for z in _paired(x, y, min_rows=2))
     if not x.shape[1] or not y.shape[1]:
         return x.new_zeros(())
     return torch.linalg.svdvals(x.mT @ y).clamp(max=1).mean()
@@ -111,7 +111,7 @@ def principal_angles(
         raise ValueError(f"x and y must have the same dimension, got {x.shape[1]} and {y.shape[1]}")
     ranks = rank if isinstance(rank, tuple) else (rank, rank)
     u, v = (
-        _leading_directions(_centered(z) if center else z, r, name)
+        _leading_directions(centered(z) if center else z, r, name)
         for z, r, name in zip((x, y), ranks, "xy", strict=True)
     )
     if u.shape[1] < v.shape[1]:
@@ -132,7 +132,7 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
 
     Source: Schönemann 1966; as a metric on representations Williams et al. 2021 (arXiv 2110.14739).
     """
-    x, y = ((_centered(z) if center else z) for z in _paired(x, y))
+    x, y = ((centered(z) if center else z) for z in _paired(x, y))
     norms = torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y)
     # With more dimensions than samples, the (n, n) triangular factor has the same Gram matrix as the features.
     x, y = (torch.linalg.qr(z.mT, mode="r").R.mT if z.shape[1] > len(z) else z for z in (x, y))
@@ -147,11 +147,6 @@ def _paired(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Tensor, "n 
     return x, y.to(x.device)
 
 
-def _centered(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
-    return z - z.mean(0)
-
-
 def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tensor, "n r"]:
     """Orthonormal basis of what the leading principal directions of centered rows span in ℝⁿ."""
     u, s, _ = torch.linalg.svd(z, full_matrices=False)
@@ -163,10 +158,9 @@ def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tenso
 def _distances(z: Float[Tensor, "n d"], distance: str, name: str) -> Float[Tensor, " pairs"]:
     """Of all pairs i < j."""
     if distance == "euclidean":
-        return torch.pdist(_centered(z))
+        return torch.pdist(centered(z))
     if distance == "correlation":
-        z = z - z[:, :1].detach()  # measured from a column, constant rows are exactly zero
-        z = z - z.mean(1, keepdim=True)
+        z = centered(z, dim=1)  # constant rows are exactly zero
         if not z.any(1).all():
             raise ValueError(f"{name} has a constant row, which correlates with no other")
     return 1 - gram_cosines(unit_rows(z, name))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_spectrum, require_unit_rows
+from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
 from .moments import Moments, dual_gram, gram
 
 Of = Literal["eigenvalues", "singular_values"]
@@ -263,8 +263,7 @@ def effective_ranks(z: Float[Tensor, "b n d"], *, center: bool = False) -> Float
     n, d = z.shape[1:]
     z = z.double()
     if center:
-        z = z - z[:, :1].detach()
-        z = z - z.mean(1, keepdim=True)
+        z = centered(z, dim=1)
     matrix = z.mT @ z if n >= d else z @ z.mT
     return _entropy(_resolved(matrix / n, n, d, center), 1.0).exp()
 
@@ -299,8 +298,7 @@ def _second_moment(x: Array | Moments, *, center: bool, normalize: bool) -> tupl
         return matrix / n if matrix.requires_grad else matrix.div_(n), n, d, quartic
     z = z.double()
     if center:
-        z = z - z[:1].detach()  # measured from a row, equal rows are exactly zero
-        z = z - z.mean(0)
+        z = centered(z)
     return gram(z) / n, n, d, z.square().sum(1).square().sum()
 
 

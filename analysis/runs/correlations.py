@@ -18,6 +18,7 @@ from ..measures.collapse import alignment, lidar, uniformity
 from ..measures.neighbors import knn_of_known_classes
 from ..measures.rates import rate_optimality
 from ..measures.spectra import alpha_req, anisotropy, eigenvalues, participation_ratio, rankme
+from ..measures.uncertainty import leave_one_out_error, student_quantile
 from simdino.config import PUBLISHED_EPS
 from simdino.runs import Run
 
@@ -192,7 +193,7 @@ def _interval(
         return math.atanh(np.clip(r, swap - 1, 1 - swap))
 
     left_out = np.array([z(statistic(x[units != u], y[units != u], strata[units != u])) for u in names])
-    jackknife = math.sqrt((len(names) - 1) * np.nanvar(left_out))
+    jackknife = leave_one_out_error(left_out)
     normal = math.sqrt((1 + value**2 / 2) / free) if statistic is _spearman else math.sqrt(0.437 / (free - 1))
-    half = stats.t.ppf((1 + level) / 2, free + 1) * max(jackknife, normal)
+    half = student_quantile(level, free + 1) * max(jackknife, normal)
     return value, math.tanh(z(value) - half), math.tanh(z(value) + half)

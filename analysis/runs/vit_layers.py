@@ -15,7 +15,7 @@ from ..measures.neighbors import knn_of_known_classes
 from ..measures.moments import Moments
 from ..theory import white_noise_spectrum
 from ..measures.spectra import effective_rank, effective_ranks, eigenvalues
-from ..measures.uncertainty import jackknife
+from ..measures.uncertainty import jackknife, leave_one_out_error
 
 PARTS = ("common", "position", "image", "rest")
 
@@ -200,12 +200,11 @@ class _Layer:
         for block in range(self.blocks):
             others = torch.arange(n) % self.blocks != block
             left_out.append(_shares(mean[others], (self.place.sum(0) - self.place[block]) / others.sum(), one))
-        spread = torch.stack(left_out).std(0, correction=0) * math.sqrt(self.blocks - 1)
         within = self.rows("rank_within")
         between = effective_ranks(self.rows("positions").transpose(0, 1))
         return {
             "share": ("part", share),
-            "share_se": ("part", spread),
+            "share_se": ("part", leave_one_out_error(torch.stack(left_out))),
             "rank_within": ((), within.mean()),
             "rank_within_se": ((), _standard_error(within)),
             "rank_between": ((), between.mean()),
