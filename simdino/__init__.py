@@ -12,14 +12,15 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-_BESIDE = Path(__file__).parents[1] / "analysis" / "__init__.py"  # in a checkout
+_INSIDE = Path(__file__).parent / "analysis"
+_BESIDE = Path(__file__).parents[1] / "analysis" / "__init__.py"
 
 
 class _Names(MetaPathFinder, Loader):
     """Finds `simdino.analysis` in a checkout, and answers `analysis.x` with `simdino.analysis.x`."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name == "simdino.analysis" and _BESIDE.is_file():
+        if name == "simdino.analysis" and not _INSIDE.is_dir():
             return spec_from_file_location(name, _BESIDE, submodule_search_locations=[str(_BESIDE.parent)])
         ours = name.startswith("analysis.") and sys.modules.get("analysis") is sys.modules.get("simdino.analysis")
         return ModuleSpec(name, _Names()) if ours else None
