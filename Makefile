@@ -6,11 +6,12 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test figures lab
+.PHONY: help setup test check figures lab
 
 help:
 	@echo "make setup                     build .venv from pyproject.toml and constraints.txt (PYTHON=python3)"
-	@echo "make test                      lint, format check and all tests"
+	@echo "make test                      lint, format check and the tests that take seconds each"
+	@echo "make check                     the other tests: every notebook in the smoke profile, long runs, wheels"
 	@echo "make figures                   train what is absent, run every notebook, write figures/ (PROFILE=cpu|smoke, JOBS=$(JOBS))"
 	@echo "make lab                       the notebooks in JupyterLab"
 
@@ -23,10 +24,15 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal --durations 10
+
 test: setup
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+check: setup
+	$(PYTEST) -m slow
 
 # A progress bar on a terminal, a line per finished step elsewhere. No lock that would outlive a kill: every run has
 # one of its own, which the kernel releases.

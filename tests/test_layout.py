@@ -13,6 +13,7 @@ import nbformat
 import papermill
 import pytest
 import torch
+import yaml
 from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -294,19 +295,29 @@ def requirements() -> list[Requirement]:
     return [r for r in map(Requirement, lines) if r.name != project["name"]]
 
 
-def test_every_dependency_is_pinned_within_its_bounds():
+def pins() -> dict[str, str]:
+    """The versions of constraints.txt by canonical name."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
     for requirement in requirements():
-        assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+        assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
         assert any(s.operator == ">=" for s in requirement.specifier)
 
 
 def test_conda_and_make_install_the_same():
-    makefile, conda = (ROOT / "Makefile").read_text(), (ROOT / "environment.yml").read_text()
-    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    """The same Python and the same versions, and of PyTorch the build that downloads no CUDA."""
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}
+    makefile = (ROOT / "Makefile").read_text()
     assert "pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'" in makefile
-    assert re.findall(r"^      - (-.*)$", conda, re.MULTILINE) == ["-c constraints.txt", "-e .[dev]"]
-    assert f"- python{python}\n" in conda
-    assert python == ">=3.11"
     assert "(3, 11)" in makefile
+    versions = {name: rest for name, _, rest in (line.partition("=") for line in conda) if name != "pip"}
+    assert versions.pop("pytorch") == f"{pins()['torch']}=cpu*"
+    assert f"Python {versions['python']}," in (ROOT / "constraints.txt").read_text().splitlines()[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={versions.pop('python')}"
+    assert versions == {name: pins()[name] for name in versions}
+    assert versions.keys() >= {"numpy", "scipy", "matplotlib", "jupyterlab", "papermill", "seaborn"}

@@ -101,10 +101,19 @@ def test_both_names_are_one_package(python, tmp_path):
 
 
 def test_the_command_is_the_module_from_any_folder(python, tmp_path):
-    words = {run(python, "-m", "simdino", "--help", cwd=tmp_path), run(python.parent / "simdino", "--help", cwd=tmp_path)}
+    words = {
+        run(python, "-m", "simdino", "--help", cwd=tmp_path),
+        run(python.parent / "simdino", "--help", cwd=tmp_path),
+    }
     assert len(words) == 1
     assert "report" in words.pop()
 
 
-def test_an_uninstalled_checkout_has_both_names(tmp_path):
-    run(sys.executable, "-S", "-c", "import sys; sys.path += [sys.argv[1]]\n" + BOTH_NAMES, sysconfig.get_path("purelib"))
+def test_an_uninstalled_checkout_has_both_names():
+    run(
+        sys.executable,
+        "-S",
+        "-c",
+        "import sys; sys.path += [sys.argv[1]]\n" + BOTH_NAMES,
+        sysconfig.get_path("purelib"),
+    )

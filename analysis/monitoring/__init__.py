@@ -1,1 +1,1 @@
-"""Diagnostics inside anybody's training."""
+"""Diagnostics inside anybody's training: a forward hook, a torchmetrics metric, a Lightning callback."""

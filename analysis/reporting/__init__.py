@@ -1,1 +1,1 @@
-"""From features to the printed line."""
+"""From features to the printed line: `rows` measures, `judgement` judges, `features` reports, `page` adds what is next."""

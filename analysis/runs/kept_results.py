@@ -7,7 +7,7 @@ from pathlib import Path
 from simdino.runs import Run, read_json, write_json
 
 # Results are those of one version of the package: a changed one makes them anew.
-ANALYSIS_SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:16]
+ANALYSIS_SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parents[1].rglob("*.py")))).hexdigest()[:16]
 
 
 def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
