@@ -61,15 +61,25 @@ def claim(
     relation: Literal["equal", "at_most", "at_least"] = "equal",
     kind: Literal["theorem", "observation"] = "theorem",
 ) -> dict:
-    """A prediction beside its measurement, and whether it holds.
+    """A prediction beside its measurement, and whether it holds, as data.
 
-    equal: |measured − predicted| ≤ tolerance; at_most: measured ≤ predicted + tolerance;
-    at_least: measured ≥ predicted − tolerance. The tolerance is absolute. NaN never holds.
+    equal: |measured − predicted| ≤ tolerance; at_most: measured ≤ predicted + tolerance; at_least: measured ≥
+    predicted − tolerance. NaN never holds.
 
-    measured: a number, or one a seed `(n,)`: then their mean is judged, and kept with its sample sd and n.
-    A theorem that fails stops `publish`, an observation that fails is published as failing.
+    Args:
+        id: short and unique within a notebook.
+        statement: what is claimed, in words.
+        predicted: the number that theory, or another measurement, gives.
+        measured: a number, or one for each seed (n,): then their mean is judged, and kept with its sample sd and n.
+        tolerance: absolute.
+        relation: of measured to predicted.
+        kind: a theorem that fails stops `publish`, an observation that fails is published as failing.
 
-    Raises ValueError for a negative or NaN tolerance.
+    Raises:
+        ValueError: a negative or NaN tolerance, an unknown relation or kind.
+
+    >>> claim("A1", "the maximum is reached", predicted=1.0, measured=0.99, tolerance=0.1)["holds"]
+    True
     """
     samples = np.asarray(measured, dtype=float)
     predicted, measured, tolerance = float(predicted), float(samples.mean()), float(tolerance)
@@ -155,7 +165,7 @@ def gallery(figures_dir: str | Path) -> Path:
     failing = [f"- [{name}](#{name}): {_cell(c['statement'])} ({c['kind']})" for name, c in claims if not c["holds"]]
     _draw(records, folder / "claims.png")
     lines = ["<!-- written by `simdino gallery`; edit the notebooks instead -->", "# Figures", ""]
-    lines += ["![all claims, a row a notebook](claims.png)", ""]
+    lines += ["![all claims, one row for each notebook](claims.png)", ""]
     lines += [f"{len(claims) - len(failing)} of {len(claims)} claims hold."]
     if any(record["profile"] != "cpu" for record in records):
         lines += ["", "A rehearsal of the pipeline: a few steps and small sizes, at which observations need not hold."]

@@ -52,7 +52,7 @@ def report_command(arguments: list[str]) -> None:
 
     parser = _parser("report", report_command)
     parser.add_argument("what", help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory")
-    parser.add_argument("--labels", help="class of each row: .npy, .npz, .safetensors, or text, one a line")
+    parser.add_argument("--labels", help="class of each row: .npy, .npz, .safetensors, or text with one in each line")
     parser.add_argument("--eps", type=float, help=f"the paper's ε, for features (default: {PUBLISHED_EPS:.4f})")
     parser.add_argument(
         "--judged-as",

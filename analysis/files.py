@@ -22,23 +22,29 @@ DAMAGE = (OSError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZ
 
 
 class Stream(NamedTuple):
-    """An array on disk: its shape, and a function of a number of rows that yields chunks of at most so many."""
+    """An array on disk: its shape, and a function that yields it in chunks of at most the given number of rows."""
 
     shape: tuple[int, ...]
     chunks: Callable[[int], Iterator[Array]]
 
 
 def located(path: str | Path | None) -> Path | None:
-    """A path as it stands or, if relative, from the checkout's folder; None if it is at neither place, or None."""
+    """Find a path as it stands or, if relative, in the project's folder; None if it is in neither place, or None."""
     places = [] if path is None else [Path(path).expanduser(), CHECKOUT / Path(path).expanduser()]
     return next((place for place in places if place.exists()), None)
 
 
 def read_features(path: Path) -> tuple[Stream, Array | None]:
-    """Features, and the labels beside them or None.
+    """Read features and the labels beside them, or None.
 
-    .npz and .safetensors: the array `z` or `features`, or the only one besides `labels`. .parquet: the numeric columns
-    but `labels`, or the only column, of lists.
+    Of a .npz or .safetensors the array `z` or `features` is taken, or the only one besides `labels`; of a .parquet the
+    numeric columns besides `labels`, or the only column, of lists.
+
+    Args:
+        path: .npy, .npz, .safetensors or .parquet.
+
+    Raises:
+        ValueError: no such file, damage, several arrays that could be meant.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
@@ -61,7 +67,7 @@ def read_features(path: Path) -> tuple[Stream, Array | None]:
 
 
 def read_labels(path: Path) -> Array:
-    """Labels (n,): text with an integer a line (.txt, .csv), or `labels` or the only array of a file of features."""
+    """Read labels (n,): text with one integer in each line (.txt, .csv), or `labels` or the only array of a file."""
     if path.suffix.lower() not in (".txt", ".csv"):
         only, labels = read_features(path)
         return _whole(only, path) if labels is None else labels
@@ -166,5 +172,5 @@ def _parquet(path: Path) -> dict[str, Stream]:
     if numeric:
         return arrays | {"z": Stream((n, len(numeric)), table)}
     if len(others) != 1 or not n or not hasattr(others[0].type, "value_type"):
-        raise ValueError("it has no numeric columns, and not one column of lists with a row at least")
+        raise ValueError("it has neither numeric columns nor exactly one column of lists")
     return arrays | {"z": Stream((n, next(lists(1)).shape[1]), lists)}

@@ -167,7 +167,7 @@ def test_gallery_shows_every_figure_and_marks_what_fails(tmp_path, fig, capsys):
     assert "![01_right](01_right.png)" in text
     assert "seeds 0, 1, 2 (n = 3)" in text
     assert "notebooks/01_right.ipynb)" in text
-    assert "![all claims, a row a notebook](claims.png)" in text
+    assert "![all claims, one row for each notebook](claims.png)" in text
     with Image.open(tmp_path / "claims.png") as image:
         assert image.width == 1800
 

@@ -1,1 +1,1 @@
-"""The toy worlds of the theory: energies on the sphere and their landscape, linear encoders, injected collapse, sampling."""
+"""The toy worlds of the theory: energies and their landscape, linear encoders, injected collapse, sampling, atlas."""

@@ -2,7 +2,7 @@
 
 `moments` (streams of features), `spectra` (ranks, entropies, isotropy), `rates` (coding rates), `collapse` (alignment,
 uniformity, mean collapse, LiDAR), `covariance` (VICReg's and Barlow Twins' terms), `frames` (coherence, potentials,
-tight frames), `classes` (neural collapse), `neighbors` (k-NN, overlap), `intrinsic_dimension`, `similarity` (CKA, RSA),
-`mutual_information`, `normality`, `uncertainty` (jackknife, references). `inputs` checks what a diagnostic is given, and
-`pairs` visits pairs of rows in tiles.
+tight frames), `classes` (neural collapse), `neighbors` (k-NN, overlap), `intrinsic_dimension`, `similarity` (CKA,
+RSA), `mutual_information`, `normality`, `uncertainty` (jackknife, references). `inputs` checks what a diagnostic is
+given, and `pairs` visits pairs of rows in tiles.
 """

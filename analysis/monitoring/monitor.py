@@ -3,7 +3,7 @@
 All three gather the same `Moments` and evaluate the same functions of them, so that they give the numbers of the bare
 functions, in any batches and over any number of ranks. The hook needs torch alone, the others the extra `integrations`.
 
-measures: names out of `MEASURES`, with classes also out of `CLASS_MEASURES`, or {name: function of Moments}, for
+measures: names out of `MOMENT_MEASURES`, with classes also out of `CLASS_MEASURES`, or {name: function of Moments}, for
 example {"rate": partial(coding_rate_of_spectrum, eps=0.5)}.
 """
 
@@ -227,8 +227,8 @@ class FeatureCallback(Callback or object):
         name, values = self.layer or "features", self.monitor.compute()
         # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
         pl_module.log_dict({f"{name}/{k}": v for k, v in values.items()}, sync_dist=True)
-        judgement, because = verdict(self.monitor.moments)
-        if "collapse" in judgement:
+        judgement, because = verdict(self.monitor.moments, judged_as="backbone")
+        if judgement.is_collapse:
             rank_zero_warn(f"{name}: {judgement}. {because}", category=UserWarning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""A backbone: images in, one feature an image and one a patch out, whoever trained it."""
+"""A backbone: images in, a feature of each image and of each patch out, whoever trained it."""
 
 import dataclasses
 import inspect

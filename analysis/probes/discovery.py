@@ -62,7 +62,7 @@ def tokencut(patches: Array, *, tau: int | float = 0.2) -> Bool[Tensor, "gh gw"]
 
 @torch.no_grad()
 def maskcut(patches: Array, *, objects: int = 3, tau: int | float = 0.15) -> Objects:
-    """Up to so many objects of an image, given its patch features (gh, gw, d).
+    """Find up to `objects` objects of an image, given its patch features (gh, gw, d).
 
     As `tokencut`, again and again: the patches of what was found leave the graph before the next cut. A side that
     holds three or four corners of the image is never foreground. Ends where all edges are alike, or with an object of

@@ -22,7 +22,7 @@ class Result(NamedTuple):
 
 
 def results_table(results: pd.DataFrame) -> str:
-    """The results as a text for people: a row a measure, a column a backbone.
+    """The results as a text for people, with a row for each measure and a column for each backbone.
 
     value [interval over images], value ± sd over draws, or of several rows of one name (seeds) mean ± sd (n = rows).
     """

@@ -240,7 +240,7 @@ def patch_labels(
 
 
 def _cells(side: int, cells: int, device: torch.device) -> Int[Tensor, " side"]:
-    """Which of so many equal cells holds each pixel's center."""
+    """Which of equal cells along a side holds each pixel's center."""
     return (2 * torch.arange(side, device=device) + 1) * cells // (2 * side)
 
 

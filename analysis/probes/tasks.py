@@ -59,7 +59,7 @@ def probe_backbones(
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """A row a measure, set and backbone: the columns of `Result`.
+    """Measure backbones on sets of images: one row for each measure, set and backbone, with the columns of `Result`.
 
     tasks: names out of `TASKS`; None is all that the data allow. size: side or (height, width) of the images in pixels;
     None is their own, up to the next multiples of each backbone's patch. train, test: how many images of each part to

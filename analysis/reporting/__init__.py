@@ -1,1 +1,1 @@
-"""From features to the printed line: `rows` measures, `judgement` judges, `features` reports, `page` adds what is next."""
+"""From features to the printed line: `rows`, `judgement`, `features` (the report), and `page` (with what is next)."""

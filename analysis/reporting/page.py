@@ -74,7 +74,7 @@ class Page:
     spectra: pd.DataFrame  # set, index, eigenvalue, white_noise
     relative: pd.DataFrame  # set, measure, value, low, high: over what white noise of the same n and d has, ± 2 se
     cosines: pd.DataFrame  # set, pairs ("all", or "one class" and "different classes"), cosine, density, white_noise
-    sizes: pd.DataFrame  # set, n, effective_rank, white_noise: of so many of the rows
+    sizes: pd.DataFrame  # set, n, effective_rank, white_noise: of n random rows
     next: tuple[str, ...]  # sentences
     facts: dict[str, float]  # of a run; empty for features
     curves: xr.Dataset | None = None  # `diagnose`, of the branch that is evaluated

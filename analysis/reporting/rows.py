@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def spectral_rows(moments: Moments, eps: float) -> list[Row]:
-    """The measures that are functions of the moments of unit rows, with their standard errors."""
+    """The measures that are functions of the moments (n, d) of unit rows, with their standard errors."""
     n, d = moments.n, moments.d
     r, white, centered_white = float(min(n, d)), white_noise_spectrum(n, d), white_noise_spectrum(n - 1, d)
 
@@ -76,7 +76,7 @@ def spectral_rows(moments: Moments, eps: float) -> list[Row]:
 
 
 def pair_rows(z: Float[Tensor, "n d"]) -> list[Row]:
-    """What pairs of unit rows say."""
+    """The measures of pairs of unit rows: uniformity and intrinsic dimension."""
     best = uniformity_optimum(z.shape[1])
     says = "Repulsion of pairs; 0: all on one point. Random directions are as good as many points get."
     rows = [Row("uniformity", uniformity(z).item(), white_noise=best, best=best, healthier="lower", says=says)]
@@ -91,7 +91,7 @@ def pair_rows(z: Float[Tensor, "n d"]) -> list[Row]:
 
 
 def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[float | None, list[Row]]:
-    """(E‖z − class mean‖² without bias, rows) of unit rows; None and no rows if classes have fewer than two a head."""
+    """E‖z − class mean‖² of unit rows, without bias, and measures of classes; None, none with fewer than two a class."""
     names, index, counts = labels.unique(return_inverse=True, return_counts=True)
     k, (n, d) = len(counts), z.shape
     if k < 2 or n < 2 * k:
@@ -127,7 +127,7 @@ def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[floa
 
 
 def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
-    """(E‖z − z′‖² of two views of a sample over that of different samples, rows) of unit rows."""
+    """E‖z − z′‖² of two views of a sample over that of different samples, and the measures of views, of unit rows."""
     v, n, d = views.shape
     if n < 2:
         raise ValueError("views needs at least 2 samples")

@@ -1,26 +1,29 @@
 """Which label-free measures predict accuracy: rank correlations over runs, within methods and across, with intervals.
 
-`measure_runs` makes the table, a row a run; `rank_correlations` takes any table with a column a measure.
+`measure_runs` makes a table with one row for each run; `rank_correlations` takes it, or any with measures as columns.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
-from .kept_results import kept
-from ..measures.inputs import unit_rows
+
+from simdino.config import PUBLISHED_EPS
+from simdino.runs import Run
+
 from ..measures.collapse import alignment, lidar, uniformity
+from ..measures.inputs import unit_rows
 from ..measures.neighbors import knn_of_known_classes
 from ..measures.rates import rate_optimality
 from ..measures.spectra import alpha_req, anisotropy, eigenvalues, participation_ratio, rankme
 from ..measures.uncertainty import leave_one_out_error, student_quantile
-from simdino.config import PUBLISHED_EPS
-from simdino.runs import Run
+from .kept_results import kept
 
 # Label-free measures, and the sign of the rank correlation with accuracy that their papers lead one to expect.
 LABEL_FREE_MEASURES = {
@@ -40,11 +43,16 @@ SCOPES = ("all", "within", "between")
 def label_free_measures(
     z: Tensor, views: Tensor, *, eps: float = PUBLISHED_EPS, fit: tuple[int, int] = (11, 50)
 ) -> dict[str, float]:
-    """The measures of `LABEL_FREE_MEASURES` for features (n, d) and the features of two views of some samples (2, k, d).
+    """The measures of `LABEL_FREE_MEASURES`, each as its paper has it.
 
-    As their papers have them: RankMe and LiDAR of the features as they are, α-ReQ (fit: from and to which eigenvalue,
-    as far as there are positive ones), participation ratio and anisotropy of the centered ones; rate / isotropic,
-    alignment E‖z − z′‖² and uniformity of unit rows. α-ReQ is NaN for fewer than two eigenvalues in its range.
+    RankMe and LiDAR are of the features as they are; α-ReQ, participation ratio and anisotropy of the centered
+    features; rate / isotropic, alignment E‖z − z′‖² and uniformity of unit rows.
+
+    Args:
+        z: (n, d), features.
+        views: (2, k, d), features of two views of k samples.
+        eps: the paper's ε of the rate.
+        fit: the first and last eigenvalue that α-ReQ fits, as far as they are positive; NaN for fewer than two.
     """
     lam, unit, unit_views = eigenvalues(z, center=True), unit_rows(z), unit_rows(views)
     first, last = fit[0], min(fit[1], int((lam > 0).sum()))
@@ -63,11 +71,14 @@ def label_free_measures(
 
 
 def measure_runs(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
-    """A row a run: method, configuration (a hash of everything but the seed), seed, knn, and `label_free_measures`.
+    """Measure the backbone of each run at its last snapshot: one row for each run.
 
-    All of the backbone at the last snapshot, of the network that is evaluated: the teacher, if there is one. method is
-    the objective, as recipes and variants of it are named; other accuracies can be joined by recipe and seed.
-    ValueError: a run without snapshots.
+    Columns: method (the objective, under the name of its recipes), recipe, configuration (a hash of everything but the
+    seed), seed, knn, and `label_free_measures`, of the network that is evaluated: the teacher, if there is one. Other
+    accuracies can be joined by recipe and seed.
+
+    Raises:
+        ValueError: a run without snapshots.
     """
     rows = {}
     for run in tqdm(list(runs), desc="measuring", unit="run", disable=not progress):
@@ -90,7 +101,8 @@ def _at_the_end(run: Run) -> dict[str, float]:
     last, probe = run.snapshot(run.steps[-1]), run.probe
     branch = "teacher" if "teacher/backbone/test" in last else "student"
     z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
-    return {"knn": knn_of_known_classes(bank, z, (probe["bank_labels"], probe["test_labels"]))} | label_free_measures(z, views)
+    knn = knn_of_known_classes(bank, z, (probe["bank_labels"], probe["test_labels"]))
+    return {"knn": knn} | label_free_measures(z, views)
 
 
 def rank_correlations(
@@ -104,22 +116,33 @@ def rank_correlations(
 ) -> pd.DataFrame:
     """Spearman's ρ and Kendall's τ_b of measures with an accuracy over runs, with confidence intervals.
 
-    scope "all": over all runs, whatever the method, so that differences between methods count. "within": stratified;
-    ρ of ranks that are taken, and centered, within each method; τ over the pairs of runs of one method: what a measure
-    says where the method is given. "between": over the methods' means. A measure may be right within and wrong across
-    methods (Simpson's paradox).
+    Three scopes, since a measure may be right within methods and wrong across them (Simpson's paradox):
 
-    table: a row a run. measures: columns, by default those of `LABEL_FREE_MEASURES` that are there. unit: the column whose equal
-    entries are not independent, as runs of one configuration that differ in the seed; None: every run is. Rows whose
-    measure or target is NaN are left out, measure by measure.
+    - "all": over all runs, whatever the method, so that differences between methods count
+    - "within": stratified by method, what a measure says where the method is given. ρ is of ranks that are taken, and
+      centered, within each method; τ is over the pairs of runs of one method.
+    - "between": over the methods' means
 
-    interval: Fisher's z ± t·se, se by leaving out one unit at a time, and at least that of independent normal
+    Intervals are Fisher's z ± t·se, with se by leaving out one unit at a time, and at least that of independent normal
     pairs; 95 % intervals held the truth in 94 to 100 % of simulated samples (12 to 48 runs, 1 or 4 methods). A perfect
     correlation is taken as one swap of neighbors short of it.
 
-    Returns a row per measure, scope and statistic: value in [-1, 1], low, high, runs, units, and the sign that is
-    expected of the measure (`LABEL_FREE_MEASURES`; 1 if it is not there). NaN where all values are tied, or units too few.
-    ValueError: a column that is not there, no measure.
+    Args:
+        table: one row for each run. Rows whose measure or target is NaN are left out, measure by measure.
+        target: the column of the accuracy.
+        measures: columns; by default those of `LABEL_FREE_MEASURES` that are there.
+        method: the column that names the method.
+        unit: the column whose equal entries are not independent, as runs of one configuration that differ in the seed;
+            None: every run is.
+        level: of the intervals.
+
+    Returns:
+        One row per measure, scope and statistic: value in [-1, 1], low, high, runs, units, and the sign that is
+        expected of the measure (1 if `LABEL_FREE_MEASURES` does not have it). NaN where all values are tied, or units
+        are too few.
+
+    Raises:
+        ValueError: a column that is not there, no measure.
 
     Source: Kendall 1945 (ties); Bonett & Wright 2000, Fieller et al. 1957 (standard errors).
     """
@@ -150,7 +173,7 @@ def rank_correlations(
 
 
 def in_expected_direction(found: pd.DataFrame, *, statistic: str = "spearman") -> pd.DataFrame:
-    """value, low and high of `rank_correlations` by measure and scope, positive where a measure is as expected."""
+    """Turn the signs of `rank_correlations` so that positive is as expected: value, low, high by measure and scope."""
     table = found[found["statistic"] == statistic].set_index(["measure", "scope"])
     turned = table[["value", "low", "high"]].mul(table["expected"], axis=0)
     turned[["low", "high"]] = np.sort(turned[["low", "high"]], axis=1)

@@ -2,42 +2,61 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
-from .. import theory
-from ..measures.inputs import unit_rows
-from ..measures.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
-from ..measures.neighbors import knn_of_known_classes
-from ..measures.spectra import effective_rank, eigenvalues, participation_ratio
+
 from simdino.config import PUBLISHED_EPS
 from simdino.losses import coding_rate, sinkhorn_knopp
 from simdino.runs import Run
 
+from .. import theory
+from ..measures.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
+from ..measures.inputs import unit_rows
+from ..measures.neighbors import knn_of_known_classes
+from ..measures.spectra import effective_rank, eigenvalues, participation_ratio
+
+
 def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = None) -> "xarray.Dataset":  # noqa: F821
-    """Diagnostics of a run's probe features over training, labeled by step, branch and layer.
+    """Diagnose a run: every diagnostic of its recorded features over training, as one labeled table.
 
-    last: of the last recorded step alone. eps: the ε of the rate; None: the objective's.
+    All features are of held-out images, on the unit sphere so that layers compare, and uncentered unless the name says
+    otherwise. What was not recorded for a layer is NaN. Variables of the table, by step, branch and layer:
 
-    All on held-out images, rows put on the unit sphere (so that layers compare), uncentered but where named so:
-    eigenvalues (descending, of Γ = zᵀz/n: they sum to 1), effective_rank, effective_rank_centered,
-    participation_ratio, mean_collapse, feature_std; uniformity; alignment ½E‖z₁ − z₂‖² of two fixed augmentations;
-    rate of the head with rate_isotropic, rate_ceiling and rate_collapsed (attrs: eps), and spread, where the rate is
-    between collapsed (0) and isotropic (1); prototype_marginal, _conditional and _information of DINO's targets, by
-    `sinkhorn_knopp` if the run's are, else softmax((t − c)/τ), where the mean of the scores stands in for the running
-    center c; knn of the backbone, by the 20 nearest in the run's bank or all of a smaller one, an image of a
-    class that the bank lacks being a miss, and knn_pixels, the same of raw pixels less their mean (or as they are,
-    if that is better). What a layer was not recorded for is NaN.
+    - eigenvalues (eigen): of Γ = zᵀz/n, descending; they sum to 1
+    - effective_rank, effective_rank_centered, participation_ratio, mean_collapse, feature_std, uniformity
+    - alignment: ½E‖z₁ − z₂‖² of two fixed augmentations of an image
+    - rate: of the head, in nats; beside it rate_collapsed, rate_isotropic and rate_ceiling, what it can be, and spread,
+      its place between collapsed (0) and isotropic (1)
+    - prototype_marginal, _conditional, _information: entropies of DINO's targets, made by `sinkhorn_knopp` if the run's
+      are, else softmax((t − c)/τ), where the mean of the scores stands in for the running center c
+    - knn: of the backbone, by the 20 nearest in the run's bank (by all of a smaller one); an image of a class that the
+      bank lacks is a miss. knn_pixels: the same of raw pixels, centered or not, whichever is better.
 
-    branch: student and teacher; without self-distillation they are one network and hold the same numbers.
-    ValueError: a run without snapshots, or with a damaged file, which is named.
+    Args:
+        run: a `simdino.runs.Run` or its directory.
+        last: only the last recorded step.
+        eps: the ε of the rate; None takes the objective's, or 0.2236 if it has none.
+
+    Returns:
+        An xarray Dataset. branch is "student" and "teacher" (one network, with the same numbers, in a run without
+        self-distillation); attrs are run, recipe, seed, eps, n and d.
+
+    Raises:
+        ValueError: a run without snapshots, or with a damaged file, which is named.
+
+    >>> diagnose("runs/nothing-is-here")
+    Traceback (most recent call last):
+    ValueError: runs/nothing-is-here is not a run directory: it has no config.json
     """
     import pandas as pd
 
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")
-    probe, objective = run.probe, {"eps": PUBLISHED_EPS} | run.config["objective"] | ({} if eps is None else {"eps": eps})
+    probe, objective = run.probe, {"eps": PUBLISHED_EPS} | run.config["objective"]
+    objective |= {} if eps is None else {"eps": eps}
     labels = probe["bank_labels"], probe["test_labels"]
     steps = run.steps[-1:] if last else run.steps
     first = run.snapshot(steps[0])
@@ -66,9 +85,10 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
 
 
 def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset":  # noqa: F821
-    """`diagnose` of several runs, labeled by recipe and seed; a layer that a recipe lacks is NaN.
+    """`diagnose` several runs into one table, labeled by recipe and seed; a layer that a recipe lacks is NaN.
 
-    ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
+    Raises:
+        ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
     """
     tables = [diagnose(run, last=last) for run in _one_configuration_each(runs)]
     recipes = list(dict.fromkeys(t.attrs["recipe"] for t in tables))
@@ -77,10 +97,12 @@ def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset"
 
 
 def training_log(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
-    """The logged numbers of several runs, labeled by recipe, seed and step; what a method does not log is NaN.
+    """The logged numbers of several runs in one table, labeled by recipe, seed and step.
 
-    alignment is SimDINO's ½E‖z₁ − z₂‖², as in `diagnose`, half of `collapse.alignment`. ValueError as in
-    `diagnose_all`.
+    What a method does not log is NaN. alignment is SimDINO's ½E‖z₁ − z₂‖², half of `measures.collapse.alignment`.
+
+    Raises:
+        ValueError: as in `diagnose_all`.
     """
     import pandas as pd
 

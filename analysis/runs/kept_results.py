@@ -4,16 +4,19 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+
 from simdino.runs import Run, read_json, write_json
 
 # Results are those of one version of the package: a changed one makes them anew.
-ANALYSIS_SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parents[1].rglob("*.py")))).hexdigest()[:16]
+_MODULES = sorted(Path(__file__).parents[1].rglob("*.py"))
+ANALYSIS_SOURCE = hashlib.sha256(b"".join(module.read_bytes() for module in _MODULES)).hexdigest()[:16]
 
 
 def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
-    """`measure(run, **options)` -> numbers and lists by name, read from `<run>/results` if it is there from before.
+    """Make a function `measure(run, **options)` keep what it returns, numbers and lists by name, in `<run>/results`.
 
-    Only of a run that is done. A directory that cannot be written to, as somebody else's, keeps nothing.
+    Called again on a finished run, it reads them there. A directory that cannot be written to, as somebody else's,
+    keeps nothing.
     """
 
     @functools.wraps(measure)

@@ -1,4 +1,4 @@
-"""What a log of the official code says: its expansion term between what it can be, and what would explain it.
+"""What a log of the official code says: where its expansion term lies, and what would explain it.
 
 `read_log` reads the logs of SimDINO and SimDINOv2, `explain` sets them beside the closed forms, `reported` does so with
 the losses that users asked about on the official tracker. `eps` and γ are the official code's here, translated within.
@@ -7,17 +7,20 @@ the losses that users asked about on the official tracker. `eps` and γ are the 
 import math
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import brentq
+
+from simdino.losses import coding_rate, official_scaling
+from simdino.runs import Run, read_json_lines
+
 from .. import theory
 from ..files import located
 from ..measures.inputs import unit_rows
-from ..theory import sampled_rate
 from ..measures.spectra import effective_rank
-from simdino.losses import coding_rate, official_scaling
-from simdino.runs import Run, read_json_lines
+from ..theory import sampled_rate
 
 COLUMN_NAMES = {  # of SimDINO's log.txt, of SimDINOv2's training_metrics.json, of a table
     "step": ("epoch", "iteration"),
@@ -65,10 +68,16 @@ REPORTED = (
 
 
 def read_log(path: str | Path) -> pd.DataFrame:
-    """A log of the official code, as JSON lines or .csv: step (epoch or iteration), loss, expansion γR, and cosine.
+    """Read a log of the official code: step (epoch or iteration), loss, expansion γR, and cosine.
 
-    cosine is the mean over pairs of different views that the code calls `comp`. A last line that is still being
-    written is left out. ValueError: no such file, a damaged line, a column that is not there.
+    cosine is the mean over pairs of different views, which the code calls `comp`. A last line that is still being
+    written is left out.
+
+    Args:
+        path: JSON lines, or a .csv.
+
+    Raises:
+        ValueError: no such file, a damaged line, a column that is not there.
     """
     path = Path(path)
     try:
@@ -83,7 +92,7 @@ def read_log(path: str | Path) -> pd.DataFrame:
 
 
 def published_log(path: str | Path | None = None) -> pd.DataFrame:
-    """The authors' epoch log of ViT-B/16: the file, if it is there (see `located`), else the epochs of `PUBLISHED`."""
+    """The authors' log of ViT-B/16 by epochs: the file if it is there (`files.located`), else `PUBLISHED`."""
     found = located(path)
     return read_log(found) if found else pd.DataFrame(PUBLISHED, columns=list(COLUMN_NAMES))
 
@@ -91,19 +100,30 @@ def published_log(path: str | Path | None = None) -> pd.DataFrame:
 def explain(
     log: pd.DataFrame, *, d: int = 256, images: int = 64, ranks: int = 8, eps: float = 0.05, gathered: bool = False
 ) -> pd.DataFrame:
-    """A log beside what its expansion term γR can be, and what would explain it; the defaults are the published run's.
+    """Set a log beside the bounds of its expansion term γR, and beside what would explain it.
 
     For `expa_type` 1, the rate of (s + t)/2, s and t being student and teacher of *one* view, whose cosine c the log
-    does not say (its own is of *different* views). Columns, γ included, besides the log's:
+    does not say (its own is of *different* views). Columns besides the log's, γ included:
 
-    - collapsed, isotropic, ceiling: at c = 1; isotropic_at_cosine, ceiling_at_cosine: if c were the logged cosine;
-    - of_isotropic, of_ceiling: the expansion over those at c = 1, the smallest that they can be;
-    - cosine_needed: the smallest c with which the expansion is possible (`theory.mean_cosine_bound`);
-    - cosine_isotropic: the c with which isotropic features would have it, at most 1;
-    - dimension: k, if features are isotropic in k dimensions (`flat_dimension`), c = 1: with less, k is larger;
-    - power_law_rank: the effective rank of λⱼ ∝ j⁻ᵃ that would have it, c = 1.
+    - collapsed, isotropic, ceiling: at c = 1; isotropic_at_cosine, ceiling_at_cosine: if c were the logged cosine
+    - of_isotropic, of_ceiling: the expansion over those at c = 1, the smallest that these shares can be
+    - cosine_needed: the smallest c with which the expansion is possible (`theory.mean_cosine_bound`)
+    - cosine_isotropic: the c with which isotropic features would have it, at most 1
+    - dimension: k, if features are isotropic in k dimensions (`flat_dimension`) and c = 1; for smaller c, k is larger
+    - power_law_rank: the effective rank of λⱼ ∝ j⁻ᵃ that would have it, at c = 1
 
-    A row whose expansion is NaN stays so. ValueError: sizes that are not positive.
+    A row whose expansion is NaN stays so.
+
+    Args:
+        log: from `read_log`.
+        d: dimension of the features; the defaults are those of the published run.
+        images: of one view on one rank.
+        ranks: processes that trained.
+        eps: the official code's, the square of the paper's ε.
+        gathered: whether covariances were summed over ranks.
+
+    Raises:
+        ValueError: sizes that are not positive.
     """
     n, eps, gamma = _setting(d, images, ranks, eps, gathered)
     levels = pd.DataFrame([_levels(n, d, theory.eps_of_mean(eps, c), gamma) for c in log["cosine"]], index=log.index)
@@ -125,7 +145,7 @@ def explain(
 
 
 def reported(runs: tuple[Reported, ...] = REPORTED) -> pd.DataFrame:
-    """Runs that users reported, each with what its expansion term can be, its collapse number, and `spread`.
+    """Runs that users reported, each with the bounds of its expansion term, its collapse number, and `spread`.
 
     spread = (expansion − collapsed)/(isotropic − collapsed): 0 is total collapse, 1 independent random directions.
     """
@@ -140,10 +160,16 @@ def reported(runs: tuple[Reported, ...] = REPORTED) -> pd.DataFrame:
 
 
 def flat_dimension(rate: int | float | pd.Series, *, n: int, d: int, eps: float) -> float | np.ndarray:
-    """The k for which features that are isotropic in k of d dimensions have this expected rate [nats] in batches of n.
+    """The k for which features that are isotropic in k of d dimensions have this expected rate in batches of n.
 
-    d for a rate of isotropic features or more. A batch of n < k rows tells dimensions apart by little: the rate of
-    infinitely many dimensions is still finite, n/2·log(1 + α/n). eps: the paper's ε.
+    d for the rate of isotropic features or more. A batch of n < k rows hardly tells dimensions apart: the rate of
+    infinitely many dimensions is still finite, n/2·log(1 + α/n).
+
+    Args:
+        rate: in nats; a number or many.
+        n: rows of a batch.
+        d: dimension of the features.
+        eps: the paper's ε.
     """
     dimensions = np.arange(1, d + 1)
     rates = [theory.rate_isotropic(n, int(k), eps * math.sqrt(k / d)) for k in dimensions]  # α = d/ε² stays
@@ -202,10 +228,10 @@ def rates_of_means(n: int, d: int, *, eps: float, cosine: float, draws: int = 20
 
 
 def run_cosines(run: Run) -> pd.DataFrame:
-    """Mean cosines of the head's features at each recorded step of a run of ours: what official logs leave out.
+    """Mean cosines of the head's features at each recorded step of one of our runs, which official logs leave out.
 
-    student_teacher: of the two branches, of one image as it is (1 without a teacher); views: of two augmentations of
-    one image, in the branch that is evaluated.
+    Columns: step; student_teacher, of the two branches for one image as it is (1 without a teacher); views, of two
+    augmentations of one image, in the branch that is evaluated.
     """
     rows = []
     for step in run.steps:

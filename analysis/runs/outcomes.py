@@ -1,32 +1,44 @@
 """What becomes of a method around its recipe: outcomes of many runs, collapse by one criterion, and shares with errors.
 
-A study's settings are rows (method, at, recipe, seeds): `at` says which factors were changed, by which multiple.
+The settings of a study (`simdino.studies.Setting`) say which factors of a recipe were changed, and by which multiple.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
-from .kept_results import kept
-from .diagnosis import diagnose
-from ..probes.image import logistic_regression
+
 from simdino.config import PUBLISHED_EPS
 from simdino.runs import Run
+
+from ..probes.image import logistic_regression
+from .diagnosis import diagnose
+from .kept_results import kept
 
 SPREAD, RANK = 0.05, 2.0  # below either the features have collapsed
 
 
 def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
-    """What each run ended with, a row a run, indexed by recipe and seed.
+    """What each run ended with: a table with one row for each run, indexed by recipe and seed.
 
-    Of the network that is evaluated, on held-out images: knn, of the backbone's feature; knn_pixels, of raw pixels;
-    effective_rank, alignment and spectrum (d,) of the features that the loss sees; spread, their coding rate's place
-    between total collapse (0) and isotropy (1), at ε² = 0.05 for all, whatever the objective's own.
-    collapsed: spread < 0.05 or effective_rank < 2, the one criterion for every method. (Neither k-NN nor a scale-free
-    measure alone sees a collapse: rounding noise classifies like an untrained network.)
+    All columns are of the network that is evaluated, on held-out images:
 
-    ValueError: two runs of one recipe and seed; a run without features or with a damaged file.
+    - knn: accuracy of the backbone's feature; knn_pixels: of raw pixels
+    - effective_rank, alignment, spectrum (d,): of the features that the loss sees
+    - spread: their coding rate's place between total collapse (0) and isotropy (1), at ε² = 0.05 for every run,
+      whatever the objective's own ε
+    - collapsed: spread < 0.05 or effective_rank < 2, one criterion for every method. Neither k-NN nor a scale-free
+      measure alone sees a collapse: rounding noise classifies like an untrained network.
+
+    Args:
+        runs: finished runs.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: two runs of one recipe and seed; a run without features or with a damaged file.
     """
     rows = []
     for run in tqdm(list(runs), desc="diagnosing", unit="run", disable=not progress):
@@ -54,10 +66,13 @@ def _outcome(run: Run) -> dict[str, float | list[float]]:
 
 
 def labeled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a run of a study's settings: what `outcomes` says of it, after what was changed.
+    """Label `outcomes` by the settings of a study: one row for each run, with what was changed before what came out.
 
-    Columns before those of `runs`: method, at, factor and multiple (of a setting that changes one; "" and None of the
-    recipe itself, None and None of two changes), recipe, seed. ValueError: a setting without a run.
+    Columns before those of `runs`: method, at, factor and multiple (of a setting that changes one factor; "" and None
+    for the recipe itself, None and None where two are changed), recipe, seed.
+
+    Raises:
+        ValueError: a setting without a run.
     """
     rows = []
     for method, at, recipe, seeds in settings:
@@ -82,10 +97,11 @@ def _untrained(run: Run) -> dict[str, float]:
 
 
 def neighborhood(settings: Iterable[Sequence], runs: pd.DataFrame, *, untrained: float) -> pd.DataFrame:
-    """A row a setting: what was changed, as in `labeled`, and the means over its seeds of what `outcomes` says.
+    """Average `outcomes` over the seeds of each setting of a study: one row for each setting.
 
-    Besides: seeds, their number; knn_sd, NaN of one; relative, the k-NN accuracy as a share of the best of all the
-    method's settings; gain, what it is above `untrained` as a share of what the method's recipe is.
+    Columns: what was changed, as in `labeled`; the means of what `outcomes` says; seeds, their number; knn_sd, NaN for
+    a single seed; relative, k-NN accuracy over that of the method's best setting; gain, k-NN accuracy above
+    `untrained`, as a share of the gain of the method's recipe.
     """
     rows = []
     for _, own in labeled(settings, runs).groupby("recipe", sort=False):
@@ -99,14 +115,20 @@ def neighborhood(settings: Iterable[Sequence], runs: pd.DataFrame, *, untrained:
 
 
 def share_within(table: pd.DataFrame, *, column: str = "relative", least: float = 0.95) -> pd.DataFrame:
-    """How large a part of each method's neighborhood works: a row a method, from `neighborhood`.
+    """How large a share of each method's settings works: one row for each method.
 
-    Of the n settings that change one factor, the share with that `column` at `least` (relative: at most 5 % below the
-    method's best), with Wilson's interval at 95 % (low, high), and the share that collapsed. The interval is that of n
+    Only settings that change one factor count. Columns: n, their number; within, how many have `column` at `least`;
+    share and its 95 % Wilson interval (low, high); collapsed, the share that collapsed. The interval is that of n
     independent draws of settings: read it as how much n settings can say.
 
-    relative is easier for a method that learns less, since the untrained network's accuracy counts, and the best of
-    many settings lies above the recipe by chance; gain has neither fault, and is noisier for a method that learns less.
+    The column "relative" is lenient with a method that learns less, since the untrained network's accuracy counts, and
+    the best of many settings lies above the recipe by chance. "gain" has neither fault, and is noisier for such a
+    method.
+
+    Args:
+        table: from `neighborhood`.
+        column: of the table, what is compared with `least`.
+        least: 0.95 of "relative" means at most 5 % below the method's best setting.
     """
     rows = {}
     for method, part in table[table["factor"].fillna("") != ""].groupby("method", sort=False):
@@ -117,20 +139,29 @@ def share_within(table: pd.DataFrame, *, column: str = "relative", least: float 
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def share_difference(a: pd.Series, b: pd.Series) -> tuple[float, float, float]:
-    """The difference of two shares, rows of `share_within`, and its interval at 95 %: (difference, low, high).
+class Difference(NamedTuple):
+    """A difference and its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def share_difference(a: pd.Series, b: pd.Series) -> Difference:
+    """The difference of two shares, rows of `share_within`, with its 95 % interval.
 
     From Wilson's intervals (l, u) of each: a − b − √((a − lₐ)² + (u_b − b)²), a − b + √((uₐ − a)² + (b − l_b)²).
+
     Source: Newcombe 1998, Statistics in Medicine 17, method 10.
     """
     difference = a["share"] - b["share"]
     down = ((a["share"] - a["low"]) ** 2 + (b["high"] - b["share"]) ** 2) ** 0.5
     up = ((a["high"] - a["share"]) ** 2 + (b["share"] - b["low"]) ** 2) ** 0.5
-    return float(difference), float(difference - down), float(difference + up)
+    return Difference(float(difference), float(difference - down), float(difference + up))
 
 
 def matched(table: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
-    """The settings that two methods share, the recipes among them: knn, effective_rank, collapsed of both."""
+    """Join two methods on the settings that they share, recipes included: knn, effective_rank, collapsed of both."""
     columns = ["knn", "effective_rank", "collapsed"]
     sides = [table[table["method"] == m].dropna(subset="factor") for m in (method, rival)]
     a, b = (side.assign(setting=[_label(at) for at in side["at"]]).set_index("setting")[columns] for side in sides)
@@ -144,10 +175,15 @@ def _label(at: dict[str, float | str]) -> str:
 
 
 def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool = False) -> pd.Series:
-    """Accuracy of `probes.logistic_regression` on the backbone's features, a row a run, indexed by recipe and seed.
+    """Accuracy of a logistic regression on each run's backbone features, indexed by recipe and seed.
 
-    Of the network that is evaluated, at the end of training or at its start (first): fitted to the recorded training
-    images, right for that share of the recorded held-out ones. Runs are many, so of λ three values are tried.
+    It is fitted to the recorded training images and tested on the recorded held-out ones, of the network that is
+    evaluated (`probes.image.logistic_regression`). Runs are many, so only three regularizations are tried.
+
+    Args:
+        runs: finished runs.
+        first: at the start of training instead of its end.
+        progress: show a progress bar.
     """
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
@@ -168,7 +204,7 @@ Sides = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # method -> runs with some
 
 
 def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sides:
-    """Of each method in a table of `labeled` the runs of its recipe and those with one factor changed, by seed."""
+    """Split the runs of each method in a table of `labeled`: those of its recipe, those with one factor changed."""
     changed = (runs["factor"] == factor) & (runs["multiple"] == value)
     both = {}
     for method in runs["method"].unique():
@@ -178,11 +214,18 @@ def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sid
 
 
 def gain_kept(sides: Sides, quantity: str, baseline: float) -> pd.DataFrame:
-    """What part of a gain over a baseline is kept without something: mean(without − b)/mean(with − b).
+    """The part of a gain over a baseline that is kept without something: mean(without − b)/mean(with − b).
 
-    Seeds × methods: the jackknife's pseudo-values n·θ − (n − 1)·θ₋ᵢ, whose mean is the ratio corrected for bias and
-    whose standard error is the ratio's (of one seed, the ratio). sides: tables indexed by seed. NaN where no gain is
-    left to keep: with something the mean is not two standard errors above the baseline.
+    NaN where no gain is left to keep: with something, the mean is not two standard errors above the baseline.
+
+    Args:
+        sides: of each method, the tables with something and without it, indexed by seed (`with_and_without`).
+        quantity: a column of both.
+        baseline: b, the value that counts as no gain.
+
+    Returns:
+        A table (seeds, methods) of the jackknife's pseudo-values n·θ − (n − 1)·θ₋ᵢ: their mean is the ratio corrected
+        for bias, their standard error the ratio's. With one seed, the ratio itself.
     """
     kept = {}
     for name, both in sides.items():

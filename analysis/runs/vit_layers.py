@@ -3,19 +3,21 @@
 import math
 import warnings
 from collections.abc import Iterator
+
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
-from ..measures.inputs import Array, as_floating, as_labels, unit_rows
+
 from ..measures.collapse import mean_collapse
-from ..measures.neighbors import knn_of_known_classes
+from ..measures.inputs import Array, as_floating, as_labels, unit_rows
 from ..measures.moments import Moments
-from ..theory import white_noise_spectrum
+from ..measures.neighbors import knn_of_known_classes
 from ..measures.spectra import effective_rank, effective_ranks, eigenvalues
 from ..measures.uncertainty import jackknife, leave_one_out_error
+from ..theory import white_noise_spectrum
 
 PARTS = ("common", "position", "image", "rest")
 
@@ -31,24 +33,37 @@ def diagnose_layers(
     positions: int = 8,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Diagnostics of every layer of a vision transformer on normalized images, with standard errors (`_se`).
+    """Diagnostics of every layer of a vision transformer on images, with standard errors (names that end in `_se`).
 
-    network: a `simdino.vit.ViT`, or what has its embed, blocks (norm1, attn), norm, patch_tokens and image_feature.
-    layer: 0 what enters the first block, 1 to L the residual stream after each block, L + 1 its final norm. Rows are
-    put on the unit sphere, so that layers compare. `token` is "image" (the image feature: class token, or mean of
-    the patches) or "patch" (all patch tokens of all images).
+    Rows are put on the unit sphere, so that layers compare. layer 0 is what enters the first block, 1 to L the residual
+    stream after each block, L + 1 its final norm. token is "image" (the image feature: class token, or mean of the
+    patches) or "patch" (all patch tokens of all images). Variables:
 
-    eigenvalues and eigenvalues_centered (layer, token, eigen) of Γ and of the covariance, as shares; effective_rank of
-    both spectra, with the jackknife over blocks of images; mean_collapse. share (layer, part): `token_shares`.
-    rank_within of an image's patches, mean over images; rank_between, of the patches of different images at one
-    place, mean over `positions` of them. attention_entropy (block, head) of a query over all tokens, in nats, mean
-    over queries; attention_distance of a patch to the patches that it looks at, in patches, mean over patches. knn,
-    if labels (n,) are given: of the second half of the images by the first, as in `diagnose`, with its binomial error.
-    white_noise (eigen): the centered spectrum of white noise of the same n. attrs: n, t (patches), d, tokens; rank_noise
-    and within_noise, the effective ranks of white noise; entropy and distance of uniform attention.
+    - eigenvalues, eigenvalues_centered (layer, token, eigen): of Γ and of the covariance, as shares
+    - effective_rank, effective_rank_centered, mean_collapse: with the jackknife over blocks of images
+    - share (layer, part): `token_shares`
+    - rank_within: of an image's patches, mean over images; rank_between: of the patches of different images at one
+      place, mean over `positions` of them
+    - attention_entropy (block, head): of a query over all tokens, in nats, mean over queries
+    - attention_distance: from a patch to the patches that it looks at, in patches, mean over patches
+    - knn, where there are labels: of the second half of the images by the first, with its binomial error
+    - white_noise (eigen): the centered spectrum of white noise of the same n
 
-    `blocks` must divide the number of images and of those in a `batch`, so that an image's patches share a block.
-    ValueError: numbers that it does not divide, a network without attention, a layer that is zero or NaN somewhere.
+    attrs: n, t (patches), d, tokens; rank_noise and within_noise, the effective ranks of white noise; entropy and
+    distance of uniform attention.
+
+    Args:
+        network: a `simdino.vit.ViT`, or what has its embed, blocks (norm1, attn), norm, patch_tokens and image_feature.
+        images: (n, c, h, w), normalized as the network wants them.
+        labels: (n,), classes of the images.
+        batch: images in a forward pass.
+        blocks: of the jackknife; divides n and `batch`, so that an image's patches share a block.
+        positions: how many places `rank_between` averages over.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: numbers that `blocks` does not divide, a network without attention, a layer that is zero or NaN
+            somewhere.
     """
     n, (h, w) = len(images), images.shape[2:]
     if not n or blocks < 2 or batch % blocks or n % blocks:
@@ -81,16 +96,25 @@ def diagnose_layers(
 
 
 def token_shares(tokens: Array) -> dict[str, Float[Tensor, ""]]:
-    """Where the energy of patch tokens (n, t, d) lies: what all have in common, position, image, and the rest.
+    """Where the energy of patch tokens lies: in what all have in common, their place, their image, or the rest.
 
-    z_ip = m + (p_p − m) + (a_i − m) + rest, m the mean of all, p_p of a position, a_i of an image; squared, these sum
+    z_ip = m + (p_p − m) + (a_i − m) + rest, with m the mean of all, p_p of a place, a_i of an image. Squared, these sum
     to the tokens' mean ‖z‖² without cross terms, and the shares to 1.
 
-    common near 1: all tokens on one point. image + rest = 0: patches know their place alone; rest = 0: an image's
+    common near 1: all tokens on one point. image + rest = 0: patches know only their place. rest = 0: an image's
     patches all say the same, place aside, which is the patch collapse that SimDINOv2's loss allows. White noise has
-    1/(nt), 1/n, 1/t and the rest. All-zero tokens count as common. ValueError: NaN, another rank.
+    1/(nt), 1/n, 1/t and the rest. All-zero tokens count as common.
+
+    Args:
+        tokens: (n, t, d), t patch tokens of each of n images.
+
+    Raises:
+        ValueError: NaN, another rank.
 
     Source: two-way analysis of variance (Fisher 1925), on vectors.
+
+    >>> token_shares(torch.ones(2, 3, 4))["common"].item()
+    1.0
     """
     tokens = as_floating(tokens, "tokens", "n t d").double()
     return dict(zip(PARTS, _shares(tokens.mean(1), tokens.mean(0), tokens.square().sum(-1).mean()), strict=True))
@@ -107,9 +131,15 @@ def _shares(image: Float[Tensor, "n d"], place: Float[Tensor, "t d"], energy: Fl
 
 
 def attention_entropy(weights: Array) -> Float[Tensor, "n h"]:
-    """Entropy of attention (n, h, t, t), rows summing to 1, in nats: −Σⱼ Aᵢⱼ log Aᵢⱼ, mean over the queries i.
+    """Entropy of attention in nats: −Σⱼ Aᵢⱼ log Aᵢⱼ, mean over the queries i.
 
     Range 0 (each query looks at one token) to log t (at all alike, as an untrained network's do).
+
+    Args:
+        weights: (n, h, t, t), attention whose rows sum to 1.
+
+    >>> attention_entropy(torch.eye(4)[None, None]).item()
+    0.0
     """
     return torch.special.entr(as_floating(weights, "weights", "n h t t").double()).sum(-1).mean(-1)
 
@@ -117,10 +147,19 @@ def attention_entropy(weights: Array) -> Float[Tensor, "n h"]:
 def attention_distance(weights: Array, grid: tuple[int, int]) -> Float[Tensor, "n h"]:
     """Mean distance that attention reaches, in patches: Σⱼ Aᵢⱼ‖xᵢ − xⱼ‖/Σⱼ Aᵢⱼ over patches j, mean over patches i.
 
-    weights (n, h, t, t), whose last gh·gw tokens are the patches of a (gh, gw) grid. A patch that looks at no patch
-    counts as 0. ValueError: fewer tokens than the grid has.
+    A patch that looks at no patch counts as 0.
+
+    Args:
+        weights: (n, h, t, t), attention whose last gh·gw tokens are the patches.
+        grid: (gh, gw), rows and columns of patches.
+
+    Raises:
+        ValueError: fewer tokens than the grid has.
 
     Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), figure 7.
+
+    >>> attention_distance(torch.ones(1, 1, 4, 4) / 4, (1, 4)).item()
+    1.25
     """
     weights = as_floating(weights, "weights", "n h t t")
     patches = grid[0] * grid[1]
@@ -239,7 +278,7 @@ def _streams(network: torch.nn.Module, images: Tensor) -> Iterator[tuple[Tensor,
 
 
 def _grid(patches: int, h: int, w: int) -> tuple[int, int]:
-    """Rows and columns of so many square patches of an image."""
+    """Rows and columns of a number of square patches that fill an image."""
     rows = round(math.sqrt(patches * h / w))
     return rows, patches // rows
 

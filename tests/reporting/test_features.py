@@ -11,12 +11,11 @@ import pytest
 import torch
 
 import analysis
-from analysis import theory
 from analysis.measures.collapse import feature_std, lidar, mean_collapse, uniformity
 from analysis.measures.intrinsic_dimension import twonn
 from analysis.measures.moments import Moments
 from analysis.measures.spectra import effective_rank, participation_ratio, rankme
-from analysis.reporting.features import judge, report
+from analysis.reporting.features import report
 from tests.configurations import gaussian, rotation, simplex, sphere
 
 ROOT = Path(__file__).parents[2]
@@ -113,20 +112,6 @@ def test_views_further_apart_than_half_of_different_samples_are_a_problem():
         result = report(z, views=views)
         assert result.judgement == expected
         assert values(result)["alignment, ½E‖z − z′‖²"] == pytest.approx(share, abs=0.02)
-
-
-def test_judge_follows_its_thresholds():
-    """Rates made for the purpose: s just beside ½, spreads just beside ε², n just beside d."""
-    low, high = theory.rate_collapsed(D, EPS), theory.rate_isotropic(N, D, EPS)
-    rate = lambda s: low + s * (high - low)  # noqa: E731
-    assert judge(N, D, rate=rate(0.51), mean=0.0, eps=EPS, rank=9.0)[0] == "healthy"
-    assert judge(N, D, rate=rate(0.49), mean=0.0, eps=EPS, rank=9.0)[0] == "dimensional collapse"
-    assert judge(N, D, rate=rate(0.49), mean=0.8, eps=EPS, rank=9.0)[0] == "mean collapse"
-    assert judge(N, D, rate=rate(0.9), mean=0.0, eps=EPS, within=EPS**2 * 0.99, rank=9.0)[0] == "class collapse"
-    assert judge(N, D, rate=rate(0.9), mean=0.0, eps=EPS, within=EPS**2 * 1.01, rank=9.0)[0] == "healthy"
-    assert judge(N, D, rate=rate(0.9), mean=0.0, eps=EPS, views=0.51, rank=9.0)[0] == "view problem"
-    few = theory.rate_isotropic(D - 1, D, EPS)
-    assert judge(D - 1, D, rate=few, mean=0.0, eps=EPS, rank=9.0)[0] == "too few samples to judge"
 
 
 # --- Numbers
