@@ -76,7 +76,7 @@ class Report:
         for row in self.rows:
             value = _number(row.value) + (f" ± {_number(row.se, 2)}" if row.se is not None else "  " + " " * 7)
             numbers = f"{_number(row.corrected):>11}{_number(row.white_noise):>13}{_number(row.best):>11}"
-            lines += [f"{row.measure:26}{value:>22}{numbers}   {row.healthier}", *wrapped(row.says, indent=2)]
+            lines += [f"{row.measure:26}{value:>22}{numbers}   {row.healthier}", *wrapped(row.says, bullet="  ")]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -253,9 +253,9 @@ def read_unit_rows(z: Array | Stream, blocks: int) -> UnitRows:
     return UnitRows(moments, zeros, torch.cat(sample), index)
 
 
-def wrapped(text: str, indent: int = 0) -> list[str]:
-    """Lines of a text that fit the printed report."""
-    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+def wrapped(text: str, bullet: str = "") -> list[str]:
+    """Lines of a text that fit the printed report, after a bullet and indented by its width."""
+    return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))
 
 
 def _check(shape: tuple[int, ...], blocks: int) -> None:

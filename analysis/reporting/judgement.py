@@ -108,8 +108,10 @@ def judge(
     if n < d:
         says = f"{n} samples show at most {n} of {d} dimensions; nothing is wrong in those."
         return Verdict(Judgement.TOO_FEW_SAMPLES, says)
-    says = f"{scale}; {mean:.1%} of their energy is their common mean. Usefulness is another question."
-    return Verdict(Judgement.HEALTHY, says)
+    common = f"{mean:.1%} of their energy is their common mean. Usefulness is another question."
+    if judged_as == "head":
+        return Verdict(Judgement.HEALTHY, f"{scale}; {common}")
+    return Verdict(Judgement.HEALTHY, f"Centered, the features have an effective rank of {rank:.3g}; {common}")
 
 
 def kept_of_rate(n: int, d: int, rate: float, eps: float) -> float:

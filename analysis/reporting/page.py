@@ -82,8 +82,11 @@ class Page:
     preflight: Preflight | None = None  # of a run of SimDINO
 
     def __repr__(self) -> str:
-        parts = ["What to look at next:", *(f"- {sentence}" for sentence in self.next), ""]
-        return "\n".join(parts + ([str(self.preflight), ""] if self.preflight else []) + [repr(self.report)])
+        lines = ["What to look at next:", *(line for step in self.next for line in wrapped(step, bullet="- ")), ""]
+        if self.preflight:
+            known = self.preflight.sentences
+            lines += ["Known before the run:", *(line for said in known for line in wrapped(said, bullet="- ")), ""]
+        return "\n".join([*lines, repr(self.report)])
 
     def _repr_html_(self) -> str:
         steps = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.next)

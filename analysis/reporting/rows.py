@@ -91,7 +91,7 @@ def pair_rows(z: Float[Tensor, "n d"]) -> list[Row]:
 
 
 def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[float | None, list[Row]]:
-    """E‖z − class mean‖² of unit rows, without bias, and measures of classes; None, none with fewer than two a class."""
+    """E‖z − class mean‖² of unit rows, unbiased, and measures of classes; None, none with fewer than two a class."""
     names, index, counts = labels.unique(return_inverse=True, return_counts=True)
     k, (n, d) = len(counts), z.shape
     if k < 2 or n < 2 * k:
