@@ -136,7 +136,7 @@ def test_a_run_brings_its_curves_its_preflight_and_its_facts(runs, found):
     assert found.preflight.ceiling == pytest.approx(TINY.objective.gamma * run.metrics["rate_ceiling"].iloc[-1])
     assert found.facts["images"] == 64
     assert found.facts["pull"] > 0
-    text, html = repr(found), found._repr_html_()
+    text, html = " ".join(repr(found).split()), found._repr_html_()  # as sentences, however they are wrapped
     for sentence in found.next:
         assert sentence in text
     assert "Known before the run" in html
