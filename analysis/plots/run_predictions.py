@@ -1,35 +1,29 @@
 """Plots of predictions beside real training runs, in the style of `plots.style`."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from .style import THEORY
 
 
-def plot_gamma_rules(n, rules, shown, ax=None):
-    """Weights γ by rule, {label: (k,)}, against the batch size; dots where {label: (n, γ)} were trained with."""
-    ax = ax or plt.gca()
-    for i, (label, gamma) in enumerate(rules.items()):
-        ax.plot(n, gamma, **THEORY | {"color": f"C{i}"}, linewidth=1.2)
-        ax.plot(*shown[label], "o", color=f"C{i}", label=label)
-    ax.set(xscale="log", yscale="log", xlabel="batch size n", ylabel="weight γ of the expansion")
-    ax.legend()
-    return ax
+def plot_twins(
+    x: ArrayLike,
+    predicted: Mapping[str, ArrayLike],
+    measured: Mapping[str, tuple[ArrayLike, str]],
+    ax: Axes | None = None,
+) -> Axes:
+    """Runs as dots beside the runs that predict them, dashed; both have the color of the prediction.
 
+    Each is drawn as its mean over seeds; for the dots the range of the seeds is shaded.
 
-def plot_expected(label, values, ax=None):
-    """Dashed horizontal lines in the order of the cycle's colors, named once, at the highest."""
-    ax = ax or plt.gca()
-    for i, value in enumerate(values):
-        ax.axhline(value, **THEORY | {"color": f"C{i}"}, linewidth=1)
-    ax.text(0.02, max(values), label, transform=ax.get_yaxis_transform(), va="bottom", fontsize=8, color="0.25")
-    return ax
-
-
-def plot_twins(x, predicted, measured, ax=None):
-    """Runs (seed, k) over x beside those that predict them: {label: runs} dashed, {label: (runs, prediction)} as dots.
-
-    Means over seeds, the range of the dots shaded; a prediction and what it is of have one color.
+    Args:
+        x: (k,), where the values stand: steps, or ranks of eigenvalues.
+        predicted: the runs (seed, k) that predict, by label.
+        measured: by label, at most four pairs of the runs (seed, k) and the label of their prediction.
     """
     ax = ax or plt.gca()
     colors = {label: f"C{i}" for i, label in enumerate(predicted)}
@@ -43,36 +37,23 @@ def plot_twins(x, predicted, measured, ax=None):
     return ax
 
 
-def plot_spreads(steps, spreads, chi, ax=None):
-    """Spread around total collapse over training, (seed, χ, t): a color for each χ, a line for each seed."""
-    ax = ax or plt.gca()
-    colors = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(chi)))
-    for i, value in enumerate(chi):
-        for j, spread in enumerate(spreads[:, i]):
-            label = None if j else f"χ = {value:.2g}"
-            ax.plot(steps, spread, ".-", markersize=4, linewidth=0.8, color=colors[i], label=label)
-    ax.set(yscale="log", xlabel="training step", ylabel="spread E‖z − Ez‖²")
-    ax.legend()
-    return ax
+def plot_growth_phases(
+    boundary: Mapping[str, ArrayLike],
+    chi: Mapping[str, ArrayLike],
+    growth: Mapping[str, ArrayLike],
+    reported: Mapping[str, tuple[float, bool]],
+    ax: Axes | None = None,
+) -> Axes:
+    """Phase diagram of collapse: each run at its predicted boundary and its collapse number χ.
 
+    Runs whose spread grows are hollow, those that shrink are filled. On the dashed line χ is the predicted boundary;
+    in the gray area below it total collapse is stable.
 
-def plot_growth(excess, growth, ax=None):
-    """Growth of log spread against the excess of χ over the boundary, {label: (seed, k)} each; dashed where it is 0."""
-    ax = ax or plt.gca()
-    ax.axvline(0, **THEORY, linewidth=1.2)
-    ax.axhline(0, color="0.6", linewidth=0.8)
-    for i, label in enumerate(excess):
-        ax.plot(np.ravel(excess[label]), np.ravel(growth[label]), "os^"[i], color=f"C{i}", alpha=0.8, label=label)
-    ax.set(xlabel="excess χ(1 − 1/n)/c − μ", ylabel="growth of log spread")
-    ax.legend()
-    return ax
-
-
-def plot_growth_phases(boundary, chi, growth, reported, ax=None):
-    """Phase diagram of collapse: runs at (predicted boundary, χ), hollow where they grow; dashed χ = boundary.
-
-    boundary {label: (seed,)}, chi {label: (k,)}, growth {label: (seed, k)}; reported {label: (χ, died)} are lines, red
-    if they died.
+    Args:
+        boundary: the predicted boundaries (seed,) of at most three families of runs, by label.
+        chi: the collapse numbers (k,) of each family.
+        growth: the growth of the log spread (seed, k) of each family.
+        reported: (χ, whether it collapsed) of runs with an unknown boundary: lines across, red for a collapse.
     """
     ax = ax or plt.gca()
     x = np.array([0.05, 2.0])
@@ -94,21 +75,4 @@ def plot_growth_phases(boundary, chi, growth, reported, ax=None):
     ax.set(xscale="log", yscale="log", xlim=x, ylim=(0.02, 3000))
     ax.set(xlabel="predicted boundary, c μ / (1 − 1/n)", ylabel="collapse number χ = γα²/(1 + α)")
     ax.legend(loc="upper left", title="filled: shrinking, hollow: growing", title_fontsize=8, fontsize=8)
-    return ax
-
-
-def plot_view_shares(steps, shares, predicted, ax=None):
-    """Share μ of the spread, {label: ((seed, t), (seed, t)) of collapsing and of escaping runs}, filled and hollow.
-
-    Means over seeds, the range shaded; dashed the predicted smallest shares, {label: (seed,)}.
-    """
-    ax = ax or plt.gca()
-    for i, (label, pair) in enumerate(shares.items()):
-        for share, fill, kind in zip(pair, (f"C{i}", "white"), ("smallest χ", "largest χ"), strict=True):
-            style = {"color": f"C{i}", "markerfacecolor": fill, "markersize": 4}
-            ax.plot(steps, np.mean(share, axis=0), "os"[i], **style, label=f"{label}, {kind}")
-            ax.fill_between(steps, np.min(share, axis=0), np.max(share, axis=0), color=f"C{i}", alpha=0.12, linewidth=0)
-        ax.axhline(np.mean(predicted[label]), **THEORY | {"color": f"C{i}"}, linewidth=1.2)
-    ax.set(xlabel="training step", ylabel="alignment / spread, μ", ylim=(0, 1.6))
-    ax.legend(fontsize=8, loc="upper right")
     return ax

@@ -1,14 +1,13 @@
-"""Plots of what the diagnostics return: `plot_<quantity>(data, ax=None) -> ax`, no computation and no saving.
-
-Theory is dashed (`THEORY`), measurements are dots, and a method has the same color everywhere (`COLORS`).
-"""
+"""Plots of what a measured number depends on besides the features: the sample, the definition, the kind of collapse."""
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 
 from .style import THEORY
 
-# Shapes and hollow ones besides colors: seven curves have to stay apart where they coincide.
+# Shapes, some of them hollow, besides colors: eight measures have to stay apart where they coincide.
 MEASURE_STYLES = {
     "effective rank": {"marker": "o", "color": "#0072B2", "markersize": 5},
     "effective rank, centered": {"marker": "s", "color": "#D55E00", "markersize": 10, "fillstyle": "none"},
@@ -21,8 +20,13 @@ MEASURE_STYLES = {
 }
 
 
-def plot_sensitivity(table, ax=None, *, x="share"):
-    """Each measure of one collapse against its size, scaled to 1 (healthy): `measured` as dots, `predicted` dashed."""
+def plot_sensitivity(table: pd.DataFrame, ax: Axes | None = None, *, x: str = "share") -> Axes:
+    """Measures along the way to one collapse: measurements as dots, predictions dashed, 1 is healthy.
+
+    Args:
+        table: rows of one collapse of `collapse_sweep`, or those of `shrink_sweep`: measure, measured, predicted and x.
+        x: the column that says how far the collapse has gone.
+    """
     ax = ax or plt.gca()
     for name, marks in MEASURE_STYLES.items():
         curve = table[table["measure"] == name].sort_values(x)
@@ -33,17 +37,14 @@ def plot_sensitivity(table, ax=None, *, x="share"):
     return ax
 
 
-def plot_scree(spectrum, white_noise, ax=None):
-    """A spectrum against the index of its eigenvalues, logarithmic: dots, and white noise of the same size dashed."""
-    ax = ax or plt.gca()
-    ax.plot(range(1, len(white_noise) + 1), white_noise, **THEORY)
-    ax.plot(range(1, len(spectrum) + 1), spectrum, ".", color="#0072B2")
-    ax.set(yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue of Γ")
-    return ax
+def plot_sampling_bias(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Measures of samples over their truth, against the samples per dimension n/d: mean ± sd over draws as dots.
 
+    Dashed are the truth, at 1, and what theory predicts of the mean.
 
-def plot_sampling_bias(table, ax=None):
-    """Mean ± sd of measures over their truth against n/d, as dots; dashed the truth and what theory predicts."""
+    Args:
+        table: rows of one estimate of `sampling_bias`.
+    """
     ax = ax or plt.gca()
     ax.axhline(1, **THEORY, linewidth=1)
     for i, (name, part) in enumerate(table.groupby("measure", sort=False)):
@@ -57,8 +58,12 @@ def plot_sampling_bias(table, ax=None):
     return ax
 
 
-def plot_intervals(table, ax=None):
-    """Confidence intervals of repeated samples, a bar each, in a row a method; dashed the truth, red what misses it."""
+def plot_intervals(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Confidence intervals of repeated samples as bars, grouped by method; dashed the truth, red the bars that miss it.
+
+    Args:
+        table: the rows of `sampling.intervals`.
+    """
     ax = ax or plt.gca()
     ax.axvline(table["truth"].iloc[0], **THEORY)
     names = list(table["method"].unique())
@@ -72,8 +77,12 @@ def plot_intervals(table, ax=None):
     return ax
 
 
-def plot_conventions(table, ax=None):
-    """One embedding under several definitions, on a logarithmic axis, each with its value, its user and its formula."""
+def plot_conventions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Values of one embedding under several definitions, on a logarithmic axis, each with its user and its definition.
+
+    Args:
+        table: rows of one family of `conventions_table`.
+    """
     ax = ax or plt.gca()
     values = table["value"].to_numpy()
     y, middle = np.arange(len(values))[::-1], np.sqrt(values.min() * values.max())
@@ -87,8 +96,12 @@ def plot_conventions(table, ax=None):
     return ax
 
 
-def plot_response(table, ax=None):
-    """What is left of each measure (rows) in each collapse (columns), as numbers on colors: 1 is blindness."""
+def plot_response(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What is left of each measure in each collapse, as numbers on colors: a measure that stays at 1 is blind.
+
+    Args:
+        table: what `collapse_response` returns, measures as rows and collapses as columns.
+    """
     ax = ax or plt.gca()
     ax.imshow(table.to_numpy(), vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(table.to_numpy()):
