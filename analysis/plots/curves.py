@@ -1,18 +1,30 @@
-"""Plots of what the diagnostics return: `plot_<quantity>(data, ax=None) -> ax`, no computation and no saving.
+"""Plots of measured quantities for any notebook: over training, as spectra, one against another, as scores.
 
-Theory is dashed (`THEORY`), measurements are dots, and a method has the same color everywhere (`COLORS`).
+A function draws into the axes that it is given, or into the current ones, and returns them.
 """
+
+from typing import SupportsFloat
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
 
 from .style import BASELINE_COLORS, COLORS, THEORY
 
 
-def plot_training(quantity, ax=None, *, logy=False):
-    """A quantity `(recipe, seed, step)` over training: the mean over seeds as dots, their range shaded."""
+def plot_training(quantity: xr.DataArray, ax: Axes | None = None, *, logy: bool = False) -> Axes:
+    """Plot a quantity over training: for each recipe the mean over seeds as dots, and the range of the seeds shaded.
+
+    The axis of steps is linear up to the first step and logarithmic from there on.
+
+    Args:
+        quantity: (recipe, seed, step).
+        logy: whether the quantity's axis is logarithmic.
+    """
     ax = ax or plt.gca()
-    _plot_methods(ax, quantity, "step")
+    _plot_recipes(ax, quantity, "step")
     ax.set_xscale("symlog", linthresh=1, linscale=0.5)
     ax.set_xlim(-0.2, 1.15 * float(quantity["step"].max()))
     ax.set_xlabel("training step")
@@ -20,16 +32,26 @@ def plot_training(quantity, ax=None, *, logy=False):
     return ax
 
 
-def plot_spectrum(eigenvalues, ax=None, *, floor=1e-9):
-    """Eigenvalues `(recipe, seed, eigen)` against their rank, on logarithmic axes; those under `floor` are left out."""
+def plot_spectrum(eigenvalues: xr.DataArray, ax: Axes | None = None, *, floor: float = 1e-9) -> Axes:
+    """Plot eigenvalues against their rank on logarithmic axes: the mean over seeds, and their range shaded.
+
+    Args:
+        eigenvalues: (recipe, seed, eigen), of Γ = zᵀz/n.
+        floor: eigenvalues up to this one are rounding errors of single precision, and are left out.
+    """
     ax = ax or plt.gca()
-    _plot_methods(ax, eigenvalues.where(eigenvalues > floor), "eigen")
+    _plot_recipes(ax, eigenvalues.where(eigenvalues > floor), "eigen")
     ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue of Γ")
     return ax
 
 
-def plot_runs(x, y, ax=None):
-    """One quantity `(recipe, seed)` against another, a dot a run."""
+def plot_runs(x: xr.DataArray, y: xr.DataArray, ax: Axes | None = None) -> Axes:
+    """Plot one quantity against another, with a dot for each run.
+
+    Args:
+        x: (recipe, seed).
+        y: (recipe, seed).
+    """
     ax = ax or plt.gca()
     for i, recipe in enumerate(x["recipe"].values):
         color = COLORS.get(str(recipe), f"C{i}")
@@ -37,14 +59,19 @@ def plot_runs(x, y, ax=None):
     return ax
 
 
-def plot_scores(results, ax=None):
-    """Measures of backbones, a row a measure: a dot a backbone, or a seed of it, with its 95% interval or ± sd.
+def plot_scores(results: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Plot what probes say of backbones: a row for each measure, a dot for each backbone and each of its seeds.
 
-    results: rows of `probes.tasks.probe_backbones`. Without any it says that the data are not there.
+    A dot has its 95 % interval, or ± one standard deviation where that is known. An empty table leaves a sentence in
+    the plot: the data are not here.
+
+    Args:
+        results: rows of `probes.tasks.probe_backbones`; those that are the detail of another are not drawn.
     """
     ax = ax or plt.gca()
     results = results[~results["detail"].astype(bool)]
-    measures, names = (list(dict.fromkeys(results[column])) for column in ("measure", "backbone"))
+    measures = list(results["measure"].unique())
+    names = list(results["backbone"].unique())
     for i, name in enumerate(names):
         part = results[results["backbone"] == name]
         value, low, high, sd = (part[c].to_numpy(float) for c in ("value", "low", "high", "sd"))
@@ -59,8 +86,15 @@ def plot_scores(results, ax=None):
     return ax
 
 
-def plot_level(value, label, ax=None, *, x=0.02, below=False):
-    """A predicted or reference value as a dashed horizontal line, named beside it from axis fraction `x` on."""
+def plot_level(
+    value: SupportsFloat, label: str, ax: Axes | None = None, *, x: float = 0.02, below: bool = False
+) -> Axes:
+    """Draw a predicted or reference value as a dashed horizontal line with its name.
+
+    Args:
+        x: where the name begins, as a fraction of the axis.
+        below: whether the name stands below the line.
+    """
     ax = ax or plt.gca()
     ax.axhline(value, **THEORY, linewidth=1)
     va = "top" if below else "bottom"
@@ -68,9 +102,10 @@ def plot_level(value, label, ax=None, *, x=0.02, below=False):
     return ax
 
 
-def _plot_methods(ax, quantity, along):
-    """A line a recipe: the mean over seeds, and their range."""
+def _plot_recipes(ax: Axes, quantity: xr.DataArray, along: str) -> None:
+    """Draw a line for each recipe: the mean over seeds, and their range shaded."""
     for i, recipe in enumerate(quantity["recipe"].values):
-        q, color = quantity.sel(recipe=recipe), COLORS.get(str(recipe), f"C{i}")
+        q = quantity.sel(recipe=recipe)
+        color = COLORS.get(str(recipe), f"C{i}")
         ax.plot(q[along], q.mean("seed"), ".-", color=color, label=str(recipe), linewidth=1)
         ax.fill_between(q[along], q.min("seed"), q.max("seed"), color=color, alpha=0.2, linewidth=0)

@@ -1,13 +1,11 @@
-"""Plots of what the diagnostics return: `plot_<quantity>(data, ax=None) -> ax`, no computation and no saving.
-
-Theory is dashed (`THEORY`), measurements are dots, and a method has the same color everywhere (`COLORS`).
-"""
+"""The look of every figure: theory is dashed, measurements are dots, a method has one color everywhere."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-# Okabe and Ito's palette, told apart under every common color blindness: blues and green for SimDINO, warm for DINO.
+# Okabe and Ito's palette, whose colors stay apart under every common color blindness: blues and green for SimDINO,
+# warm colors for DINO.
 COLORS = {
     "simdino": "#0072B2",
     "simdinov2": "#003B5C",
@@ -23,5 +21,5 @@ THEORY = {"linestyle": "--", "color": "0.25"}
 
 
 def use_style() -> None:
-    """Set matplotlib to the project's style; a notebook's first cell calls it."""
+    """Set matplotlib to the project's style, as the first cell of every notebook does."""
     plt.style.use(Path(__file__).with_name("paper.mplstyle"))

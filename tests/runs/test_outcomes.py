@@ -4,15 +4,12 @@ those of the literature; a study's runs are found by what was changed.
 
 import math
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis.plots import study_results
 from analysis.runs.diagnosis import diagnose
 from analysis.runs.outcomes import (
     gain_kept,
@@ -30,7 +27,6 @@ from simdino.recipes import recipe
 from simdino.runs import Run, snapshot_path, write_json, write_tensors
 from simdino.studies import settings
 
-matplotlib.use("agg")
 N, D = 60, 6
 
 
@@ -200,59 +196,3 @@ def test_a_linear_probe_tells_what_is_linearly_told_and_no_more(write):
     assert accuracy["told", 0] == 1
     bank_is_test = accuracy["noise", 0]
     assert 1 / 3 <= bank_is_test < 0.8  # 8 numbers of noise, fitted a little
-
-
-@pytest.mark.parametrize("profile", ["smoke", "cpu"])
-def test_every_setting_of_a_study_is_drawn(profile):
-    points = settings("robustness", profile)
-    rng = np.random.default_rng(0)
-    rows = [
-        {"recipe": p.recipe, "seed": seed, "knn": rng.uniform(0.3, 0.6), "effective_rank": 5.0, "collapsed": seed == 0}
-        for p in points
-        for seed in p.seeds
-    ]
-    table = neighborhood(points, pd.DataFrame(rows).set_index(["recipe", "seed"]), untrained=0.3)
-    for method, loss in (("simdino", "γ"), ("dinov2", "temp")):
-        own = table[table["method"] == method]
-        one = own[own["factor"].notna()]
-        fig, (strips, phases) = plt.subplots(1, 2)
-        study_results.plot_strips(own, strips)
-        study_results.plot_two_factors(own, "learning rate", loss, phases)
-        recipes = (one["factor"].nunique() - 1) - ("architecture" in set(one["factor"]))
-        assert numbers(strips, own) == len(one) - 1 + recipes  # the recipe stands in every row of multiples
-        assert numbers(phases, own) == sum(set(at) <= {"learning rate", loss} for at in own["at"])
-        plt.close(fig)
-    study_results.plot_shares_within(share_within(table), gains=share_within(table, column="gain", least=0.5))
-    plt.close("all")
-
-
-def numbers(ax, table) -> int:
-    """How many k-NN accuracies are written in a plot; each collapse is crossed out there."""
-    written = [text.get_text() for text in ax.texts if text.get_text().startswith(".")]
-    assert set(written) <= {f"{knn:.2f}"[1:] for knn in table["knn"]}
-    assert len(ax.lines) == 2 * len(written)  # all collapsed here: two strokes each
-    return len(written)
-
-
-def test_teachers_and_spectra_are_drawn_in_their_order():
-    points = settings("self_distillation")
-    rows = [
-        {"recipe": p.recipe, "seed": seed, "knn": 0.5, "spectrum": np.array([0.7, 0.3])}
-        for p in points
-        for seed in p.seeds
-    ]
-    table = labeled(points, pd.DataFrame(rows).set_index(["recipe", "seed"]))
-    fig, (left, right) = plt.subplots(1, 2)
-    study_results.plot_teachers(table, "knn", left)
-    lines = {line.get_label(): line for line in left.lines}
-    assert lines["dino"].get_xdata().tolist() == list(range(7))
-    assert lines["dinov2"].get_xdata().tolist() == [1]
-    study_results.plot_teacher_spectra(table[table["method"] == "simdino"], right)
-    labels = [line.get_label() for line in right.lines]
-    assert labels[:3] == ["full gradient", "momentum 0", "momentum 0.5"]
-    assert labels[-2:] == ["frozen", "recipe"]
-    plt.close(fig)
-    sides = {"dino": (pd.DataFrame({"linear": [0.5, 0.7]}), pd.DataFrame({"linear": [0.3]}))}
-    ax = study_results.plot_with_and_without(sides, "linear", plt.figure().gca())
-    assert ax.lines[0].get_ydata().tolist() == pytest.approx([0.6, 0.3])
-    plt.close("all")
