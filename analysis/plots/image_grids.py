@@ -25,9 +25,8 @@ def plot_maps(columns: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     for j, pictures in enumerate(columns.values()):
         for i, picture in enumerate(np.asarray(pictures)):
             left, bottom = j * (1 + GAP), -(i + 1) * height - i * GAP
-            ax.imshow(
-                picture, extent=(left, left + 1, bottom, bottom + height), cmap="viridis", interpolation="nearest"
-            )
+            where = (left, left + 1, bottom, bottom + height)
+            ax.imshow(picture, extent=where, cmap="viridis", interpolation="nearest")
     ax.set_xlim(0, len(columns) * (1 + GAP) - GAP)
     ax.set_ylim(-len(first) * height - (len(first) - 1) * GAP, 0)
     ax.set_xticks(np.arange(len(columns)) * (1 + GAP) + 0.5, list(columns))

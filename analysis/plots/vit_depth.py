@@ -11,7 +11,7 @@ NETWORKS = {"pretrained": "C0", "untrained": "0.45"}
 
 
 def plot_layers(tables: dict[str, xr.Dataset], quantity: str, ax: Axes | None = None) -> Axes:
-    """Draw a positive quantity of networks by depth, with bars of ± 2 standard errors; layers where it is 0 are left out.
+    """Draw a positive quantity of networks by depth, with bars of ± 2 standard errors; values of 0 are left out.
 
     Args:
         tables: of each network, what `runs.vit_layers.diagnose_layers` returns, of one token: its columns `quantity`
