@@ -90,7 +90,7 @@ def _plot_relative(relative: pd.DataFrame, ax: Axes) -> None:
         ax.plot(part["value"], y, "o", color=SETS[name])
     ax.axvline(1, **THEORY, linewidth=1)
     ax.set_yticks(range(len(measures)), measures)
-    ax.set(title="measures over white noise's, ± 2 standard errors", xlabel="measured / white noise", xlim=(0, None))
+    ax.set(title="measures over white noise's, ± 2 se", xlabel="measured / white noise", xlim=(0, None))
     ax.grid(axis="y", visible=False)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from analysis.plots import measure_correlations, reported_runs, vit_depth
+from analysis.plots import measure_correlations, reported_losses, vit_depth
 from analysis.runs.correlations import LABEL_FREE_MEASURES, rank_correlations
 from analysis.runs.official_logs import reported
 
@@ -23,7 +23,7 @@ def ax():
 
 def test_reported_runs_have_a_row_each_and_a_dot_where_a_value_was_logged(ax):
     table = reported()
-    reported_runs.plot_reported(table, ax)
+    reported_losses.plot_reported(table, ax)
     assert len(ax.get_yticks()) == len(table)
     offsets = np.ma.filled(ax.collections[-1].get_offsets(), np.nan)
     assert np.isfinite(offsets[:, 0]).sum() == table["expansion"].notna().sum()
