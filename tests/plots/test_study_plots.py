@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from analysis.plots import measure_correlations, training_logs, vit_depth
-from analysis.plots.style import COLORS
+from analysis.plots import measure_correlations, reported_losses, vit_depth
 from analysis.runs.correlations import LABEL_FREE_MEASURES, rank_correlations
-from analysis.runs.official_logs import explain, published_log, reported
+from analysis.runs.official_logs import reported
 
 matplotlib.use("agg")
 
@@ -22,20 +21,9 @@ def ax():
     plt.close(fig)
 
 
-@pytest.mark.parametrize("name", ["loss", "expansion", "cosines", "dimension"])
-def test_a_log_is_drawn_epoch_by_epoch(ax, name):
-    table = explain(published_log())
-    options = {"d": 256} if name == "dimension" else {}
-    getattr(training_logs, f"plot_log_{name}")(table, ax, **options)
-    dots = [line for line in ax.lines if line.get_marker() == "."]
-    column = {"cosines": "cosine"}.get(name, name)
-    assert len(dots) == 1
-    np.testing.assert_allclose(dots[0].get_ydata(), table[column])
-
-
 def test_reported_runs_have_a_row_each_and_a_dot_where_a_value_was_logged(ax):
     table = reported()
-    training_logs.plot_reported(table, ax)
+    reported_losses.plot_reported(table, ax)
     assert len(ax.get_yticks()) == len(table)
     offsets = np.ma.filled(ax.collections[-1].get_offsets(), np.nan)
     assert np.isfinite(offsets[:, 0]).sum() == table["expansion"].notna().sum()
@@ -43,10 +31,16 @@ def test_reported_runs_have_a_row_each_and_a_dot_where_a_value_was_logged(ax):
 
 def test_layers_leave_out_what_is_zero_and_draw_two_standard_errors(ax):
     value = xr.DataArray([0.0, 2.0, 3.0], {"layer": [0, 1, 2]}, ["layer"])
-    vit_depth.plot_layers({"untrained": value}, ax, errors={"untrained": value / 10})
+    vit_depth.plot_layers({"untrained": xr.Dataset({"rank": value, "rank_se": value / 10})}, "rank", ax)
     assert np.isnan(ax.lines[0].get_ydata()[0])
     low, high = ax.collections[0].get_segments()[1][:, 1]
     assert (low, high) == pytest.approx((1.6, 2.4))
+
+
+def test_heads_have_a_dot_each(ax):
+    value = xr.DataArray(np.arange(6.0).reshape(3, 2), {"layer": [0, 1, 2]}, ["layer", "head"])
+    vit_depth.plot_heads({"pretrained": value.to_dataset(name="reach")}, "reach", ax)
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], value.T)
 
 
 def test_token_shares_fill_the_axis(ax):
@@ -65,10 +59,3 @@ def test_rank_correlations_are_sorted_and_point_in_the_expected_direction(ax):
     assert LABEL_FREE_MEASURES["uniformity"] < 0
     within = next(line for line in ax.lines if line.get_label().startswith("within"))
     assert sorted(zip(within.get_ydata(), within.get_xdata(), strict=True))[1][1] == pytest.approx(1)
-
-
-def test_accuracy_is_drawn_in_the_colors_of_methods(ax):
-    table = pd.DataFrame({"knn": [0.1, 0.2], "method": ["simdino", "mine"], "RankMe": [1.0, 2.0]})
-    measure_correlations.plot_against_accuracy(table, "RankMe", ax)
-    colors = [line.get_color() for line in ax.lines]
-    assert colors[0] == COLORS["simdino"] != colors[1]
