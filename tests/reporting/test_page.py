@@ -1,4 +1,4 @@
-"""Claims: a dossier holds what the measures say of known features; random ones are like white noise in every panel;
+"""Claims: a page holds what the measures say of known features; random ones are like white noise in every panel;
 each judgement and each number of a run that is off has its sentence, and a sound one has none; both kinds are drawn."""
 
 import math
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(white, runs):
-    """The dossiers of random features and of a run of each kind."""
+    """The pages of random features and of a run of each kind."""
     return {"features": one_page(white)} | {name: one_page(run.path) for name, run in runs.items()}
 
 
