@@ -1,12 +1,17 @@
-"""Diagnostics of self-supervised features: importable, tested against closed forms, for arrays, streams and runs.
+"""Diagnostics of self-supervised features, tested against closed forms: of arrays, of streams and of recorded runs.
 
-    from simdino.analysis import effective_rank, Moments, jackknife, report
-    effective_rank(z)                                               # z (n, d): rows are samples
-    jackknife(effective_rank, Moments.of(z, blocks=16)).interval()  # with its error
-    report(z)                                                       # all of it as a table, with one judgement
+    >>> import torch
+    >>> from simdino.analysis import Moments, effective_rank, jackknife
+    >>> z = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))  # (n, d), rows are samples
+    >>> round(effective_rank(z).item(), 2)
+    15.87
+    >>> estimate = jackknife(effective_rank, Moments.of(z, blocks=16))  # the bias of a finite sample removed
+    >>> round(estimate.corrected, 2), round(estimate.se, 2)
+    (16.0, 0.02)
 
-`diagnose` does the same for a recorded run, `preflight` says before a run what its loss can be. `theory` has the closed
-forms, `plots` the plots (which need matplotlib); `simdino report FILE_OR_RUN` prints a report.
+`report(z)` gives all of it as a table with one judgement, `diagnose` does the same for a recorded run, and `preflight`
+says before a run what its loss can be. `theory` has the closed forms, `plots` the plots (which need matplotlib);
+`simdino report FILE_OR_RUN` prints a report.
 
 The package has two names, `simdino.analysis` and `analysis`, for one set of modules. Use the long one in code of your
 own: a folder or file called `analysis` beside your script hides the short one.

@@ -3,7 +3,9 @@
 Writes docs/conventions.md, for anybody who compares a number with somebody else's.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -27,24 +29,37 @@ THEN = {
     "log(((n - 1)·exp({}) + 1) / n)": lambda x, n, d: (((n - 1) * x.exp() + 1) / n).log(),
 }
 SINGULAR = {"of": "singular_values"}
-# family: (what differs, who computes it, function, keywords, then)
+
+
+class Convention(NamedTuple):
+    """One definition that goes by the name of its family: what differs, who uses it, and how to compute it here."""
+
+    definition: str
+    who: str
+    measure: Callable
+    keywords: dict
+    then: str = "{}"  # a key of THEN
+
+
 CONVENTIONS = {
     "effective rank": [
-        ("p = σ/Σσ", "Roy & Vetterli 2007; embedding-quality", effective_rank, {"preset": "roy2007"}, "{}"),
-        ("p = σ/Σσ + 1e-7", "RankMe's paper", effective_rank, {"preset": "garrido2023"}, "{}"),
-        ("p = σ/Σσ + 1e-5", "stable-pretraining's RankMe", effective_rank, {"preset": "stable-pretraining"}, "{}"),
-        ("p = σ/Σσ, centered", "req-metrics, nngeom", effective_rank, {"preset": "req-metrics"}, "{}"),
-        ("p = λ/Σλ", "Skean et al. 2025", effective_rank, {"preset": "skean2025"}, "{}"),
-        ("p = λ/Σλ, centered", "reptrix's rankme", effective_rank, {"preset": "reptrix"}, "{}"),
-        ("entropy over log d", "the RankMe of sirbastiano/RankMe", effective_rank, SINGULAR, "log({}) / log(d)"),
-        (
+        Convention("p = σ/Σσ", "Roy & Vetterli 2007; embedding-quality", effective_rank, {"preset": "roy2007"}),
+        Convention("p = σ/Σσ + 1e-7", "RankMe's paper", effective_rank, {"preset": "garrido2023"}),
+        Convention("p = σ/Σσ + 1e-5", "stable-pretraining's RankMe", effective_rank, {"preset": "stable-pretraining"}),
+        Convention("p = σ/Σσ, centered", "req-metrics, nngeom", effective_rank, {"preset": "req-metrics"}),
+        Convention("p = λ/Σλ", "Skean et al. 2025", effective_rank, {"preset": "skean2025"}),
+        Convention("p = λ/Σλ, centered", "reptrix's rankme", effective_rank, {"preset": "reptrix"}),
+        Convention(
+            "entropy over log d", "the RankMe of sirbastiano/RankMe", effective_rank, SINGULAR, "log({}) / log(d)"
+        ),
+        Convention(
             "unit rows, over min(n, d)",
             "rank term of lightly's DSE",
             effective_rank,
             SINGULAR | {"normalize": True},
             "{} / min(n, d)",
         ),
-        (
+        Convention(
             "centered, 1 - share",
             "MONAI's embedding collapse",
             effective_rank,
@@ -53,29 +68,34 @@ CONVENTIONS = {
         ),
     ],
     "participation ratio": [
-        ("(Σλ)²/Σλ²", "the default here", participation_ratio, {}, "{}"),
-        ("(Σλ)²/Σλ², centered", "Gao et al. 2017", participation_ratio, {"center": True}, "{}"),
-        ("unbiased", "Chun et al. 2025", participation_ratio, {"unbiased": True}, "{}"),
-        ("(Σσ)²/Σσ²", "also found", renyi_entropy, {"order": 2, **SINGULAR}, "exp({})"),
+        Convention("(Σλ)²/Σλ²", "the default here", participation_ratio, {}),
+        Convention("(Σλ)²/Σλ², centered", "Gao et al. 2017", participation_ratio, {"preset": "gao2017"}),
+        Convention("unbiased", "Chun et al. 2025", participation_ratio, {"preset": "chun2025"}),
+        Convention("(Σσ)²/Σσ²", "also found", renyi_entropy, {"order": 2, **SINGULAR}, "exp({})"),
     ],
     "stable rank": [
-        ("Σλ/λ₁ = ‖z‖²_F/‖z‖²₂", "the default here; Rudelson & Vershynin 2007", stable_rank, {}, "{}"),
-        ("Σλ/λ₁, centered", "NESum, He & Ozay 2022", stable_rank, {"center": True}, "{}"),
-        ("‖z‖_F/‖z‖₂", "corvic, without the squares", stable_rank, {}, "sqrt({})"),
+        Convention(
+            "Σλ/λ₁ = ‖z‖²_F/‖z‖²₂",
+            "the default here; Rudelson & Vershynin 2007",
+            stable_rank,
+            {"preset": "rudelson2007"},
+        ),
+        Convention("Σλ/λ₁, centered", "NESum, He & Ozay 2022", stable_rank, {"preset": "he2022"}),
+        Convention("‖z‖_F/‖z‖₂", "corvic, without the squares", stable_rank, {}, "sqrt({})"),
     ],
     "intrinsic dimension": [
-        ("slope of -log(1 - F) on log μ, lowest 90 %", "TwoNN, Facco et al. 2017", twonn, {}, "{}.dimension"),
-        ("n/Σ log μ, the maximum likelihood", "TwoNN by maximum likelihood", gride, {"k": 1}, "{}.dimension"),
-        ("ratios r₁₆/r₈ instead of r₂/r₁", "GRIDE, Denti et al. 2022", gride, {"k": 8}, "{}.dimension"),
-        ("mean of m_k, k = 10, …, 20", "Levina & Bickel 2004", levina_bickel, {}, "{}.dimension"),
+        Convention("slope of -log(1 - F) on log μ, lowest 90 %", "TwoNN, Facco et al. 2017", twonn, {}, "{}.dimension"),
+        Convention("n/Σ log μ, the maximum likelihood", "TwoNN by maximum likelihood", gride, {"k": 1}, "{}.dimension"),
+        Convention("ratios r₁₆/r₈ instead of r₂/r₁", "GRIDE, Denti et al. 2022", gride, {"k": 8}, "{}.dimension"),
+        Convention("mean of m_k, k = 10, …, 20", "Levina & Bickel 2004", levina_bickel, {}, "{}.dimension"),
     ],
     "coding rate of unit rows, nats": [
-        ("α = d/ε², ε = 0.05", "MCR² and SimDINO's papers; mcr2", coding_rate, {"eps": 0.05}, "{}"),
-        ("α = d/ε, ε = 0.05", "SimDINO's and EMP-SSL's code", coding_rate, {"eps": 0.05**0.5}, "{}"),
+        Convention("α = d/ε², ε = 0.05", "MCR² and SimDINO's papers; mcr2", coding_rate, {"eps": 0.05}),
+        Convention("α = d/ε, ε = 0.05", "SimDINO's and EMP-SSL's code", coding_rate, {"eps": 0.05**0.5}),
     ],
     "uniformity, nats": [
-        ("pairs i < j", "Wang & Isola 2020", uniformity, {"normalize": True}, "{}"),
-        ("all n² pairs", "ReSi", uniformity, {"normalize": True}, "log(((n - 1)·exp({}) + 1) / n)"),
+        Convention("pairs i < j", "Wang & Isola 2020", uniformity, {"normalize": True}),
+        Convention("all n² pairs", "ReSi", uniformity, {"normalize": True}, "log(((n - 1)·exp({}) + 1) / n)"),
     ],
 }
 TEXT = """\
@@ -105,29 +125,42 @@ under the definitions that papers and public implementations use, each reproduce
 - *The diagonal in uniformity.* The n pairs of a row with itself add 1/n inside the logarithm, which matters where
   the optimum, about -2t, is near: it cannot fall below -log n.
 
-Here nothing is centered, normalized or shifted unless the call says so, and `effective_rank(z, preset=...)` names a
-definition as a whole. Compare numbers of one definition, at equal n and d (`measures.uncertainty`).
+Here nothing is centered, normalized or shifted unless the call says so, and `preset=` names a definition as a whole
+(`PRESETS` in `measures.spectra` lists them all). Compare numbers of one definition, at equal n and d
+(`measures.uncertainty`).
 """
 
 
 def conventions_table(z: Array) -> pd.DataFrame:
-    """The features (n, d) under every definition: family, definition, who uses it, call, value."""
+    """One set of features under every definition of `CONVENTIONS`.
+
+    Args:
+        z: features (n, d), n > d ≥ 2 and n > 20, as the intrinsic dimensions look at 20 neighbors.
+    Returns:
+        one row for each definition, with columns family, definition, who (uses it), call (how to compute it here)
+        and value.
+
+    >>> import numpy as np
+    >>> table = conventions_table(np.random.default_rng(0).normal(size=(40, 3)))
+    >>> table["family"].unique().tolist()[:3]
+    ['effective rank', 'participation ratio', 'stable rank']
+    """
     z = as_features(z).double()
     n, d = z.new_tensor(z.shape)
     unit = z / z.norm(dim=1, keepdim=True)
     rows = []
     for family, members in CONVENTIONS.items():
-        for definition, who, function, keywords, then in members:
-            x = unit if function is coding_rate else z
+        for definition, who, measure, keywords, then in members:
+            x = unit if measure is coding_rate else z
             shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v!r}" for k, v in keywords.items()]
-            call = f"{function.__name__}({', '.join(['z' if x is z else 'z/‖z‖', *shown])})"
-            value = THEN[then](function(x, **keywords), n, d).item()
+            call = f"{measure.__name__}({', '.join(['z' if x is z else 'z/‖z‖', *shown])})"
+            value = THEN[then](measure(x, **keywords), n, d).item()
             rows.append((family, definition, who, then.format(call), value))
     return pd.DataFrame(rows, columns=["family", "definition", "who", "call", "value"])
 
 
 def conventions_page() -> str:
-    """docs/conventions.md, for the digits that come with scikit-learn."""
+    """The text of docs/conventions.md: the table for the digits that come with scikit-learn, and what it shows."""
     from sklearn.datasets import load_digits
 
     z = load_digits().data

@@ -1,7 +1,7 @@
-"""Coding rates in nats: measured, against what is possible, per class, and predicted before a run is started.
+"""What the loss of a run can be, before the run is started: `simdino preflight`.
 
-`coding_rate` is the function that SimDINO trains with. `eps` is the paper's ε everywhere, which the rate squares;
-`simdino.losses.official_scaling` translates the official code's numbers. α = d/ε².
+`eps` is the paper's ε, which the rate squares: α = d/ε². `simdino.losses.official_scaling` translates the numbers of
+the official code.
 """
 
 import math
@@ -13,10 +13,10 @@ from . import theory
 class Preflight(NamedTuple):
     """What the expansion term γ·R of a run can be, before it is started; print it to read it as sentences."""
 
-    collapsed: float
-    isotropic: float
-    ceiling: float
-    collapse_number: float
+    collapsed: float  # with all features equal, nats
+    isotropic: float  # of random unit vectors, nats
+    ceiling: float  # the largest, nats
+    collapse_number: float  # χ
     sentences: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -37,14 +37,34 @@ def preflight(
 ) -> Preflight:
     """Range of the logged expansion term γ·R and stability of total collapse, from the configuration alone.
 
-    n: images of one rank; one covariance takes n rows, or n·world_size if it is gathered. gamma: a number, or a rule of
-    `theory.gamma_rules`. collapsed = γ/2·log(1 + α), isotropic = γ·(rate of n random unit vectors),
-    ceiling = γ·r/2·log(1 + α/r), collapse number χ = γα²/(1 + α): total collapse is linearly stable iff
-    χ·(1 − 1/n) < c·μ_min, with μ_min ≤ 1 the smallest share of a direction's variance that differs between views, and
-    c = 1 for a stop-gradient teacher and the rate of the student's features; c = 2 without the one (twice the
-    alignment's gradient) or for the rate of the mean of both (half the rate's: the official default, `expa_type` 1).
-    So χ·(1 − 1/n) ≥ c is safe for every augmentation, and γ = 0 or n = 1 for none. measured: a logged γ·R to judge.
-    The official code's eps and γ are translated by `simdino.losses.official_scaling` (`simdino preflight --official`).
+    collapsed = γ/2·log(1 + α),  isotropic = γ·(rate of n random unit vectors),  ceiling = γ·r/2·log(1 + α/r)
+    collapse number χ = γα²/(1 + α),  α = d/ε²,  r = min(n, d)
+
+    Total collapse is linearly stable iff χ·(1 − 1/n) < c·μ_min, where μ_min ≤ 1 is the smallest share of a direction's
+    variance that differs between views. c = 1 for a stop-gradient teacher and the rate of the student's features. c = 2
+    without the stop-gradient, as the alignment then has twice the gradient, and also for the rate of the mean of
+    student and teacher, which has half the gradient (the official default, `expa_type` 1). So χ·(1 − 1/n) ≥ c is safe
+    for every augmentation, and γ = 0 or n = 1 is safe for none.
+
+    Args:
+        n: images of one rank. One covariance takes n rows, or n·world_size if it is gathered.
+        d: dimension of the features.
+        eps: the paper's ε. `simdino.losses.official_scaling` translates the official code's eps and γ, and so does
+            `simdino preflight --official`.
+        gamma: γ, or the name of a rule of `theory.gamma_rules`.
+        world_size: number of ranks.
+        gathered: whether the rate is taken of the rows of all ranks together.
+        stop_gradient: whether the teacher gets no gradient.
+        rate_of: whose rate is taken, the "student"'s or that of the "mean" of student and teacher.
+        measured: a logged γ·R to judge.
+    Raises:
+        ValueError: a rule for gamma that there is not.
+
+    >>> plan = preflight(n=64, d=256, eps=0.5, gamma=0.1)
+    >>> round(plan.collapsed, 3), round(plan.isotropic, 3), round(plan.ceiling, 3)
+    (0.347, 8.687, 9.066)
+    >>> plan.sentences[2].split(": ")[1]
+    'total collapse is unstable whatever the views.'
     """
     rows = n * world_size if gathered else n
     if isinstance(gamma, str):

@@ -15,26 +15,44 @@ from .moments import Moments
 def variance_hinge(x: Array | Moments, *, target: int | float = 1.0, floor: int | float = 1e-4) -> Float[Tensor, ""]:
     """VICReg's variance term: how far the standard deviations of the coordinates stay below a target.
 
-    mean_j [target − √(Var_j + floor)]₊, Var with 1/(n − 1).
+    mean_j [target − √(Var_j + floor)]₊,  Var with 1/(n − 1)
 
-    Range 0 (every coordinate varies enough) to target − √floor (total collapse); lower is healthier. Not invariant to
-    scale, by intention; unit rows cannot do better than target − √(n/((n − 1)d) + floor).
-    ValueError: fewer than two rows, NaN.
+    The range is 0 (every coordinate varies enough) to target − √floor (total collapse), and lower is healthier. It is
+    not invariant to scale, by intention; unit rows cannot do better than target − √(n/((n − 1)d) + floor).
+
+    Args:
+        x: features (n, d) or `Moments`.
+        target: the standard deviation that is enough.
+        floor: the constant under the root, VICReg's ε.
+    Raises:
+        ValueError: fewer than two rows, NaN.
 
     Source: Bardes, Ponce & LeCun 2022 (arXiv 2105.04906) eq. 1-2.
+
+    >>> round(variance_hinge(torch.ones(5, 3)).item(), 6)  # total collapse
+    0.99
     """
     deviation = (_covariance(x).diagonal() + floor).sqrt()
     return (target - deviation).clamp(min=0).mean()
 
 
 def covariance_energy(x: Array | Moments) -> Float[Tensor, ""]:
-    """VICReg's covariance term: the energy of the covariance off its diagonal, Σ_{i≠j} C_ij²/d, C with 1/(n − 1).
+    """VICReg's covariance term: the energy of the covariance off its diagonal.
 
-    0 for coordinates that are not correlated, and in total collapse: read `variance_hinge` beside it. Lower is
-    healthier. Grows with the fourth power of the features' scale, which `redundancy` does not.
-    ValueError: fewer than two rows, NaN.
+    Σ_{i≠j} C_ij²/d,  C with 1/(n − 1)
+
+    It is 0 for coordinates that are not correlated, and also in total collapse: read `variance_hinge` beside it. Lower
+    is healthier. It grows with the fourth power of the scale of the features, which `redundancy` does not.
+
+    Args:
+        x: features (n, d) or `Moments`.
+    Raises:
+        ValueError: fewer than two rows, NaN.
 
     Source: Bardes, Ponce & LeCun 2022 (arXiv 2105.04906) eq. 3-4.
+
+    >>> covariance_energy(torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])).item()  # all entries of C are 1
+    1.0
     """
     covariance = _covariance(x)
     return (covariance - covariance.diagonal().diag()).square().sum() / len(covariance)
@@ -43,14 +61,23 @@ def covariance_energy(x: Array | Moments) -> Float[Tensor, ""]:
 def redundancy(x: Array | Moments, y: Array | None = None) -> Float[Tensor, ""]:
     """Redundancy: the mean squared correlation of two different coordinates.
 
-    Σ_{i≠j} ρ_ij²/(d(d − 1)), ρ the correlation matrix of x, or the cross-correlation of x and a second view y.
+    Σ_{i≠j} ρ_ij²/(d(d − 1)),  ρ the correlation matrix of x, or the cross-correlation of x and a second view y
 
-    y: `(n, d)`, row by row of the samples of x; d(d − 1) times the value is then Barlow Twins' redundancy term. Range 0
-    (decorrelated) to 1 (all coordinates are one, up to sign and scale); 1/(n − 1) in expectation for independent
-    coordinates. Lower is healthier. A coordinate that is constant correlates with none: total collapse reads 0.
-    Invariant to the scale and the translation of each coordinate. ValueError: d < 2, fewer than two rows, NaN.
+    With y, d(d − 1) times the value is Barlow Twins' redundancy term. The range is 0 (decorrelated) to 1 (all
+    coordinates are one, up to sign and scale), independent coordinates have 1/(n − 1) in expectation, and lower is
+    healthier. A coordinate that is constant correlates with none, so that total collapse reads 0. It is invariant to
+    the scale and the translation of each coordinate.
+
+    Args:
+        x: features (n, d), or `Moments` without a y.
+        y: features (n, d) of a second view of the same samples, row by row.
+    Raises:
+        ValueError: d < 2, fewer than two rows, x and y of different shapes, `Moments` with a y, NaN.
 
     Source: Zbontar et al. 2021 (arXiv 2103.03230) eq. 1-2.
+
+    >>> round(redundancy(torch.tensor([[0.0, 0.0], [1.0, -2.0], [2.0, -4.0]])).item(), 6)
+    1.0
     """
     if y is None:
         cross = _covariance(x)
@@ -71,7 +98,7 @@ def redundancy(x: Array | Moments, y: Array | None = None) -> Float[Tensor, ""]:
 
 
 def _covariance(x: Array | Moments) -> Float[Tensor, "d d"]:
-    """With 1/(n − 1)."""
+    """The covariance with 1/(n − 1)."""
     if isinstance(x, Moments):
         if x.n < 2:
             raise ValueError(f"x needs Moments of at least 2 rows, got {x.n}")

@@ -1,12 +1,13 @@
 """Features as frames: coherence, frame potentials, bounds and the distances to the optimal configurations.
 
-A set of unit vectors that minimizes the second-order potential is a tight frame, one that minimizes all even orders
-up to p a projective design, one that minimizes the coherence an equiangular frame: three grades of "spread out".
-Results are 0-d float64 tensors. All of them are invariant to rotation and to the order of rows; the potentials and the
-coherence also to the sign of each row, since a frame is a set of lines.
+Unit vectors that minimize the second-order potential are a tight frame, those that minimize all even orders up to p a
+projective design, and those that minimize the coherence an equiangular frame: three grades of "spread out". Results are
+0-d float64 tensors. All of them are invariant to rotation and to the order of rows; the potentials and the coherence
+are also invariant to the sign of each row, since a frame is a set of lines.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,44 +21,86 @@ from .spectra import eigenvalues
 
 
 def coherence(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
-    """Coherence max_{i≠j} |⟨zᵢ, zⱼ⟩|, the cosine of the closest two lines.
+    """Coherence: the cosine of the closest two lines.
 
-    z: `(n, d)`, n ≥ 2, rows on the unit sphere, or `normalize=True`. Range `welch_bound(n, d)` to 1, lower is more
-    spread; an equiangular tight frame reaches the bound, two equal or opposite rows give 1.
+    max_{i≠j} |⟨zᵢ, zⱼ⟩|
+
+    The range is `welch_bound(n, d)` to 1, and lower is more spread. An equiangular tight frame reaches the bound, two
+    equal or opposite rows give 1.
+
+    Args:
+        z: (n, d), n ≥ 2, rows on the unit sphere.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: rows that are not of unit norm, without normalize=True; fewer than 2 rows; NaN.
 
     Source: Welch 1974; Strohmer & Heath 2003.
+
+    >>> coherence(torch.eye(4)).item()
+    0.0
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
     return _pair_tiles(z, inner_products, lambda values: values.abs().max()).max().double()
 
 
 def welch_bound(n: int, d: int) -> float:
-    """Least coherence of n unit vectors in ℝᵈ by their second moment: √((n − d)/(d(n − 1))), 0 for n ≤ d.
+    """Welch bound: the least coherence of n unit vectors in ℝᵈ, by their second moment.
 
-    Equality iff the vectors form an equiangular tight frame, which in ℝᵈ needs n ≤ d(d + 1)/2. Source: Welch 1974.
+    √((n − d)/(d(n − 1))), and 0 for n ≤ d
+
+    Vectors reach it exactly if they form an equiangular tight frame, which in ℝᵈ needs n ≤ d(d + 1)/2.
+
+    Raises:
+        ValueError: n < 2 or d < 1.
+
+    Source: Welch 1974.
+
+    >>> welch_bound(3, 2)  # three lines in the plane, at 120°
+    0.5
     """
     _check_size(n, d)
     return theory.welch_coherence(n, d)
 
 
 def orthoplex_bound(n: int, d: int) -> float:
-    """Least coherence of more than d(d + 1)/2 unit vectors in ℝᵈ: 1/√d; 0 for fewer, of which it says nothing.
+    """Orthoplex bound: the least coherence of more than d(d + 1)/2 unit vectors in ℝᵈ.
 
-    Above that number it beats the Welch bound; mutually unbiased bases reach it. Source: Conway, Hardin & Sloane 1996.
+    1/√d, and 0 for n ≤ d(d + 1)/2, where it says nothing
+
+    Above that number of vectors it beats the Welch bound, and mutually unbiased bases reach it.
+
+    Raises:
+        ValueError: n < 2 or d < 1.
+
+    Source: Conway, Hardin & Sloane 1996.
+
+    >>> orthoplex_bound(12, 4), orthoplex_bound(10, 4)
+    (0.5, 0.0)
     """
     _check_size(n, d)
     return theory.orthoplex_coherence(n, d) if n > d * (d + 1) // 2 else 0.0
 
 
 def frame_potential(z: Array, *, order: int = 2, normalize: bool = False) -> Float[Tensor, ""]:
-    """Frame potential of an even order p: mean_{i<j} ⟨zᵢ, zⱼ⟩ᵖ.
+    """Frame potential of an even order p: the mean p-th power of the cosines of all pairs.
 
-    z: `(n, d)`, n ≥ 2, rows on the unit sphere, or `normalize=True`. Range `frame_potential_bound` to 1 (one line);
-    lower is more spread: order 2 is least for tight frames, all orders up to p for projective designs, and p → ∞
-    sees only the closest pair. Independent isotropic rows give `sphere_potential` in expectation. Order 2 costs
-    O(n·d·min(n, d)), the others O(n²d) in tiles. ValueError: an odd order, rows off the sphere, NaN.
+    mean_{i<j} ⟨zᵢ, zⱼ⟩ᵖ
+
+    The range is `frame_potential_bound` to 1 (one line), and lower is more spread. Order 2 is least for tight frames,
+    all orders up to p are least for projective designs, and p → ∞ sees only the closest pair. Independent isotropic
+    rows give `sphere_potential` in expectation. Order 2 costs O(n·d·min(n, d)), the others O(n²d) in tiles.
+
+    Args:
+        z: (n, d), n ≥ 2, rows on the unit sphere.
+        order: p, even and at least 2.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: an odd order; rows that are not of unit norm, without normalize=True; fewer than 2 rows; NaN.
 
     Source: Benedetto & Fickus 2003 (order 2, as a sum over all n² pairs); Ehler & Okoudjou 2012 (order p).
+
+    >>> frame_potential(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).item()  # one pair of three is a line
+    0.3333333333333333
     """
     _check_order(order)
     z = unit_features(z, normalize=normalize, min_rows=2)
@@ -69,69 +112,129 @@ def frame_potential(z: Array, *, order: int = 2, normalize: bool = False) -> Flo
 
 
 def sphere_potential(d: int, *, order: int = 2) -> float:
-    """E⟨x, y⟩ᵖ of independent uniform unit vectors in ℝᵈ: 1·3···(p − 1) / (d(d + 2)···(d + p − 2)).
+    """Expected p-th power of the cosine of two independent uniform unit vectors in ℝᵈ.
 
-    1/d for order 2, 3/(d(d + 2)) for order 4.
+    E⟨x, y⟩ᵖ = 1·3···(p − 1) / (d(d + 2)···(d + p − 2)), which is 1/d for order 2 and 3/(d(d + 2)) for order 4
+
+    Args:
+        d: the dimension.
+        order: p, even and at least 2.
+    Raises:
+        ValueError: an odd order.
+
+    >>> sphere_potential(2, order=4)  # the mean of cos⁴ on a circle
+    0.375
     """
     _check_order(order)
     return math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2))
 
 
 def frame_potential_bound(n: int, d: int, *, order: int = 2) -> float:
-    """Least frame potential of n unit vectors in ℝᵈ: max(0, (n·a − 1)/(n − 1)) with a = `sphere_potential`.
+    """Least frame potential of n unit vectors in ℝᵈ.
 
-    The mean over all n² pairs, which is at least a, less the n pairs of a vector with itself. Equality iff the
-    vectors are orthonormal (order 2, n ≤ d) or form a projective p-design. Source: Sidelnikov 1974; Welch 1974.
+    max(0, (n·a − 1)/(n − 1)),  a = `sphere_potential(d, order=order)`
+
+    This is the mean over all n² pairs, which is at least a, less the n pairs of a vector with itself. Vectors reach it
+    exactly if they are orthonormal (order 2, n ≤ d) or form a projective p-design.
+
+    Raises:
+        ValueError: n < 2, d < 1, or an odd order.
+
+    Source: Sidelnikov 1974; Welch 1974.
+
+    >>> frame_potential_bound(5, 2)
+    0.375
     """
     _check_size(n, d)
     return max(0.0, (n * sphere_potential(d, order=order) - 1) / (n - 1))
 
 
 def frame_potential_excess(z: Array, *, order: int = 2, normalize: bool = False) -> Float[Tensor, ""]:
-    """`frame_potential` minus its bound: 0 is optimal, (1 − a)/(n − 1) as good as random (where n·a > 1).
+    """Frame potential minus its bound.
 
-    Arguments and errors as in `frame_potential`; a = `sphere_potential(d, order=order)`.
+    0 is optimal, and (1 − a)/(n − 1) is as good as random (where n·a > 1), a = `sphere_potential(d, order=order)`.
+
+    Args:
+        z: (n, d), n ≥ 2, rows on the unit sphere.
+        order: p, even and at least 2.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: as in `frame_potential`.
+
+    >>> frame_potential_excess(torch.eye(4)).item()
+    0.0
     """
     potential = frame_potential(z, order=order, normalize=normalize)
     return potential - frame_potential_bound(*z.shape, order=order)
 
 
-def frame_bounds(x: Array | Moments) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Frame bounds (A, B): the extreme eigenvalues of the frame operator zᵀz.
+class FrameBounds(NamedTuple):
+    """The frame bounds A and B; unpacks as (lower, upper)."""
 
-    A‖u‖² ≤ Σᵢ ⟨u, zᵢ⟩² ≤ B‖u‖² for all u, both attained.
+    lower: Float[Tensor, ""]
+    upper: Float[Tensor, ""]
 
-    x: features `(n, d)` or `Moments`. 0 ≤ A ≤ B; A = 0 where the rows do not span ℝᵈ, as for n < d. A = B: a tight
-    frame, with the value n/d for unit rows.
+
+def frame_bounds(x: Array | Moments) -> FrameBounds:
+    """Frame bounds A and B: the extreme eigenvalues of the frame operator zᵀz.
+
+    A‖u‖² ≤ Σᵢ ⟨u, zᵢ⟩² ≤ B‖u‖² for all u, both attained
+
+    0 ≤ A ≤ B, and A = 0 where the rows do not span ℝᵈ, as for n < d. A = B is a tight frame; both are then n/d for unit
+    rows.
+
+    Args:
+        x: features (n, d) or `Moments`.
+    Raises:
+        ValueError: a spectrum, which has lost n; NaN.
 
     Source: Duffin & Schaeffer 1952.
+
+    >>> lower, upper = frame_bounds(torch.diag(torch.tensor([1.0, 2.0])))
+    >>> round(lower.item(), 6), round(upper.item(), 6)
+    (1.0, 4.0)
     """
     if not isinstance(x, Moments) and x.ndim != 2:
         raise ValueError(f"x must be Moments or features of shape (n, d), got {tuple(x.shape)}: a spectrum has lost n")
     lam = eigenvalues(x)
     n, d = (x.n, x.d) if isinstance(x, Moments) else x.shape
-    return n * lam[-1] if n >= d else torch.zeros_like(lam[-1]), n * lam[0]
+    return FrameBounds(n * lam[-1] if n >= d else torch.zeros_like(lam[-1]), n * lam[0])
 
 
 def tightness(x: Array | Moments) -> Float[Tensor, ""]:
-    """A/B of the frame bounds: 1 is a tight frame, 0 a set that does not span ℝᵈ (total collapse included).
+    """Tightness A/B, the ratio of the frame bounds: one over the condition number of zᵀz.
 
-    One over the condition number of zᵀz, so the weakest direction decides alone: `tight_frame_distance` averages.
+    1 is a tight frame and 0 a set that does not span ℝᵈ (total collapse included), so higher is healthier. The weakest
+    direction decides alone; `tight_frame_distance` averages over all of them.
+
+    Args:
+        x: features (n, d) or `Moments`.
+    Raises:
+        ValueError: as in `frame_bounds`.
+
+    >>> round(tightness(torch.diag(torch.tensor([1.0, 2.0]))).item(), 6)
+    0.25
     """
     lower, upper = frame_bounds(x)
     return torch.where(upper > 0, lower / torch.where(upper > 0, upper, 1.0), 0.0)
 
 
 def tight_frame_distance(x: Array | Moments) -> Float[Tensor, ""]:
-    """Relative distance to the nearest tight frame: min_T ‖z − T‖_F/‖z‖_F.
+    """Relative distance of the features to the nearest tight frame.
 
-    √(Σ(σ − σ̄)²/Σσ²) over the r = min(n, d) singular values; the nearest T has the same singular vectors and all
-    singular values σ̄. For n ≤ d that is a T with orthogonal rows of equal norm.
+    min_T ‖z − T‖_F/‖z‖_F = √(Σ(σ − σ̄)²/Σσ²) over the r = min(n, d) singular values
 
-    x: features `(n, d)`, `Moments` or a spectrum of full length. Range 0 (the flat spectrum, which maximizes the
-    coding rate) to √(1 − 1/r) (rank one, and by definition zero features). Lower is healthier. Invariant to scale.
+    The nearest T has the same singular vectors and all singular values σ̄; for n ≤ d it has orthogonal rows of equal
+    norm. The range is 0 (the flat spectrum, which maximizes the coding rate) to √(1 − 1/r) (rank one and, by
+    definition, features that are zero). Lower is healthier. It is invariant to scale.
+
+    Args:
+        x: features (n, d), `Moments`, or a spectrum of full length.
 
     Source: Mirsky 1960 (the minimum); Benedetto & Fickus 2003 (tight frames as optima).
+
+    >>> round(tight_frame_distance(torch.ones(9, 4)).item(), 4)  # one line: √(3/4)
+    0.866
     """
     sigma = _singular_values(eigenvalues(x))
     energy = sigma.square().sum()
@@ -140,17 +243,52 @@ def tight_frame_distance(x: Array | Moments) -> Float[Tensor, ""]:
 
 
 def orthonormal_distance(z: Array) -> Float[Tensor, ""]:
-    """Root mean square distance per row to the nearest n ≤ d orthonormal rows: min_Q ‖z − Q‖_F/√n.
+    """Root mean square distance of each row to the nearest n ≤ d orthonormal rows.
 
-    √(mean (σ − 1)²); Q = UVᵀ is the polar factor. 0 is the optimum of the coding rate for n ≤ d unit rows; total
-    collapse of unit rows gives √(2 − 2/√n). Not invariant to scale. ValueError: n > d.
+    min_Q ‖z − Q‖_F/√n = √(mean (σ − 1)²),  attained by the polar factor Q = UVᵀ
+
+    0 is the optimum of the coding rate for n ≤ d unit rows; total collapse of unit rows gives √(2 − 2/√n). Lower is
+    healthier. It is not invariant to scale.
+
+    Args:
+        z: (n, d), n ≤ d.
+    Raises:
+        ValueError: n > d, NaN.
 
     Source: Fan & Hoffman 1955.
+
+    >>> round(orthonormal_distance(3 * torch.eye(4)).item(), 6)
+    2.0
     """
     z = as_features(z)
     if len(z) > z.shape[1]:
         raise ValueError(f"z has more rows than dimensions, {tuple(z.shape)}: they cannot be orthonormal")
     return (_singular_values(len(z) * eigenvalues(z)) - 1).square().mean().sqrt()
+
+
+def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
+    """Self-clustering: how far the rows cluster, 0 for random ones and 1 for one line.
+
+    (d·‖G‖²_F − n(d + n − 1)) / ((d − 1)(n − 1)n) = (d·FP − 1)/(d − 1),  G = zzᵀ,  FP = `frame_potential(z)`
+
+    The range is −1/(n − 1) (tight frames, n ≥ d) to 1, independent isotropic rows have expectation 0, and lower is
+    healthier. It is a second-order quantity: opposite rows count as one cluster.
+
+    Args:
+        z: (n, d), n ≥ 2 and d ≥ 2, rows on the unit sphere.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: rows that are not of unit norm, without normalize=True; n or d below 2; NaN.
+
+    Source: Tsitsulin et al. 2023 (arXiv 2305.16562).
+
+    >>> self_clustering(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()
+    1.0
+    """
+    z, d = as_features(z), z.shape[-1]
+    if d < 2:
+        raise ValueError("self_clustering needs d ≥ 2: in one dimension all rows lie on one line")
+    return (d * frame_potential(z, normalize=normalize) - 1) / (d - 1)
 
 
 def _singular_values(lam: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
@@ -165,20 +303,3 @@ def _check_order(order: int) -> None:
 def _check_size(n: int, d: int) -> None:
     if n < 2 or d < 1:
         raise ValueError(f"a bound on pairs needs n ≥ 2 and d ≥ 1, got n={n}, d={d}")
-
-
-def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
-    """Self-clustering: how far the rows cluster, 0 for random ones and 1 for one line.
-
-    (d·‖G‖²_F − n(d + n − 1)) / ((d − 1)(n − 1)n) = (d·FP − 1)/(d − 1),  G = zzᵀ,  FP = `frame_potential(z)`.
-
-    z: `(n, d)`, n, d ≥ 2, rows on the unit sphere, or `normalize=True`. Range −1/(n − 1) (tight frames; n ≥ d) to 1;
-    independent isotropic rows have expectation 0. Lower is healthier. It is a second-order quantity: opposite rows
-    count as one cluster. ValueError: rows off the sphere, n or d below 2, NaN.
-
-    Source: Tsitsulin et al. 2023 (arXiv 2305.16562).
-    """
-    z, d = as_features(z), z.shape[-1]
-    if d < 2:
-        raise ValueError("self_clustering needs d ≥ 2: in one dimension all rows lie on one line")
-    return (d * frame_potential(z, normalize=normalize) - 1) / (d - 1)

@@ -10,7 +10,19 @@ Array = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
 
 
 def as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
-    """A finite, non-empty tensor of the wanted rank; float64 stays float64, everything else becomes float32."""
+    """A finite, non-empty tensor of the wanted rank; float64 stays float64, everything else becomes float32.
+
+    Args:
+        x: tensor, array or anything else that `torch.as_tensor` takes. It stays on its device, unless that is MPS,
+            which has no float64: then it moves to the CPU.
+        name: what messages call it.
+        rank: the names of its axes, such as "n d".
+    Raises:
+        ValueError: it is not numeric or not real, has another rank, is empty, or has NaN or infinite values.
+
+    >>> as_floating(np.array([1, 2]), "weights", "n")
+    tensor([1., 2.])
+    """
     try:
         x = torch.as_tensor(x)
     except TypeError as error:  # object arrays, strings
@@ -30,7 +42,16 @@ def as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
 
 
 def unit_rows(z: Float[Tensor, "*b d"], name: str = "z") -> Float[Tensor, "*b d"]:
-    """Rows divided by their Euclidean norm; ValueError where a row is zero."""
+    """Rows divided by their Euclidean norm.
+
+    Args:
+        z: (..., d).
+    Raises:
+        ValueError: a row is zero.
+
+    >>> unit_rows(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
     scale = z.detach().abs().amax(-1, keepdim=True)  # keeps the squares in range; constant, since z/‖z‖ is scale-free
     if (scale == 0).any():
         raise ValueError(f"{name} has a zero row, which cannot be normalized")
@@ -39,20 +60,53 @@ def unit_rows(z: Float[Tensor, "*b d"], name: str = "z") -> Float[Tensor, "*b d"
 
 
 def require_unit_rows(z: Float[Tensor, "*b d"], name: str = "z", *, tolerance: float = 1e-2) -> None:
-    """ValueError unless every row has norm 1; the tolerance admits rows that were stored as bf16 or fp16."""
+    """A ValueError unless every row has norm 1.
+
+    Args:
+        z: (..., d).
+        name: what the message calls it.
+        tolerance: the largest error of a norm; it admits rows that were stored as bf16 or fp16.
+
+    >>> require_unit_rows(torch.eye(3))
+    >>> require_unit_rows(2 * torch.eye(3))
+    Traceback (most recent call last):
+    ValueError: z must have unit-norm rows (a norm is off by 1); pass normalize=True
+    """
     error = (torch.linalg.vector_norm(z.detach(), dim=-1) - 1).abs().max().item()
     if not error <= tolerance:
         raise ValueError(f"{name} must have unit-norm rows (a norm is off by {error:.3g}); pass normalize=True")
 
 
 def centered(z: Float[Tensor, "*shape"], dim: int = 0) -> Float[Tensor, "*shape"]:
-    """Rows less their mean. Measured from a row first, so that equal rows are exactly zero, whatever the rounding."""
+    """Rows minus their mean.
+
+    The mean is measured from the first row, so that equal rows become exactly zero, whatever the rounding.
+
+    Args:
+        z: samples along the axis `dim`.
+
+    >>> centered(torch.full((3, 2), 0.1)).abs().max().item()
+    0.0
+    """
     z = z - z.narrow(dim, 0, 1).detach()
     return z - z.mean(dim, keepdim=True)
 
 
 def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows: int = 1) -> Float[Tensor, "n d"]:
-    """Features (n, d) as a finite float32 or float64 tensor on their own device, rows to the unit sphere on request."""
+    """Features as a finite float32 or float64 tensor on their own device.
+
+    Args:
+        z: (n, d), rows are samples.
+        name: what messages call it.
+        normalize: divide each row by its norm.
+        min_rows: the least n.
+    Raises:
+        ValueError: as in `as_floating`, or fewer rows than min_rows; a zero row, if normalized.
+
+    >>> as_features(np.array([[0, 2], [1, 0]]), normalize=True)
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
     z = as_floating(z, name, "n d")
     if len(z) < min_rows:
         raise ValueError(f"{name} needs at least {min_rows} rows, got {len(z)}")
@@ -62,7 +116,20 @@ def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows:
 def as_views(
     views: Array, name: str = "views", *, normalize: bool = False, min_views: int = 2
 ) -> Float[Tensor, "v n d"]:
-    """Views (v, n, d), v augmentations of the same n samples, checked as in `as_features`."""
+    """Views, v augmentations of the same n samples, checked as in `as_features`.
+
+    Args:
+        views: (v, n, d).
+        name: what messages call it.
+        normalize: divide each row by its norm.
+        min_views: the least v.
+    Raises:
+        ValueError: as in `as_floating`, or fewer views than min_views; a zero row, if normalized.
+
+    >>> as_views(torch.ones(1, 4, 3))
+    Traceback (most recent call last):
+    ValueError: views needs at least 2 views, got 1
+    """
     views = as_floating(views, name, "v n d")
     if len(views) < min_views:
         raise ValueError(f"{name} needs at least {min_views} views, got {len(views)}")
@@ -70,7 +137,20 @@ def as_views(
 
 
 def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor, "v n d"]:
-    """Views from two sets of features (n, d) whose rows correspond, or from views (v, n, d) alone."""
+    """Views from two sets of features whose rows correspond, or from views alone.
+
+    Args:
+        x: features (n, d), or views (v, n, d) if y is None.
+        y: features (n, d) of the same samples.
+        normalize: divide each row by its norm.
+    Returns:
+        views (v, n, d), where v = 2 for two sets of features.
+    Raises:
+        ValueError: the shapes of x and y differ, or as in `as_views`.
+
+    >>> paired_views(torch.eye(3), torch.eye(3), normalize=False).shape
+    torch.Size([2, 3, 3])
+    """
     if y is None:
         return as_views(x, normalize=normalize)
     x, y = as_features(x, "x"), as_features(y, "y")
@@ -82,7 +162,19 @@ def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor,
 def as_labels(
     labels: Array, n: int, *, classes: int | None = None, device: torch.device | None = None
 ) -> Int[Tensor, " n"]:
-    """Class indices (n,) as int64, non-negative and, if `classes` is given, below it."""
+    """Class indices as int64, not negative and, if `classes` is given, below it.
+
+    Args:
+        labels: (n,) integers.
+        n: the number of samples that they must label.
+        classes: the number of classes.
+        device: where they are wanted.
+    Raises:
+        ValueError: labels that are not integers, not (n,), negative, or too large.
+
+    >>> as_labels(np.array([0, 2], dtype=np.uint8), 2, classes=3)
+    tensor([0, 2])
+    """
     labels = torch.as_tensor(labels, device=device)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {labels.dtype}")
@@ -97,7 +189,17 @@ def as_labels(
 
 
 def as_patches(patches: Array, name: str = "patches", *, rank: str = "n gh gw d") -> Float[Tensor, "..."]:
-    """Patch features (n, gh, gw, d) of n images, checked as in `as_features`."""
+    """Patch features of n images, checked as in `as_floating`.
+
+    Args:
+        patches: (n, gh, gw, d), a grid of gh × gw patches for each image.
+        name: what messages call it.
+        rank: the names of the axes, if they are others.
+
+    >>> as_patches(torch.ones(5, 7, 7, 3), rank="n gh gw")
+    Traceback (most recent call last):
+    ValueError: patches must have shape (n, gh, gw), got (5, 7, 7, 3)
+    """
     return as_floating(patches, name, rank)
 
 
@@ -110,7 +212,21 @@ def as_masks(
     ignore: int | None = None,
     device: torch.device | None = None,
 ) -> Int[Tensor, "n h w"]:
-    """Masks (n, h, w) of class indices, non-negative and, if `classes` is given, below it; or `ignore`."""
+    """Masks of class indices, not negative and, if `classes` is given, below it.
+
+    Args:
+        masks: (n, h, w) integers. Booleans and uint8 become int16, all else keeps its type.
+        n: the number of images that they must belong to.
+        name: what messages call it.
+        classes: the number of classes.
+        ignore: an index outside that range, of pixels without a label.
+        device: where they are wanted.
+    Raises:
+        ValueError: masks that are not integers, not (n, h, w), negative, or too large.
+
+    >>> as_masks(np.array([[[0, 255]]], dtype=np.uint8), 1, classes=2, ignore=255)
+    tensor([[[  0, 255]]], dtype=torch.int16)
+    """
     masks = torch.as_tensor(masks, device=device)
     if masks.is_floating_point() or masks.is_complex():
         raise ValueError(f"{name} must be integers, got {masks.dtype}")
@@ -128,7 +244,17 @@ def as_masks(
 
 
 def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, " r"]:
-    """A given spectrum (r,) as float64, descending, with negative rounding errors set to zero."""
+    """A given spectrum as float64 in descending order, with negative rounding errors set to zero.
+
+    Args:
+        x: (r,) eigenvalues in any order.
+        name: what messages call it.
+    Raises:
+        ValueError: a value that is negative by more than rounding, or as in `as_floating`.
+
+    >>> as_spectrum(torch.tensor([1.0, 3.0, -1e-8])).tolist()
+    [3.0, 1.0, 0.0]
+    """
     x = as_floating(x, name, "r")
     if x.min() < -torch.finfo(x.dtype).eps * len(x) * x.abs().max():
         raise ValueError(f"{name} must not be negative, got {x.min().item():.3g}")

@@ -17,7 +17,15 @@ STATE = ("mean", "scatter", "cubic", "quartic")
 
 
 def gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """xᵀx; on the CPU by BLAS's symmetric rank-k product, at half the cost of a general one."""
+    """Gram matrix xᵀx; on the CPU by BLAS's symmetric rank-k product, at half the cost of a general one.
+
+    Args:
+        x: (n, d).
+
+    >>> gram(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    tensor([[1., 2.],
+            [2., 5.]])
+    """
     if x.device.type == "cpu" and not x.requires_grad:
         return _mirrored(_add_upper(x.new_zeros(x.shape[1], x.shape[1]), x))
     with torch.autocast(x.device.type, enabled=False):
@@ -25,7 +33,18 @@ def gram(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
 
 
 def dual_gram(z: Float[Tensor, "n d"], *, center: bool) -> Float[Tensor, "n n"]:
-    """zzᵀ in float64, of centered rows on request; on the CPU some columns at a time, without a float64 copy of z."""
+    """Inner products zzᵀ of the rows in float64.
+
+    On the CPU they are computed some columns at a time, without a copy of z in float64.
+
+    Args:
+        z: (n, d).
+        center: subtract the mean of the rows.
+
+    >>> dual_gram(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), center=True)
+    tensor([[ 1., -1.],
+            [-1.,  1.]], dtype=torch.float64)
+    """
     if z.device.type != "cpu" or z.requires_grad:
         z = z.double()
         return gram((centered(z) if center else z).mT)
@@ -55,21 +74,36 @@ def _mirrored(upper: Float[Tensor, "d d"], block: int = 128) -> Float[Tensor, "d
 
 
 class Moments:
-    """n, mean and centered scatter of feature rows, accumulated in float64 batch by batch and mergeable.
+    """The count, mean and centered scatter of feature rows, accumulated in float64 batch by batch and mergeable.
 
-    scatter = Σᵢ (zᵢ − z̄)(zᵢ − z̄)ᵀ;  cubic = Σᵢ ‖zᵢ − z̄‖²(zᵢ − z̄);  quartic = Σᵢ ‖zᵢ − z̄‖⁴.
+    scatter = Σᵢ (zᵢ − z̄)(zᵢ − z̄)ᵀ,  cubic = Σᵢ ‖zᵢ − z̄‖²(zᵢ − z̄),  quartic = Σᵢ ‖zᵢ − z̄‖⁴
 
-    Memory is O(d²) whatever n, times 1 + classes + blocks. `by_class[k]` and `by_block[b]` are the Moments of
-    class k and of the rows i ≡ b (mod blocks). Blocks serve the jackknife, which wants exchangeable blocks: a
-    contiguous run of a data set sorted by class is not, every blocks-th row is, as long as the rows are
-    independent. Dependent rows (views of one image) must share a block: pass one view of everything at a time,
-    with a number of images that is a multiple of `blocks`.
+    Memory is O(d²) whatever n, times 1 + classes + blocks. The rows are neither normalized nor kept, and gradients stop
+    here. `by_class[k]` are the Moments of class k and `by_block[b]` those of the rows i ≡ b (mod blocks).
 
-    precision: "exact" forms the products in float64; "fast" in float32 and only adds them up in float64, which
-    loses singular values below about 3·10⁻⁴ of the largest (TF32, where switched on, loses more).
-    The rows are neither normalized nor kept, and gradients stop here.
+    Blocks serve the jackknife, which needs blocks that are exchangeable. A contiguous run of a data set that is sorted
+    by class is not; every blocks-th row is, as long as the rows are independent. Rows that depend on one another (views
+    of one image) must share a block: pass one view of all images at a time, with a number of images that is a multiple
+    of `blocks`.
 
-    Source: Chan, Golub & LeVeque 1983, eq. 2.1b (merging); arXiv 2509.26560 (what the quartic sum is for).
+    Args:
+        d: dimension of the features.
+        classes: number of classes; labels must then come with every batch.
+        blocks: number of blocks, 0 or at least 2; 16 is a good number.
+        precision: "exact" forms the products in float64. "fast" forms them in float32 and only adds them up in float64,
+            which loses singular values below about 3·10⁻⁴ of the largest (TF32, where switched on, loses more).
+        device: where the sums are kept; the CPU for MPS, which has no float64.
+    Raises:
+        ValueError: a precision of another name, or one block.
+
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1b (merging); Chun et al. 2025, arXiv 2509.26560 (the use of quartic).
+
+    >>> z = torch.arange(12.0).reshape(6, 2)
+    >>> moments = Moments(2).update(z[:4]).update(z[4:])
+    >>> moments.n, moments.mean.tolist()
+    (6, [5.0, 6.0])
+    >>> torch.equal(moments.covariance, Moments.of(z).covariance)
+    True
     """
 
     def __init__(
@@ -103,7 +137,18 @@ class Moments:
         blocks: int = 0,
         precision: Literal["exact", "fast"] = "exact",
     ) -> "Moments":
-        """Moments of features (n, d) in memory; `labels` alone imply classes = max + 1."""
+        """Moments of features in memory.
+
+        Args:
+            z: (n, d).
+            labels: (n,) class indices.
+            classes: number of classes; with labels alone it is the largest label plus 1.
+            blocks: number of blocks.
+            precision: "exact" or "fast", as above.
+
+        >>> Moments.of(torch.eye(4), torch.tensor([0, 0, 1, 1])).by_class[1].mean.tolist()
+        [0.0, 0.0, 0.5, 0.5]
+        """
         z = as_features(z)
         if labels is not None:
             labels = as_labels(labels, len(z))
@@ -113,16 +158,34 @@ class Moments:
 
     @property
     def second_moment(self) -> Float[Tensor, "d d"]:
-        """Γ = Σ zzᵀ/n, uncentered."""
+        """The second moment Γ = Σ zzᵀ/n, (d, d), which is not centered.
+
+        >>> Moments.of(torch.tensor([[2.0], [4.0]])).second_moment.item()
+        10.0
+        """
         return torch.addr(self.covariance, self.mean, self.mean)
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
-        """Σ (z − z̄)(z − z̄)ᵀ/n; the biased 1/n, so that Γ = covariance + z̄z̄ᵀ."""
+        """The covariance Σ (z − z̄)(z − z̄)ᵀ/n, (d, d), with the biased 1/n, so that Γ = covariance + z̄z̄ᵀ.
+
+        >>> Moments.of(torch.tensor([[2.0], [4.0]])).covariance.item()
+        1.0
+        """
         return self.scatter / max(self.n, 1)
 
     def update(self, z: Array, labels: Array | None = None) -> "Moments":
-        """Take in a batch (n, d), with labels (n,) if there are classes. Large batches are cheaper per row."""
+        """Add a batch of rows; large batches cost less per row.
+
+        Args:
+            z: (n, d).
+            labels: (n,) class indices, if there are classes.
+        Raises:
+            ValueError: another d, labels without classes or classes without labels, NaN.
+
+        >>> Moments(2).update(torch.ones(3, 2)).update(torch.ones(5, 2)).n
+        8
+        """
         return self._take(as_features(z), labels)
 
     @torch.no_grad()
@@ -149,7 +212,14 @@ class Moments:
         return self
 
     def merge(self, other: "Moments") -> "Moments":
-        """Take in the rows that `other` has seen: shards of any sizes give the numbers of one pass."""
+        """Add the rows that another `Moments` has seen: shards of any sizes give the numbers of one pass.
+
+        Raises:
+            ValueError: the other has another d, classes or blocks.
+
+        >>> Moments.of(torch.ones(3, 2)).merge(Moments.of(torch.zeros(1, 2))).mean.tolist()
+        [0.75, 0.75]
+        """
         shape, theirs = ((m.d, len(m.by_class), len(m.by_block)) for m in (self, other))
         if shape != theirs:
             raise ValueError(f"Moments of (d, classes, blocks) = {theirs} cannot be merged into {shape}")
@@ -159,7 +229,10 @@ class Moments:
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> "Moments":
-        """Merge over all ranks of a process group, in place, O(d²) bytes; once, after the last update."""
+        """Merge over all ranks of a process group, in place; call it once, after the last update.
+
+        It sends O(d²) bytes, whatever n.
+        """
         total = torch.cat([self.mean * self.n, self.mean.new_tensor([self.n])])
         dist.all_reduce(total, group=group)
         n = int(total[-1].item())
@@ -173,7 +246,11 @@ class Moments:
         return self
 
     def without(self, *blocks: int) -> "Moments":
-        """Moments of all rows but those of some blocks."""
+        """Moments of all rows that are not in the given blocks.
+
+        >>> Moments.of(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), blocks=2).without(0).mean.item()
+        3.0
+        """
         parts = [self.by_block[b] for b in blocks]
         out = Moments(self.d, precision=self.precision, device=self.mean.device)
         out.n = self.n - sum(part.n for part in parts)
@@ -186,11 +263,19 @@ class Moments:
         return out
 
     def quartic_about_zero(self) -> Float[Tensor, ""]:
-        """Σ ‖z‖⁴."""
+        """Σ ‖z‖⁴, the quartic sum of the rows as they are.
+
+        >>> Moments.of(torch.tensor([[1.0], [2.0]])).quartic_about_zero().item()
+        17.0
+        """
         return self._higher_about(torch.zeros_like(self.mean))[1]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat tensors, fit for safetensors."""
+        """All sums as one dictionary of tensors, fit for safetensors.
+
+        >>> sorted(Moments(3).state_dict())
+        ['cubic', 'mean', 'n', 'quartic', 'scatter']
+        """
         state = {"n": torch.tensor(self.n)} | {name: getattr(self, name).clone() for name in STATE}
         for prefix, parts in (("by_class", self.by_class), ("by_block", self.by_block)):
             for i, part in enumerate(parts):
@@ -198,7 +283,14 @@ class Moments:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> "Moments":
-        """The inverse of `state_dict`; ValueError where d, classes or blocks differ."""
+        """Take over the sums that `state_dict` gave.
+
+        Raises:
+            ValueError: they are of Moments with another d, classes or blocks.
+
+        >>> Moments(2).load_state_dict(Moments.of(torch.eye(2)).state_dict()).n
+        2
+        """
         shapes = {name: value.shape for name, value in self.state_dict().items()}
         if shapes != {name: value.shape for name, value in state.items()}:
             raise ValueError("the state is of Moments with another d, classes or blocks")
@@ -219,17 +311,17 @@ class Moments:
         buffer = torch.empty_like(chunks[0], dtype=dtype)  # fresh pages for every chunk would cost a tenth
         product = torch.zeros_like(out.scatter, dtype=dtype) if on_cpu and self.precision == "fast" else None
 
-        def centered(chunk: Tensor, point: Tensor) -> Tensor:
+        def measured_from(point: Tensor, chunk: Tensor) -> Tensor:
             x = buffer[: len(chunk)]
             return torch.sub(chunk, point, out=x) if chunk.dtype == dtype else x.copy_(chunk).sub_(point)
 
         first = z[0].to(dtype)  # measured from a row, equal rows have a scatter of exactly zero
-        total = sum(centered(chunk, first).sum(0).double() for chunk in chunks)
+        total = sum(measured_from(first, chunk).sum(0).double() for chunk in chunks)
         out.n = len(z)
         out.mean = first + total / out.n
-        center = out.mean.to(dtype)
+        mean = out.mean.to(dtype)
         for chunk in chunks:
-            x = centered(chunk, center)  # (rows, d)
+            x = measured_from(mean, chunk)  # (rows, d)
             norms2 = torch.linalg.vector_norm(x, dim=1).square()  # (rows,)
             if not on_cpu:
                 out.scatter += gram(x)

@@ -1,9 +1,6 @@
-"""Features as frames: coherence, frame potentials, bounds and the distances to the optimal configurations.
+"""Sums and extremes over all pairs of rows, in memory that does not grow with n.
 
-A set of unit vectors that minimizes the second-order potential is a tight frame, one that minimizes all even orders
-up to p a projective design, one that minimizes the coherence an equiangular frame: three grades of "spread out".
-Results are 0-d float64 tensors. All of them are invariant to rotation and to the order of rows; the potentials and the
-coherence also to the sign of each row, since a frame is a set of lines.
+Pairs are visited in tiles of 1024 × 1024, which fit a cache, and never as one (n, n) matrix.
 """
 
 from collections.abc import Callable
@@ -16,13 +13,22 @@ from torch.utils.checkpoint import checkpoint
 
 from .inputs import Array, as_features, require_unit_rows
 
-PAIR_TILE = (
-    1024  # rows of a tile: pairs are visited in blocks of 1024 × 1024, which fit a cache, never as one (n, n) matrix
-)
+PAIR_TILE = 1024  # rows of a tile
 
 
 def unit_features(z: Array, *, normalize: bool, min_rows: int = 1) -> Float[Tensor, "n d"]:
-    """Features on the unit sphere: normalized on request, a ValueError if they are neither."""
+    """Features on the unit sphere: normalized on request, and otherwise required to be there.
+
+    Args:
+        z: (n, d).
+        normalize: divide each row by its norm.
+        min_rows: the least n.
+    Raises:
+        ValueError: rows that are not of unit norm, without normalize=True; or as in `as_features`.
+
+    >>> unit_features(torch.tensor([[3.0, 4.0]]), normalize=True)
+    tensor([[0.6000, 0.8000]])
+    """
     z = as_features(z, normalize=normalize, min_rows=min_rows)
     if not normalize:
         require_unit_rows(z)
@@ -30,12 +36,24 @@ def unit_features(z: Array, *, normalize: bool, min_rows: int = 1) -> Float[Tens
 
 
 def inner_products(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[Tensor, "p q"]:
-    """⟨a_i, b_j⟩."""
+    """Inner products ⟨aᵢ, bⱼ⟩ of all rows of two sets.
+
+    >>> inner_products(torch.eye(2), torch.ones(1, 2))
+    tensor([[1.],
+            [1.]])
+    """
     return a @ b.T
 
 
 def squared_distances(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[Tensor, "p q"]:
-    """‖a_i − b_j‖² ≥ 0; center the rows first, or two that nearly coincide far from the origin lose their digits."""
+    """Squared distances ‖aᵢ − bⱼ‖² ≥ 0 of all rows of two sets.
+
+    Center the rows first: two that nearly coincide far from the origin lose their digits here.
+
+    >>> squared_distances(torch.eye(2), torch.zeros(1, 2))
+    tensor([[1.],
+            [1.]])
+    """
     norms = a.square().sum(1)[:, None] + b.square().sum(1)
     return torch.addmm(norms, a, b.T, alpha=-2).clamp_min_(0)
 
@@ -43,7 +61,7 @@ def squared_distances(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float
 def _pair_tiles(
     z: Float[Tensor, "n d"], pairing: Callable, reduce: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, " tiles"]:
-    """reduce(pairing of rows i < j), tile by tile; in a backward pass each tile is computed again, and not stored."""
+    """reduce(pairing of the rows i < j) of each tile; a backward pass computes the tiles again and stores none."""
 
     def tile(a: Tensor, b: Tensor, on_diagonal: bool) -> Tensor:
         values = pairing(a, b)
@@ -67,17 +85,39 @@ def _pair_tiles(
 def pair_mean(
     z: Float[Tensor, "n d"], kernel: Callable[[Tensor], Tensor], *, pairing: Callable = inner_products
 ) -> Float[Tensor, ""]:
-    """Mean over the pairs i < j of kernel(pairing(z_i, z_j)), in memory independent of n, summed in float64."""
+    """Mean of a function of all pairs of rows i < j, summed in float64 in memory that does not grow with n.
+
+    mean_{i<j} kernel(pairing(zᵢ, zⱼ))
+
+    Args:
+        z: (n, d), n ≥ 2.
+        kernel: the function, of a tensor of paired values, element by element.
+        pairing: of two sets of rows (p, d) and (q, d), a value for each pair (p, q).
+
+    >>> pair_mean(torch.tensor([[1.0], [2.0], [3.0]]), lambda squares: squares, pairing=squared_distances).item()
+    2.0
+    """
     pairs = len(z) * (len(z) - 1) / 2
     sums = _pair_tiles(z, pairing, lambda values: kernel(values).sum(dtype=torch.float64))
     return sums.sum() / pairs
 
 
 def gram_cosines(z: Array, *, normalize: bool = False) -> Float[Tensor, " pairs"]:
-    """Cosines ⟨zᵢ, zⱼ⟩ of all pairs i < j, in the order of `torch.pdist`, `(n(n − 1)/2,)`: O(n²) by nature.
+    """Cosines ⟨zᵢ, zⱼ⟩ of all pairs i < j, in the order of `torch.pdist`.
 
-    Equiangular frames have one absolute value, a simplex only −1/(n − 1), isotropic features variance 1/d.
-    Rows on the unit sphere, or `normalize=True`.
+    Equiangular frames have cosines of one absolute value, a simplex has −1/(n − 1) only, and those of isotropic
+    features have variance 1/d. Time and memory are O(n²) by nature.
+
+    Args:
+        z: (n, d), n ≥ 2, rows on the unit sphere.
+        normalize: divide each row by its norm first.
+    Returns:
+        (n(n − 1)/2,) cosines.
+    Raises:
+        ValueError: rows that are not of unit norm, without normalize=True; fewer than 2 rows; NaN.
+
+    >>> gram_cosines(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    tensor([ 0.,  0., -1.])
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
     with torch.autocast(z.device.type, enabled=False):

@@ -1,7 +1,7 @@
-"""Coding rates in nats: measured, against what is possible, and per class.
+"""Coding rates in nats: measured, compared with what is possible, and for each class.
 
-`coding_rate` is the function that SimDINO trains with. `eps` is the paper's ε everywhere, which the rate squares;
-`simdino.losses.official_scaling` translates the official code's numbers. α = d/ε².
+`coding_rate` is the function that SimDINO trains with. `eps` is the paper's ε everywhere, which the rate squares:
+α = d/ε². `simdino.losses.official_scaling` translates the numbers of the official code.
 """
 
 from typing import NamedTuple
@@ -35,13 +35,26 @@ def coding_rate_of_spectrum(
     center: bool = False,
     normalize: bool = False,
 ) -> Float[Tensor, ""]:
-    """Coding rate ½ Σ log(1 + αλᵢ), α = d/ε², of eigenvalues of Γ (1-D), of `Moments` or of features (n, d).
+    """Coding rate from the eigenvalues of Γ, in nats: the same number as `coding_rate` of the features.
 
-    The same number as `coding_rate` of the features, and centered on request. A spectrum needs d, since it may be
-    shorter than the features are wide. Range from ½·log(1 + α) to r/2·log(1 + α/r) on the unit sphere; 0 for
-    features that are zero. Higher is healthier. Biased low in a sample (`theory.rate_isotropic`).
+    ½ Σ log(1 + αλᵢ),  α = d/ε²
+
+    On the unit sphere the range is ½·log(1 + α) to r/2·log(1 + α/r), r = min(n, d); features that are zero have rate 0.
+    Higher is healthier. The rate of a sample is biased low (`theory.rate_isotropic`).
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        eps: the paper's ε.
+        d: dimension of the features; a spectrum needs it, since it may be shorter than the features are wide.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: a spectrum without d or longer than d; or as in `eigenvalues`.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1.
+
+    >>> round(coding_rate_of_spectrum(torch.tensor([0.5, 0.5]), eps=1.0, d=2).item(), 6)  # log 2
+    0.693147
     """
     lam = eigenvalues(x, center=center, normalize=normalize)
     if isinstance(x, Moments) or x.ndim == 2:
@@ -52,7 +65,13 @@ def coding_rate_of_spectrum(
 
 
 class RateOptimality(NamedTuple):
-    """A measured rate between what it can be, all in nats; unpacks as (measured, isotropic, ceiling, collapsed)."""
+    """The coding rate of n features in d dimensions, between the smallest and the largest that are possible, in nats.
+
+    It unpacks as (measured, isotropic, ceiling, collapsed).
+
+    >>> RateOptimality(torch.tensor(3.0), isotropic=4.0, ceiling=6.0, collapsed=1.0).of_ceiling.item()
+    0.5
+    """
 
     measured: Float[Tensor, ""]
     isotropic: float  # expected of n random unit vectors
@@ -61,7 +80,7 @@ class RateOptimality(NamedTuple):
 
     @property
     def of_isotropic(self) -> Float[Tensor, ""]:
-        """measured / isotropic: 1 for features that are as spread as independent random directions."""
+        """measured / isotropic: 1 for features that are spread like independent random directions."""
         return self.measured / self.isotropic
 
     @property
@@ -71,12 +90,24 @@ class RateOptimality(NamedTuple):
 
 
 def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) -> RateOptimality:
-    """Coding rate of unit-norm features (n, d) or `Moments`, with the rates it is to be judged by at this n, d and ε.
+    """Coding rate of unit-norm features, with the rates that it is to be judged by at this n, d and ε.
 
-    collapsed ½·log(1 + α) ≤ measured ≤ ceiling r/2·log(1 + α/r), r = min(n, d); isotropic lies between and is the
-    Marchenko–Pastur value. ValueError for rows that are not of unit norm, for which there is no ceiling.
+    collapsed ½·log(1 + α) ≤ measured ≤ ceiling r/2·log(1 + α/r),  α = d/ε², r = min(n, d)
+
+    isotropic lies between them: it is what n random unit vectors reach, by the Marchenko–Pastur law. A healthy rate is
+    close to it, or above.
+
+    Args:
+        x: features (n, d) on the unit sphere, or `Moments` of such.
+        eps: the paper's ε.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: rows that are not of unit norm, without normalize=True: for these there is no ceiling.
 
     Source: SimDINO (arXiv 2502.10385); Tulino & Verdú 2004, eq. 1.14.
+
+    >>> round(rate_optimality(torch.eye(8), eps=0.5).of_ceiling.item(), 6)  # orthonormal rows are optimal
+    1.0
     """
     if isinstance(x, Moments):
         measured, n, d = coding_rate_of_spectrum(x, eps=eps, normalize=normalize), x.n, x.d
@@ -92,12 +123,26 @@ def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) 
 
 
 def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) -> Float[Tensor, " k"]:
-    """Coding rate of the features of each class alone, (k,): R_k = ½ logdet(I + α·zₖᵀzₖ/n_k), 0 for an empty class.
+    """Coding rate of the features of each class alone, in nats.
 
-    x: features (n, d) with labels (n,), k = max + 1, or `Moments` with classes. Low is within-class collapse, high
-    diversity within the class; compare classes of equal size only.
+    R_k = ½ logdet(I + α·zₖᵀzₖ/n_k),  α = d/ε²
+
+    A low rate is collapse within the class, a high one diversity within the class. Compare classes of equal size only.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class indices, for features.
+        eps: the paper's ε.
+    Returns:
+        (k,) rates, k = largest label + 1; 0 for an empty class.
+    Raises:
+        ValueError: features without labels, `Moments` without classes, NaN.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 4.
+
+    >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> class_rates(z, torch.tensor([0, 0, 1, 1]), eps=1.0)  # ½ log 3 and log 2
+    tensor([0.5493, 0.6931])
     """
     if isinstance(x, Moments):
         if not x.by_class or labels is not None:
@@ -111,13 +156,26 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
 
 
 def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: float) -> Float[Tensor, ""]:
-    """Rate reduction ΔR = R(z) − Σₖ (n_k/n)·R_k: what knowing the class saves, in nats per feature.
+    """Rate reduction: what knowing the class saves, in nats for each feature.
 
-    x: features (n, d) with labels (n,), or `Moments` with classes. Range 0 (classes have the same second moment) to
-    the value of orthogonal class subspaces; higher is better separated. Differentiable for features. TransRate is this
-    of z − z̄, for classes of one size, with √(d·ε) for its ε.
+    ΔR = R(z) − Σₖ (n_k/n)·R_k
+
+    The range is 0 (all classes have the same second moment) to the value of orthogonal class subspaces, and higher is
+    better separated. It is differentiable for features. TransRate is the rate reduction of z − z̄ for classes of one
+    size, with √(d·ε) for its ε.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class indices, for features.
+        eps: the paper's ε.
+    Raises:
+        ValueError: as in `class_rates`.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 5; TransRate, Huang et al. 2022 (arXiv 2106.09362).
+
+    >>> z = torch.eye(2).repeat(2, 1)
+    >>> round(rate_reduction(z, torch.tensor([0, 1, 0, 1]), eps=1.0).item(), 4)  # log 2 − ½ log 3
+    0.1438
     """
     rates = class_rates(x, labels, eps=eps)
     if isinstance(x, Moments):

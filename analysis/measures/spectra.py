@@ -2,13 +2,16 @@
 
 x is features (n, d), a `Moments`, or the eigenvalues themselves (1-D). The spectrum is that of the second moment
 Γ = zᵀz/n, or of the covariance with center=True; `normalize` puts the rows on the unit sphere first. Nothing is
-centered, normalized or shifted unless the call says so. Results are 0-d float64 tensors on the device of x and carry
-gradients with respect to features. All of them are invariant to rotation, those of the normalized spectrum
-pᵢ = λᵢ/Σλ to scale, too. A spectrum of zeros (constant features, centered) has rank 0 and entropy −∞.
-Finite samples bias most of them (`measures.uncertainty`): compare values at equal n and d only.
+centered, normalized or shifted unless the call says so; `preset` names the definition of a paper or a package as a
+whole (`PRESETS`). Results are 0-d float64 tensors on the device of x and carry gradients with respect to features. All
+of them are invariant to rotation, and those of the normalized spectrum pᵢ = λᵢ/Σλ are invariant to scale, too. A
+spectrum of zeros (constant features, centered) has rank 0 and entropy −∞. Finite samples bias most of these measures
+(`measures.uncertainty`): compare values at equal n and d only.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -20,25 +23,76 @@ from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
 from .moments import Moments, dual_gram, gram
 
 Of = Literal["eigenvalues", "singular_values"]
-# One embedding, many "effective ranks": what papers and public implementations compute, in our keywords.
+# What papers and public packages compute under these names, in our keywords: {measure: {preset: keywords}}.
+# An empty entry says that the paper's definition is the default.
 PRESETS = {
-    "roy2007": {"of": "singular_values"},
-    "garrido2023": {"of": "singular_values", "shift": 1e-7},
-    "skean2025": {"of": "eigenvalues"},
-    "stable-pretraining": {"of": "singular_values", "shift": 1e-5},
-    "req-metrics": {"of": "singular_values", "center": True},
-    "reptrix": {"of": "eigenvalues", "center": True},
+    "renyi_entropy": {
+        "skean2025": {},  # eigenvalues of the Gram matrix over their sum, not centered; the order is an argument
+    },
+    "effective_rank": {
+        "roy2007": {"of": "singular_values"},
+        "garrido2023": {"of": "singular_values", "shift": 1e-7},  # RankMe
+        "skean2025": {},
+        "stable-pretraining": {"of": "singular_values", "shift": 1e-5},  # its RankMe
+        "req-metrics": {"of": "singular_values", "center": True},
+        "reptrix": {"center": True},  # its rankme
+    },
+    "rankme": {
+        "garrido2023": {},
+        "stable-pretraining": {"shift": 1e-5},
+    },
+    "participation_ratio": {
+        "gao2017": {"center": True},  # of the covariance of neural activity
+        "chun2025": {"unbiased": True},  # its γ_row, corrected for the number of rows and not of columns
+    },
+    "stable_rank": {
+        "rudelson2007": {},  # numerical rank
+        "he2022": {"center": True},  # NESum, of the covariance
+    },
+    "alpha_req": {
+        "agrawal2022": {"center": True},  # of the covariance; the range of the fit is an argument
+    },
+    "isoscore": {
+        "rudman2022": {},
+    },
+    "anisotropy": {
+        "razzhigaev2024": {"center": True},
+    },
+    "mean_cosine": {
+        "ethayarajh2019": {"normalize": True},  # cosines, whatever the norms
+    },
 }
 
 
+def _preset(measure: Callable, name: str, **given) -> dict:
+    """The keywords of a preset; a ValueError if it is unknown or if a keyword given beside it is not at its default."""
+    known, parameters = PRESETS[measure.__name__], inspect.signature(measure).parameters
+    if name not in known:
+        raise ValueError(f"preset must be one of {', '.join(known)}, got {name!r}")
+    if any(value != parameters[keyword].default for keyword, value in given.items()):
+        raise ValueError("preset fixes the whole definition: pass no other keyword with it")
+    return known[name]
+
+
 def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, " r"]:
-    """Eigenvalues of Γ = zᵀz/n, or of the covariance (1/n) with center=True, descending, r = min(n, d) of them.
+    """Eigenvalues of the second moment of the features, or of their covariance, in descending order.
 
-    The squared singular values of z over n. Formed in float64 from the Gram matrix of the smaller side, so that
-    n < d adds no rounding eigenvalues; centered features have rank n − 1 at most, and what lies beyond is zero, as is
-    what rounding may have made: λ ≤ √r·2·10⁻¹⁶·λ₁, singular values below 10⁻⁷ of the largest. On the sphere Σλ = 1.
+    λᵢ of Γ = zᵀz/n, or of (z − z̄)ᵀ(z − z̄)/n with center=True
 
-    ValueError: NaN, infinite or empty input; center or normalize asked of a spectrum, normalize of `Moments`.
+    These are the squared singular values of z over n. There are r = min(n, d) of them, and on the unit sphere Σλ = 1.
+    They are formed in float64 from the Gram matrix of the smaller side, so that n < d adds no rounding eigenvalues.
+    Centered features have rank n − 1 at most, and the eigenvalues beyond it are exactly zero. So are those that
+    rounding may have made: λ ≤ √r·2·10⁻¹⁶·λ₁, which are singular values below 10⁻⁷ of the largest.
+
+    Args:
+        x: features (n, d), `Moments`, or a spectrum (r,), which is only checked, sorted and returned.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+    Raises:
+        ValueError: NaN, infinite or empty input; center or normalize for a spectrum, normalize for `Moments`.
+
+    >>> eigenvalues(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
+    tensor([8., 2.], dtype=torch.float64)
     """
     if not isinstance(x, Moments) and x.ndim == 1:
         if center or normalize:
@@ -55,16 +109,32 @@ def renyi_entropy(
     of: Of = "eigenvalues",
     center: bool = False,
     normalize: bool = False,
+    preset: str | None = None,
 ) -> Float[Tensor, ""]:
-    """Matrix Rényi entropy of order a in nats; the limits are taken at a = 1 (von Neumann) and a = ∞.
+    """Matrix Rényi entropy of the normalized spectrum, in nats.
 
-    S_a = log(Σ pᵢᵃ)/(1 − a),  S₁ = −Σ pᵢ log pᵢ,  S_∞ = −log max p,  pᵢ = λᵢ/Σλ (or σᵢ/Σσ).
+    S_a = log(Σ pᵢᵃ)/(1 − a),  S₁ = −Σ pᵢ log pᵢ,  S_∞ = −log max p,  pᵢ = λᵢ/Σλ (or σᵢ/Σσ)
 
-    Range 0 (rank one) to log r (flat spectrum of rank r); higher is more spread. exp S_a is the rank at a = 0,
-    the effective rank at 1, the participation ratio at 2 and the stable rank at ∞; S_a falls with a.
+    The range is 0 (rank one) to log r (flat spectrum of rank r), and higher is more spread. The limits are taken at
+    a = 1 (von Neumann entropy) and at a = ∞. S_a falls with a, and exp S_a is the rank at a = 0, the effective rank at
+    1, the participation ratio at 2 and the stable rank at ∞.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        order: a ≥ 0, which may be math.inf.
+        of: the "eigenvalues" of Γ or the "singular_values" of z, the roots of the former.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of of, center and normalize.
 
     Source: Sánchez Giraldo et al. 2015 (arXiv 1211.2459); Skean et al. 2025 (arXiv 2502.02013).
+
+    >>> round(renyi_entropy(torch.tensor([0.75, 0.25]), order=2).exp().item(), 6)  # the participation ratio, 8/5
+    1.6
     """
+    if preset is not None:
+        keywords = _preset(renyi_entropy, preset, of=of, center=center, normalize=normalize)
+        return renyi_entropy(x, order=order, **keywords)
     if order < 0:
         raise ValueError(f"order must not be negative, got {order}")
     return _entropy(_values(x, of, center, normalize), order)
@@ -79,48 +149,98 @@ def effective_rank(
     normalize: bool = False,
     preset: str | None = None,
 ) -> Float[Tensor, ""]:
-    """Exponential of the spectrum's Shannon entropy: exp(−Σ qᵢ log qᵢ), qᵢ = pᵢ + shift, pᵢ = λᵢ/Σλ or σᵢ/Σσ.
+    """Effective rank: the exponential of the Shannon entropy of the normalized spectrum.
 
-    of: "eigenvalues" of Γ, or "singular_values" of z (Roy & Vetterli), which weigh the tail more and never give
-    less. shift shifts p without renormalizing, as some implementations do; with it, the range 1 (rank one) to
-    r = min(n, d) (flat) no longer holds. Higher is healthier. preset: a definition of `PRESETS` instead of the
-    other keywords.
+    exp(−Σ qᵢ log qᵢ),  qᵢ = pᵢ + shift,  pᵢ = λᵢ/Σλ (or σᵢ/Σσ)
+
+    The range is 1 (rank one) to r = min(n, d) (flat spectrum), and higher is healthier. Papers and packages differ in
+    what they put in for p, and give very different numbers for the same features (docs/conventions.md).
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        of: the "eigenvalues" of Γ, or the "singular_values" of z (Roy & Vetterli), which give the tail of the spectrum
+            more weight and a rank that is never lower.
+        shift: added to p without normalizing it again, as some implementations do; the range above then fails to hold.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of the other keywords.
 
     Source: Roy & Vetterli 2007, eq. 3; Skean et al. 2025 (arXiv 2502.02013) for eigenvalues.
+
+    >>> z = torch.diag(torch.tensor([3.0, 1.0, 0.0]))
+    >>> round(effective_rank(z).item(), 3), round(effective_rank(z, preset="roy2007").item(), 3)
+    (1.384, 1.755)
     """
     if preset is not None:
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        if (of, shift, center, normalize) != ("eigenvalues", 0.0, False, False):
-            raise ValueError("preset fixes the whole definition: pass no other keyword with it")
-        return effective_rank(x, **PRESETS[preset])
+        keywords = _preset(effective_rank, preset, of=of, shift=shift, center=center, normalize=normalize)
+        return effective_rank(x, **keywords)
     return _entropy(_values(x, of, center, normalize), 1.0, shift=shift).exp()
 
 
 def rankme(
-    x: Array | Moments, *, shift: int | float = 1e-7, center: bool = False, normalize: bool = False
+    x: Array | Moments,
+    *,
+    shift: int | float = 1e-7,
+    center: bool = False,
+    normalize: bool = False,
+    preset: str | None = None,
 ) -> Float[Tensor, ""]:
-    """RankMe, the effective rank of the singular values: exp(−Σ qₖ log qₖ), qₖ = σₖ/‖σ‖₁ + shift.
+    """RankMe: the effective rank of the singular values, with the paper's shift.
 
-    Range 1 (total collapse) to min(n, d), up to about 10⁻⁷·min(n, d)·16 from the shift. Higher is healthier.
+    exp(−Σ qₖ log qₖ),  qₖ = σₖ/‖σ‖₁ + shift
 
-    Source: Garrido et al. 2023 (arXiv 2210.02885), eq. 1, with its eps for float32.
+    The range is 1 (total collapse) to min(n, d), and higher is healthier. The shift raises the rank by a share of about
+    16·10⁻⁷·min(n, d) at most.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,) of eigenvalues.
+        shift: added to σ/‖σ‖₁ without normalizing it again; the paper calls it ε, and 10⁻⁷ is its value for float32.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of the other keywords.
+
+    Source: Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
+
+    >>> round(rankme(torch.eye(4)).item(), 3)
+    4.0
     """
+    if preset is not None:
+        return rankme(x, **_preset(rankme, preset, shift=shift, center=center, normalize=normalize))
     return effective_rank(x, of="singular_values", shift=shift, center=center, normalize=normalize)
 
 
 def participation_ratio(
-    x: Array | Moments, *, unbiased: bool = False, center: bool = False, normalize: bool = False
+    x: Array | Moments,
+    *,
+    unbiased: bool = False,
+    center: bool = False,
+    normalize: bool = False,
+    preset: str | None = None,
 ) -> Float[Tensor, ""]:
-    """Participation ratio (Σλ)²/Σλ², the effective number of eigenvalues.
+    """Participation ratio, the effective number of eigenvalues.
 
-    Range 1 (rank one) to min(n, d) (flat); higher is healthier. From n samples the plain ratio is biased low,
-    1/PR_n ≈ 1/n + 1/PR. With unbiased=True numerator and denominator are each estimated without bias from the
-    pairs of distinct rows, the trace, ‖Γ‖²_F and Σ‖z‖⁴; the result may exceed d, and is +∞ where no two
-    rows overlap. That needs features or `Moments`, with 2 rows (4 if centered).
+    (Σλ)²/Σλ²
+
+    The range is 1 (rank one) to min(n, d) (flat spectrum), and higher is healthier. The ratio of n samples is biased
+    low: 1/PR_n ≈ 1/n + 1/PR. The unbiased version estimates numerator and denominator from the pairs of distinct rows
+    alone, by way of the trace, ‖Γ‖²_F and Σ‖z‖⁴, each of them without bias. It may exceed d, and it is +∞ where no two
+    rows overlap.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        unbiased: correct for the number of rows; needs features or `Moments` of at least 2 rows, centered 4.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of the other keywords.
 
     Source: Gao et al. 2017; Chun et al. 2025 (arXiv 2509.26560), rows only; Himeno & Yamada 2014 (centered traces).
+
+    >>> round(participation_ratio(torch.tensor([0.75, 0.25])).item(), 6)
+    1.6
     """
+    if preset is not None:
+        keywords = _preset(participation_ratio, preset, unbiased=unbiased, center=center, normalize=normalize)
+        return participation_ratio(x, **keywords)
     if not unbiased:
         return _entropy(eigenvalues(x, center=center, normalize=normalize), 2.0).exp()
     if not isinstance(x, Moments) and x.ndim == 1:
@@ -139,28 +259,63 @@ def participation_ratio(
     return torch.where(trace2 > 0, ratio, 0.0)
 
 
-def stable_rank(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, ""]:
-    """Stable (numerical) rank Σλ/λ₁ = ‖z‖²_F/‖z‖²₂.
+def stable_rank(
+    x: Array | Moments, *, center: bool = False, normalize: bool = False, preset: str | None = None
+) -> Float[Tensor, ""]:
+    """Stable (numerical) rank: the energy of the features over that of their strongest direction.
 
-    Range 1 (one dominant direction) to min(n, d) (flat); higher is healthier. Strongly biased by the sample's
-    largest eigenvalue: −42 % at n/d = 10 for isotropic features.
+    Σλ/λ₁ = ‖z‖²_F/‖z‖²₂
+
+    The range is 1 (one dominant direction) to min(n, d) (flat spectrum), and higher is healthier. It is strongly biased
+    by the largest eigenvalue of the sample: −42 % at n/d = 10 for isotropic features.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of the other keywords.
 
     Source: Rudelson & Vershynin 2007; as NESum, He & Ozay 2022.
+
+    >>> round(stable_rank(torch.tensor([2.0, 1.0, 1.0])).item(), 6)
+    2.0
     """
+    if preset is not None:
+        return stable_rank(x, **_preset(stable_rank, preset, center=center, normalize=normalize))
     return _entropy(eigenvalues(x, center=center, normalize=normalize), math.inf).exp()
 
 
 def alpha_req(
-    x: Array | Moments, *, fit: tuple[int, int], center: bool = False, normalize: bool = False
+    x: Array | Moments,
+    *,
+    fit: tuple[int, int],
+    center: bool = False,
+    normalize: bool = False,
+    preset: str | None = None,
 ) -> Float[Tensor, ""]:
-    """Decay exponent α of a power-law spectrum λⱼ ∝ j^(−α): minus the slope of log λⱼ on log j, lo ≤ j ≤ hi.
+    """Decay exponent α of a power-law spectrum λⱼ ∝ j^(−α).
 
-    fit = (lo, hi): the indices, from 1, both included. The paper centers and reads α ≈ 1 as healthy: larger
-    has collapsed directions, smaller is flat. White noise alone gives 0.3 to 0.5 at n/d ≤ 2.
-    ValueError where the range holds fewer than two or vanishing eigenvalues.
+    α = minus the slope of log λⱼ on log j, by least squares over lo ≤ j ≤ hi
+
+    The paper centers the features and reads α ≈ 1 as healthy: a larger exponent means collapsed directions, a smaller
+    one a spectrum that is flat. White noise alone gives 0.3 to 0.5 at n/d ≤ 2.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        fit: (lo, hi), the first and the last index of the fit; indices start at 1, and both are included.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of center and normalize.
+    Raises:
+        ValueError: the range holds fewer than two eigenvalues or one that vanishes.
 
     Source: Agrawal et al. 2022 (α-ReQ), eq. 3; Stringer et al. 2019.
+
+    >>> round(alpha_req(1 / torch.arange(1, 65).double(), fit=(11, 50)).item(), 6)
+    1.0
     """
+    if preset is not None:
+        return alpha_req(x, fit=fit, **_preset(alpha_req, preset, center=center, normalize=normalize))
     lam, (lo, hi) = eigenvalues(x, center=center, normalize=normalize), fit
     positive = int((lam > 0).sum())
     if not 1 <= lo < hi <= positive:
@@ -171,12 +326,20 @@ def alpha_req(
 
 
 def condition_number(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, ""]:
-    """Condition number λ₁/λᵣ of Γ, r = min(n, d), which is the squared condition number of z.
+    """Condition number of the second moment, the squared condition number of the features.
 
-    Centered rows have one direction less: r = min(n − 1, d), and one row, which has none, gives ∞.
+    λ₁/λᵣ,  r = min(n, d), or min(n − 1, d) for centered rows, which have one direction less
 
-    Range 1 (flat) to ∞ (a direction is lost); lower is healthier. The flat sample of isotropic features reads
-    ((1 + √(d/n))/(1 − √(d/n)))².
+    The range is 1 (flat spectrum) to ∞ (a direction is lost), and lower is healthier. One centered row, which has no
+    direction at all, gives ∞. Isotropic features read ((1 + √(d/n))/(1 − √(d/n)))², not 1, in a sample of n > d rows.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+
+    >>> round(condition_number(torch.diag(torch.tensor([3.0, 1.0]))).item(), 6)
+    9.0
     """
     lam = eigenvalues(x, center=center, normalize=normalize)
     if center:
@@ -184,14 +347,32 @@ def condition_number(x: Array | Moments, *, center: bool = False, normalize: boo
     return torch.where(lam[-1] > 0, lam[0] / torch.where(lam[-1] > 0, lam[-1], 1.0), math.inf)
 
 
-def isoscore(x: Array | Moments, *, center: bool = True, normalize: bool = False) -> Float[Tensor, ""]:
-    """IsoScore (PR − 1)/(d − 1) of the covariance, PR = (Σλ)²/Σλ²: the share of dimensions used evenly.
+def isoscore(
+    x: Array | Moments, *, center: bool = True, normalize: bool = False, preset: str | None = None
+) -> Float[Tensor, ""]:
+    """IsoScore: the share of the dimensions that the features use evenly.
 
-    The paper's isotropy defect reduces to this: with λ̂ = √d·λ/‖λ‖, d − ½‖λ̂ − 1‖² = √d·Σλ/‖λ‖. Centered, as in the
-    paper. Range 0 (one direction, or none) to 1 (isotropic); higher is healthier. A spectrum counts as d long.
+    (PR − 1)/(d − 1),  PR = (Σλ)²/Σλ² of the covariance
+
+    The paper's isotropy defect reduces to this: with λ̂ = √d·λ/‖λ‖, d − ½‖λ̂ − 1‖² = √d·Σλ/‖λ‖. The features are
+    centered unless told otherwise, as in the paper. The range is 0 (one direction, or none) to 1 (isotropic), and
+    higher is healthier.
+
+    Args:
+        x: features (n, d), `Moments`, or a spectrum, whose length then counts as d.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of the other keywords.
+    Raises:
+        ValueError: d < 2.
 
     Source: Rudman et al. 2022 (arXiv 2108.07344), algorithm 1.
+
+    >>> round(isoscore(torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])).item(), 6)  # three of five directions: (3 − 1)/(5 − 1)
+    0.5
     """
+    if preset is not None:
+        return isoscore(x, **_preset(isoscore, preset, center=center, normalize=normalize))
     d = x.d if isinstance(x, Moments) else x.shape[-1]
     if d < 2:
         raise ValueError("isoscore needs d >= 2")
@@ -199,24 +380,52 @@ def isoscore(x: Array | Moments, *, center: bool = True, normalize: bool = False
     return (participation_ratio(x, center=center, normalize=normalize).clamp(min=1) - 1) / (d - 1)
 
 
-def anisotropy(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, ""]:
-    """Anisotropy λ₁/Σλ, the share of the strongest direction: one over the stable rank.
+def anisotropy(
+    x: Array | Moments, *, center: bool = False, normalize: bool = False, preset: str | None = None
+) -> Float[Tensor, ""]:
+    """Anisotropy: the share of the energy that is in the strongest direction, one over the stable rank.
 
-    Range 1/min(n, d) (isotropic) to 1 (one direction, or none); lower is healthier.
+    λ₁/Σλ
+
+    The range is 1/min(n, d) (isotropic) to 1 (one direction, or none), and lower is healthier.
+
+    Args:
+        x: features (n, d), `Moments` or a spectrum (r,).
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of the other keywords.
 
     Source: Razzhigaev et al. 2024 (arXiv 2311.05928), eq. 1, who center.
+
+    >>> round(anisotropy(torch.tensor([0.75, 0.25])).item(), 6)
+    0.75
     """
+    if preset is not None:
+        return anisotropy(x, **_preset(anisotropy, preset, center=center, normalize=normalize))
     return 1 / stable_rank(x, center=center, normalize=normalize).clamp(min=1)
 
 
-def mean_cosine(x: Array | Moments, *, normalize: bool = False) -> Float[Tensor, ""]:
-    """Mean cosine of two distinct rows, (n‖z̄‖² − 1)/(n − 1) for unit rows.
+def mean_cosine(x: Array | Moments, *, normalize: bool = False, preset: str | None = None) -> Float[Tensor, ""]:
+    """Mean cosine of two distinct rows.
 
-    Range −1/(n − 1) (the mean is zero) to 1 (all rows equal); close to 0 is healthy. ValueError unless the rows
-    are of unit norm (or normalize=True), and for n < 2.
+    (n‖z̄‖² − 1)/(n − 1) for unit rows
+
+    The range is −1/(n − 1) (the mean of the rows is zero) to 1 (all rows are equal), and close to 0 is healthy.
+
+    Args:
+        x: features (n, d) on the unit sphere, or `Moments` of such.
+        normalize: divide each row by its norm first.
+        preset: a definition of `PRESETS` instead of normalize.
+    Raises:
+        ValueError: rows that are not of unit norm, without normalize=True; fewer than 2 rows.
 
     Source: Ethayarajh 2019 (arXiv 1909.00512), as "anisotropy".
+
+    >>> mean_cosine(torch.eye(4)).item()  # orthogonal rows
+    0.0
     """
+    if preset is not None:
+        return mean_cosine(x, **_preset(mean_cosine, preset, normalize=normalize))
     if isinstance(x, Moments):
         spread = x.quartic_about_zero() / max(x.n, 1) - 1  # with E‖z‖² = 1, the variance of ‖z‖²
         if normalize or abs(spread) > 1e-2 or abs(x.second_moment.trace() - 1) > 1e-2:
@@ -232,12 +441,21 @@ def mean_cosine(x: Array | Moments, *, normalize: bool = False) -> Float[Tensor,
 
 
 def marchenko_pastur_edge(n: int, d: int, *, variance: int | float = 1.0) -> float:
-    """Upper edge σ²(1 + √(d/n))² of the Marchenko–Pastur law: where the eigenvalues of white noise end.
+    """Upper edge of the Marchenko–Pastur law: the value at which the eigenvalues of white noise end.
 
-    variance: σ², the noise per direction (1/d for unit rows). Eigenvalues above the edge are signal, up to
-    fluctuations of relative size n^(−2/3).
+    σ²(1 + √(d/n))²
+
+    Eigenvalues above the edge are signal, up to fluctuations of relative size n^(−2/3).
+
+    Args:
+        n: number of rows.
+        d: dimension of the features.
+        variance: σ², the variance of the noise in each direction; it is 1/d for unit rows.
 
     Source: Marchenko & Pastur 1967.
+
+    >>> marchenko_pastur_edge(400, 100)
+    2.25
     """
     return variance * (1 + math.sqrt(d / n)) ** 2
 
@@ -247,8 +465,17 @@ def eigenvalues_above_edge(
 ) -> Int[Tensor, ""]:
     """Number of eigenvalues above the Marchenko–Pastur edge: directions that noise of that variance cannot make.
 
-    variance: σ² of the noise; None takes the whole of the features as noise, trΓ/d, and so counts conservatively.
-    Needs features or `Moments`, since the edge depends on n.
+    Args:
+        x: features (n, d) or `Moments`; the edge depends on n, which a spectrum does not tell.
+        variance: σ² of the noise in each direction. None takes all of the features for noise, trΓ/d, which raises the
+            edge and makes the count conservative.
+        center: subtract the mean of the rows.
+        normalize: divide each row by its norm first.
+
+    >>> z = torch.eye(8).repeat(4, 1)
+    >>> z[0, 0] = 100  # one strong direction
+    >>> eigenvalues_above_edge(z).item()
+    1
     """
     if not isinstance(x, Moments) and x.ndim == 1:
         raise ValueError("eigenvalues_above_edge needs features or Moments: the edge depends on n")
@@ -259,7 +486,15 @@ def eigenvalues_above_edge(
 
 
 def effective_ranks(z: Float[Tensor, "b n d"], *, center: bool = False) -> Float[Tensor, " b"]:
-    """`effective_rank` of each of b sets of features, by one batched decomposition."""
+    """`effective_rank` of the eigenvalues for each of b sets of features, by one batched decomposition.
+
+    Args:
+        z: (b, n, d), b sets of n rows.
+        center: subtract the mean of each set.
+
+    >>> effective_ranks(torch.stack((torch.eye(2), torch.ones(2, 2)))).round(decimals=6)
+    tensor([2., 1.], dtype=torch.float64)
+    """
     n, d = z.shape[1:]
     z = z.double()
     if center:

@@ -76,6 +76,13 @@ def test_bounds_agree_with_the_theory_module_and_hold(n, d):
         assert coherence(sphere(n, d, seed=seed)) >= max(welch_bound(n, d), orthoplex_bound(n, d))
 
 
+@pytest.mark.parametrize("bound", [welch_bound, orthoplex_bound, frame_potential_bound])
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (3, 0)])
+def test_bounds_on_pairs_need_a_pair_and_a_dimension(bound, n, d):
+    with pytest.raises(ValueError, match=f"a bound on pairs needs n ≥ 2 and d ≥ 1, got n={n}, d={d}"):
+        bound(n, d)
+
+
 # ---------------------------------------------------------------- frame potentials
 
 
@@ -156,8 +163,8 @@ def test_potential_gradient_through_recomputed_tiles(monkeypatch):
 def test_frame_bounds_of_known_frames():
     assert [b.item() for b in frame_bounds(mercedes())] == pytest.approx([1.5, 1.5])  # n/d
     assert [b.item() for b in frame_bounds(torch.diag(torch.tensor([1.0, 2.0, 3.0])))] == pytest.approx([1, 9])
-    lower, upper = frame_bounds(torch.eye(5)[:3])
-    assert (lower.item(), upper.item()) == pytest.approx((0, 1))
+    bounds = frame_bounds(torch.eye(5)[:3])
+    assert (bounds.lower.item(), bounds.upper.item()) == pytest.approx((0, 1))
 
 
 def test_frame_bounds_need_n_which_a_spectrum_has_lost():

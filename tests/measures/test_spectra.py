@@ -1,6 +1,8 @@
 """Spectral diagnostics: known spectra, naive twins, invariances, peers' definitions, degenerate input."""
 
+import inspect
 import math
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -229,30 +231,86 @@ def test_unbiased_participation_ratio_at_the_ends():
 # --- what others compute
 
 
-def peer(name, z):
-    """The definition as the paper states it or the implementation runs it, written from singular values."""
-    if name in ("req-metrics", "reptrix"):
-        z = z - z.mean(0)
-    s = np.linalg.svd(z, compute_uv=False)
-    values = s**2 if name in ("skean2025", "reptrix") else s
-    p = values / values.sum() + {"garrido2023": 1e-7, "stable-pretraining": 1e-5}.get(name, 0.0)
+def entropy_rank(values, shift=0.0):
+    p = values / values.sum() + shift
     return np.exp(-(p * np.log(p)).sum())
 
 
+def singular_values(z):
+    return np.linalg.svd(z, compute_uv=False)
+
+
+def covariance_values(z):
+    return np.linalg.eigvalsh(np.cov(z.T))[::-1]
+
+
+def squared_ratio(values):
+    return values.sum() ** 2 / np.square(values).sum()
+
+
+def cosine_mean(z):
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    return np.mean([a @ b for a, b in permutations(unit, 2)])
+
+
+def unbiased_ratio(z):
+    pairs = list(permutations(z, 2))
+    return np.mean([(a @ a) * (b @ b) for a, b in pairs]) / np.mean([(a @ b) ** 2 for a, b in pairs])
+
+
+# The definition as the paper states it or the package runs it, written with numpy.
+PEERS = {
+    ("renyi_entropy", "skean2025"): lambda z: np.log(squared_ratio(singular_values(z) ** 2)),
+    ("effective_rank", "roy2007"): lambda z: entropy_rank(singular_values(z)),
+    ("effective_rank", "garrido2023"): lambda z: entropy_rank(singular_values(z), 1e-7),
+    ("effective_rank", "skean2025"): lambda z: entropy_rank(singular_values(z) ** 2),
+    ("effective_rank", "stable-pretraining"): lambda z: entropy_rank(singular_values(z), 1e-5),
+    ("effective_rank", "req-metrics"): lambda z: entropy_rank(singular_values(z - z.mean(0))),
+    ("effective_rank", "reptrix"): lambda z: entropy_rank(covariance_values(z)),
+    ("rankme", "garrido2023"): lambda z: entropy_rank(singular_values(z), 1e-7),
+    ("rankme", "stable-pretraining"): lambda z: entropy_rank(singular_values(z), 1e-5),
+    ("participation_ratio", "gao2017"): lambda z: squared_ratio(covariance_values(z)),
+    ("participation_ratio", "chun2025"): unbiased_ratio,
+    ("stable_rank", "rudelson2007"): lambda z: np.linalg.norm(z) ** 2 / np.linalg.norm(z, 2) ** 2,
+    ("stable_rank", "he2022"): lambda z: covariance_values(z).sum() / covariance_values(z)[0],
+    ("alpha_req", "agrawal2022"): lambda z: -np.polyfit(np.log([2, 3, 4]), np.log(covariance_values(z)[1:4]), 1)[0],
+    ("isoscore", "rudman2022"): lambda z: (squared_ratio(covariance_values(z)) - 1) / (z.shape[1] - 1),
+    ("anisotropy", "razzhigaev2024"): lambda z: covariance_values(z)[0] / covariance_values(z).sum(),
+    ("mean_cosine", "ethayarajh2019"): cosine_mean,
+}
+NEEDED = {"renyi_entropy": {"order": 2}, "alpha_req": {"fit": (2, 4)}}  # arguments without a default
+
+
+def test_every_preset_has_a_peer():
+    assert [(measure, name) for measure, names in PRESETS.items() for name in names] == list(PEERS)
+
+
+@pytest.mark.parametrize(("name", "preset"), PEERS)
+def test_presets_reproduce_papers_and_packages(name, preset):
+    z = with_spectrum(1 / torch.arange(1, 17), 60) + 0.05
+    measure, needed = getattr(spectra, name), NEEDED.get(name, {})
+    value = measure(z, **needed, preset=preset)
+    assert_value(value, PEERS[name, preset](z.numpy()))
+    assert value == measure(z, **needed, **PRESETS[name][preset])
+
+
+def test_presets_of_the_effective_rank_differ(z):
+    values = {round(effective_rank(z, preset=name).item(), 6) for name in PRESETS["effective_rank"]}
+    assert len(values) == len(PRESETS["effective_rank"])
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_reproduce_papers_and_peers(name):
-    z = with_spectrum(1 / torch.arange(1, 65), 500) + 0.05
-    assert_value(effective_rank(z, preset=name), peer(name, z.numpy()))
-
-
-def test_presets_differ_and_stand_alone(z):
-    values = {round(effective_rank(z, preset=name).item(), 6) for name in PRESETS}
-    assert len(values) == len(PRESETS)
-    assert_value(rankme(z), effective_rank(z, preset="garrido2023"))
-    with pytest.raises(ValueError, match="preset must be one of roy2007"):
-        effective_rank(z, preset="rankme")
-    with pytest.raises(ValueError, match="no other keyword"):
-        effective_rank(z, preset="roy2007", center=True)
+def test_presets_are_known_and_stand_alone(name, z):
+    measure, known = partial(getattr(spectra, name), z, **NEEDED.get(name, {})), list(PRESETS[name])
+    with pytest.raises(ValueError, match=f"preset must be one of {', '.join(known)}, got 'colleague'"):
+        measure(preset="colleague")
+    options = inspect.signature(measure).parameters.values()
+    given = {o.name: not o.default for o in options if isinstance(o.default, bool)}
+    given |= {"shift": 1e-3} if name in ("effective_rank", "rankme") else {}
+    given |= {"of": "singular_values"} if name in ("effective_rank", "renyi_entropy") else {}
+    for keyword, value in given.items():
+        with pytest.raises(ValueError, match="preset fixes the whole definition: pass no other keyword with it"):
+            measure(preset=known[0], **{keyword: value})
 
 
 def test_eps_inside_p_inflates_as_reported():

@@ -13,6 +13,7 @@ from analysis.measures.moments import Moments
 from analysis.measures.rates import coding_rate_of_spectrum
 from analysis.measures.spectra import effective_rank, eigenvalues, participation_ratio
 from analysis.measures.uncertainty import (
+    Interval,
     _counted_twice,
     isotropic_reference,
     jackknife,
@@ -59,7 +60,8 @@ def test_of_a_square_it_removes_the_whole_bias():
 
 def test_the_interval_is_students():
     estimate = jackknife(energy, Moments.of(features(400, 3), blocks=8))
-    low, high = estimate.interval(0.9)
+    low, high = interval = estimate.interval(0.9)
+    assert (interval.low, interval.high) == (low, high)
     assert (low + high) / 2 == pytest.approx(estimate.corrected)
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.95, 7) * estimate.se)
 
@@ -192,7 +194,7 @@ def test_leaving_one_out_needs_two_finite_values():
         leave_one_out_interval(1.0, torch.ones(1))
     with pytest.raises(ValueError, match="left_out contains NaN"):
         leave_one_out_interval(1.0, torch.tensor([1.0, torch.nan]))
-    assert leave_one_out_interval(1.0, torch.ones(3)) == (1, 1)
+    assert leave_one_out_interval(1.0, torch.ones(3)) == Interval(low=1, high=1)
 
 
 def test_isotropic_reference_is_the_closed_form():
