@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .kept_results import kept
 from ..measures.inputs import unit_rows
 from ..measures.collapse import alignment, lidar, uniformity
-from ..measures.neighbors import knn_of_known_classes
+from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.rates import rate_optimality
 from ..measures.spectra import alpha_req, anisotropy, eigenvalues, participation_ratio, rankme
 from ..measures.uncertainty import leave_one_out_error, student_quantile
@@ -90,7 +90,8 @@ def _at_the_end(run: Run) -> dict[str, float]:
     last, probe = run.snapshot(run.steps[-1]), run.probe
     branch = "teacher" if "teacher/backbone/test" in last else "student"
     z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
-    return {"knn": knn_of_known_classes(bank, z, (probe["bank_labels"], probe["test_labels"]))} | label_free_measures(z, views)
+    knn = knn_accuracy_with_misses(bank, probe["bank_labels"], z, probe["test_labels"])
+    return {"knn": knn} | label_free_measures(z, views)
 
 
 def rank_correlations(

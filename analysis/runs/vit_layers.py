@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from ..measures.inputs import Array, as_floating, as_labels, unit_rows
 from ..measures.collapse import mean_collapse
-from ..measures.neighbors import knn_of_known_classes
+from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.moments import Moments
 from ..theory import white_noise_spectrum
 from ..measures.spectra import effective_rank, effective_ranks, eigenvalues
@@ -70,7 +70,9 @@ def diagnose_layers(
     if labels is not None:
         labels, half = as_labels(labels, n), n // 2
         features = [layer.rows("image") for layer in observed]
-        hits = np.array([knn_of_known_classes(z[:half], z[half:], (labels[:half], labels[half:])) for z in features])
+        hits = np.array(
+            [knn_accuracy_with_misses(z[:half], labels[:half], z[half:], labels[half:]) for z in features]
+        )
         table["knn"], table["knn_se"] = ("layer", hits), ("layer", np.sqrt(hits * (1 - hits) / (n - half)))
     noise = white_noise_spectrum(n - 1, d)
     table["white_noise"] = ("eigen", np.pad(noise, (0, d - len(noise)), constant_values=np.nan))
