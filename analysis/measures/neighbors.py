@@ -347,14 +347,14 @@ def _largest_of_tiles(tiles: Iterable[tuple[Tensor, int]], k: int) -> TopK:
 def _largest(x: Float[Tensor, "c t"], k: int) -> tuple[Float[Tensor, "c k"], Int[Tensor, "c k"]]:
     """`x.topk(k)` in about one pass: the k largest lie in the k groups of columns with the largest maxima."""
     t = x.shape[1]
-    g = math.isqrt(t // (4 * k))  # columns a group: t/g maxima and g·k members are left to search
+    g = math.isqrt(t // (4 * k))  # columns per group: t/g maxima and g·k members are left to search
     if g < 2:
         return x.topk(k)
     groups = t // g
     grouped = x[:, : g * groups].unflatten(1, (g, groups))  # column j is in group j % groups
     chosen = grouped.amax(1).topk(k, sorted=False).indices  # (c, k)
     members = grouped.gather(2, chosen[:, None].expand(-1, g, -1)).flatten(1)  # (c, g·k)
-    values, order = torch.cat((members, x[:, g * groups :]), 1).topk(k)  # and the columns that are in no group
+    values, order = torch.cat((members, x[:, g * groups :]), 1).topk(k)  # and those in no group
     inside = order < g * k
     column = chosen.gather(1, order % k) + groups * (order // k)
     return values, torch.where(inside, column, order - g * k + g * groups)
