@@ -23,7 +23,7 @@ CHUNK, CLASSES, K = 128, 10, 200  # test rows at a time, as in `knn_accuracy`; t
 
 def product(bank, test):
     for queries in test.split(CHUNK):
-        for tile in bank.split(neighbors.TILE):
+        for tile in bank.split(neighbors.BANK_TILE):
             queries @ tile.T
 
 

@@ -1,7 +1,8 @@
-"""Features to compare with: the spectrum of white noise, and features with a collapse of known size.
+"""Features with a collapse of known size, and what the measures see of it.
 
-`collapsed` injects a collapse into features, `collapsed_spectrum` is the spectrum that this gives in closed form, and
-`collapse_sweep` and `shrink_sweep` read the measures along the way to total collapse.
+`collapsed` injects a collapse into features, and `collapsed_spectrum` is the spectrum that this gives in closed form.
+`collapse_sweep` and `shrink_sweep` read the measures along the way to total collapse beside their closed forms, and
+`collapse_response` reads them on features of your own.
 """
 
 import math
@@ -16,22 +17,31 @@ from simdino.config import PUBLISHED_EPS
 from .. import theory
 from ..measures.collapse import feature_std, mean_collapse, uniformity, uniformity_optimum
 from ..measures.inputs import Array, as_features, as_labels, require_unit_rows, unit_rows
-from ..measures.neighbors import knn_accuracy
+from ..measures.neighbors import KNN_TEMP, knn_accuracy
 from ..measures.rates import coding_rate_of_spectrum
 from ..measures.spectra import effective_rank, eigenvalues
 
-KNN_TEMP = 0.07  # of k-NN, as DINO has it
-
 
 def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
-    """Features of which a share of the energy has collapsed: √share·target + √(1 − share)·b, on the unit sphere.
+    """Features of which a share of the energy has collapsed to a target, on the unit sphere.
 
-    b: z without its component in the subspace that the rows of target span, of unit norm. What the collapse is lies
-    in target `(n, d)`, unit rows: one row for all is collapse to a point, directions of a subspace are dimensional
-    collapse, the class means' directions class collapse.
+    √share·target + √(1 − share)·b,  b: z without its component in the subspace that the rows of target span, of norm 1.
 
-    z `(n, d)`. share in [0, 1]; isotropic features already have k/d of their energy in k dimensions.
-    ValueError: target that is not of unit rows or spans the whole space, shapes that differ.
+    The target says what the collapse is. One row for all is collapse to a point, directions of a subspace are
+    dimensional collapse, and the class means' directions are class collapse. Isotropic features have k/d of their
+    energy in k dimensions already.
+
+    Args:
+        z: (n, d) features.
+        target: (n, d) unit rows.
+        share: in [0, 1].
+    Raises:
+        ValueError: a target that is not of unit rows or spans the whole space, shapes that differ, a share out of
+            range, a row of z inside the span of target.
+
+    >>> z, point = torch.eye(3)[1:], torch.eye(3)[[0, 0]]
+    >>> collapsed(z, point, share=0.75).square().round(decimals=6).tolist()  # the energy of each coordinate
+    [[0.75, 0.25, 0.0], [0.75, 0.0, 0.25]]
     """
     z, target = as_features(z).double(), as_features(target, "target").double()
     require_unit_rows(target, "target")
@@ -50,7 +60,17 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
 def collapsed_spectrum(share: float, rank: int, d: int) -> Float64[Tensor, " d"]:
     """Spectrum of isotropic features of which a share of the energy has collapsed evenly to `rank` dimensions.
 
-    share/rank, `rank` times, and (1 − share)/(d − rank), d − rank times; descending. Infinitely many samples.
+    share/rank, `rank` times, and (1 − share)/(d − rank), d − rank times; descending, for infinitely many samples.
+
+    Args:
+        share: of the energy, in [0, 1].
+        rank: the number of dimensions that it collapsed to, 1 ≤ rank < d.
+        d: the dimension of the features.
+    Raises:
+        ValueError: rank out of range.
+
+    >>> collapsed_spectrum(0.75, 1, 3).tolist()
+    [0.75, 0.125, 0.125]
     """
     if not 1 <= rank < d:
         raise ValueError(f"rank must lie between 1 and d - 1 = {d - 1}, got {rank}")
@@ -63,12 +83,27 @@ def collapse_sweep(
 ) -> "pandas.DataFrame":  # noqa: F821
     """What each measure sees of three collapses that are injected into isotropic features, beside its closed form.
 
-    A row per collapse ("to a point", "to a subspace" of `rank` dimensions, "to class means" at the corners of a
-    simplex), share and measure: `measured` of n features, and `predicted` for infinitely many; both scaled so that
-    1 is isotropic and 0 what total collapse to a point gives. A measure that stays at 1 is blind to that collapse.
+    The collapses are "to a point", "to a subspace" of `rank` dimensions, and "to class means" at the corners of a
+    simplex. The measures are the effective rank (uncentered), the same centered, the coding rate, 1 − mean share, the
+    feature std, the uniformity, and the spread within classes. All are scaled so that 1 is isotropic and 0 what total
+    collapse to a point gives. A measure that stays at 1 is blind to that collapse.
 
-    measures: effective rank (uncentered), the same centered, coding rate, 1 − mean share, feature std, uniformity, and
-    spread within classes. ValueError for a share outside (0, 1).
+    Args:
+        n: the number of samples.
+        d: their dimension.
+        classes: K ≤ d; sample i is of class i modulo K.
+        rank: the dimension of the subspace.
+        shares: of the energy that has collapsed, each in (0, 1).
+        eps: the coding rate's ε.
+        seed: of the features.
+    Returns:
+        one row for each collapse, share and measure, with `measured` of n features and `predicted` for infinitely many.
+    Raises:
+        ValueError: a share outside (0, 1).
+
+    >>> table = collapse_sweep(128, 8, classes=4, rank=2, shares=[0.99])
+    >>> table["measure"][(table["collapse"] == "to a point") & (table["measured"] > 0.8)].tolist()  # blind
+    ['effective rank, centered']
     """
     import pandas as pd
 
@@ -89,7 +124,7 @@ def collapse_sweep(
     rows = []
     for kind, (target, k) in targets.items():
         for share in shares:
-            measured = healthiness(collapsed(z, target, share=share), labels, eps)
+            measured = _healthiness(collapsed(z, target, share=share), labels, eps)
             predicted = _healthiness_predicted(kind, share, k, d, eps)
             rows += [
                 {"collapse": kind, "share": share, "measure": name, "measured": value, "predicted": predicted[name]}
@@ -103,11 +138,27 @@ def shrink_sweep(
 ) -> "pandas.DataFrame":  # noqa: F821
     """The trap: what measures see of features that shrink around one point, beside what they must see.
 
-    z `(n, d)` is centered, put on the sphere and drawn together towards a point in one dimension more, until distances
-    are `size` times what they were, 0 < size ≤ 1. A row per size and measure, both values over that at size 1:
-    effective rank, centered, which stays; k-NN accuracy of one random half by the other, whose neighbors stay and
-    whose votes even out, as at the temperature T/size²; 1 − mean share, size²; the coding rate above that of a point,
-    which follows from the spectrum {1 − size², size²·λᵢ} up to the little mean that unit rows keep.
+    Features are centered, put on the sphere, and drawn together towards a point in one dimension more, until distances
+    are `size` times what they were. The centered effective rank stays. So does the k-NN accuracy, of one random half by
+    the other: the neighbors stay and their votes even out, as at the temperature T/size². 1 − mean share is size². The
+    coding rate above that of a point follows from the spectrum {1 − size², size²·λᵢ}, up to the little mean that unit
+    rows keep.
+
+    Args:
+        z: (n, d) features.
+        labels: (n,) class of each.
+        sizes: each in (0, 1].
+        eps: the coding rate's ε.
+        seed: of the random halves.
+    Returns:
+        one row for each size and measure, with `measured` and `predicted`, both over the value at size 1.
+    Raises:
+        ValueError: a size above 1, fewer than 20 samples in a half, a row on the mean, NaN.
+
+    >>> z, labels = torch.cat((torch.eye(4), -torch.eye(4))).repeat(8, 1), torch.arange(8).repeat(8)
+    >>> table = shrink_sweep(z, labels, sizes=[0.01]).set_index("measure")["measured"]
+    >>> table[["effective rank, centered", "1 − mean share"]].round(6).tolist()  # the first is blind
+    [1.0, 0.0001]
     """
     import pandas as pd
 
@@ -151,8 +202,8 @@ def shrink_sweep(
     return pd.DataFrame(rows)
 
 
-def healthiness(z: Float[Tensor, "n d"], labels: Tensor, eps: float) -> dict[str, float]:
-    """Measures of unit rows, each scaled to 0 for total collapse and 1 for isotropic features."""
+def _healthiness(z: Float[Tensor, "n d"], labels: Tensor, eps: float) -> dict[str, float]:
+    """Measures of unit rows, each scaled to 0 for total collapse to a point and 1 for isotropic features."""
     d, lam = z.shape[1], eigenvalues(z)
     low, high = theory.rate_collapsed(d, eps), theory.rate_maximum(d, d, eps)
     within = torch.stack([mean_collapse(z[labels == k]) for k in labels.unique()])
@@ -168,7 +219,7 @@ def healthiness(z: Float[Tensor, "n d"], labels: Tensor, eps: float) -> dict[str
 
 
 def _healthiness_predicted(kind: str, share: float, k: int, d: int, eps: float) -> dict[str, float]:
-    """`healthiness` of infinitely many features; the target and the rest, k and d − k dimensions, are independent."""
+    """`_healthiness` of infinitely many features; the target and the rest, k and d − k dimensions, are independent."""
     lam, rest = collapsed_spectrum(share, k, d), (1 - share) / (d - k)  # rest: variance of a direction of the rest
     low, high = theory.rate_collapsed(d, eps), theory.rate_maximum(d, d, eps)
     if kind == "to a point":
@@ -180,10 +231,10 @@ def _healthiness_predicted(kind: str, share: float, k: int, d: int, eps: float) 
         stds = [math.sqrt((share + rest) / (k + 1))] * (k + 1)
     stds = stds + [math.sqrt(rest)] * (d - len(stds))
     uniform = target + uniformity_optimum(d - k, t=2 * (1 - share))
-    centered = collapsed_spectrum(1.0, d - 1, d) if kind == "to a point" else lam
+    around_mean = collapsed_spectrum(1.0, d - 1, d) if kind == "to a point" else lam
     return {
         "effective rank": float(effective_rank(lam) - 1) / (d - 1),
-        "effective rank, centered": float(effective_rank(centered) - 1) / (d - 1),
+        "effective rank, centered": float(effective_rank(around_mean) - 1) / (d - 1),
         "coding rate": float(coding_rate_of_spectrum(lam, eps=eps, d=d) - low) / (high - low),
         "1 − mean share": 1 - share if kind == "to a point" else 1.0,
         "feature std": sum(stds) / math.sqrt(d),
@@ -197,9 +248,25 @@ def collapse_response(
 ) -> "pandas.DataFrame":  # noqa: F821
     """What is left of each measure when a share of the features' energy collapses, over its value for the features.
 
-    z unit rows (n, d), labels (n,). Columns: collapse to a point (the direction of the mean), to a subspace (the
-    leading `rank` directions), to class means. Rows: the measures of `collapse_sweep`, 0 for total collapse to a point.
-    A measure that stays at 1 is blind to that collapse. ValueError: rows off the sphere, a target that spans all of ℝᵈ.
+    The measures are those of `collapse_sweep`, 0 for total collapse to a point. A measure that stays at 1 is blind to
+    that collapse.
+
+    Args:
+        z: (n, d) unit rows.
+        labels: (n,) class of each.
+        share: of the energy that collapses, in [0, 1].
+        rank: the dimension of the subspace.
+        eps: the coding rate's ε.
+    Returns:
+        one row for each measure, and one column for each collapse: to a point (the direction of the mean), to a
+        subspace (the leading `rank` directions), and to the class means.
+    Raises:
+        ValueError: rows off the sphere, a target that spans all of ℝᵈ, labels of another shape, NaN.
+
+    >>> z = unit_rows(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))
+    >>> left = collapse_response(z, torch.arange(60) % 3, share=0.99)
+    >>> left["to a point"].idxmax()  # blind to it
+    'effective rank, centered'
     """
     import pandas as pd
 
@@ -213,5 +280,5 @@ def collapse_response(
         "to a subspace": unit_rows(z @ directions @ directions.mT),
         "to class means": unit_rows(means)[labels],
     }
-    left = {kind: healthiness(collapsed(z, target, share=share), labels, eps) for kind, target in targets.items()}
-    return pd.DataFrame(left).div(pd.Series(healthiness(z, labels, eps)), axis=0)
+    left = {kind: _healthiness(collapsed(z, target, share=share), labels, eps) for kind, target in targets.items()}
+    return pd.DataFrame(left).div(pd.Series(_healthiness(z, labels, eps)), axis=0)

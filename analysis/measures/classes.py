@@ -1,14 +1,21 @@
-"""Neural collapse: how far classes have contracted to their means, and the means to a simplex.
+"""Collapse of classes and of regression targets, which last layers drive features to: NC1 to NC5, CDNV, NRC1 to NRC3.
+
+Neural collapse says that the classes contract to their means (`nc1`, `cdnv`), the means to a simplex (`nc2`,
+`simplex_distance`), the classifier to the means (`nc3`, `nc4`), and that other data end up orthogonal to them (`nc5`).
+Regression collapse says that features contract to as many directions as there are targets (`nrc1`), which are those of
+the last layer's weights (`nrc2`), and that the weights take the form that the targets' covariance gives them (`nrc3`).
+All of these are 0 at perfect collapse. `class_overlap` and `class_effective_rank` ask what rate reduction wants
+instead: classes on orthogonal subspaces, each of full rank.
 
 Every class counts alike, whatever its number of samples, so that a large class cannot hide a small one: Σ_W is the
 mean of the classes' covariances, the center the mean of the class means μ_k. For balanced classes these are the
-definitions of Papyan, Han & Donoho 2020 (arXiv 2008.08186). All measures nc* and cdnv are 0 at perfect collapse; they
-are 0-d float64 tensors. Classes without samples are left out, and fewer than two classes are a ValueError. From
-features they carry gradients, from `Moments` with classes they do not.
+definitions of Papyan, Han & Donoho 2020 (arXiv 2008.08186). Classes without samples are left out, and fewer than two
+classes are a ValueError. Values are 0-d float64 tensors. From features they carry gradients, except `nc4`; from
+`Moments` with classes they do not.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,23 +29,38 @@ from .spectra import effective_rank
 RTOL = 1e-6  # class means span no direction whose singular value is below this share of the largest
 
 
+# --- Neural collapse
+
+
 def nc1(
     x: Array | Moments, labels: Array | None = None, *, form: Literal["pseudo_inverse", "traces"] = "pseudo_inverse"
 ) -> Float[Tensor, ""]:
-    """NC1, variability collapse: tr(Σ_W Σ_B⁺)/K, or the quotient of traces tr Σ_W/tr Σ_B.
+    """NC1, the variability collapse: how large the spread within classes is beside the spread of the class means.
 
-    Σ_B = (1/K) Σ_k (μ_k − μ)(μ_k − μ)ᵀ, whose pseudo-inverse comes from the singular values of the K class means:
-    a d × d pseudo-inverse would invert rounding errors. The quotient weighs directions by what they hold.
+    tr(Σ_W Σ_B⁺)/K,  or tr Σ_W / tr Σ_B with form="traces";  Σ_B = (1/K) Σ_k (μ_k − μ)(μ_k − μ)ᵀ.
 
-    x: features `(n, d)` with labels `(n,)`, or `Moments` with classes. Range 0 (every sample on its class mean) to ∞
-    (+∞ if all class means are equal, total collapse included); (r/K)·σ_W²/λ where Σ_B has r eigenvalues λ > 0.
-    Invariant to rotation, translation and scale.
+    The range is from 0, where every sample is on its class mean, to ∞. It is +∞ where all class means are equal, which
+    includes total collapse. With within-class variance σ² in every direction and r eigenvalues λ of Σ_B it is
+    (r/K)·σ²/λ. The pseudo-inverse comes from the singular values of the K class means, because a d × d
+    pseudo-inverse would invert rounding errors. The quotient of traces weighs each direction by the variance that it
+    holds. Invariant to rotation, translation and scale.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class of each row of features; none with `Moments`.
+        form: which of the two definitions.
+    Raises:
+        ValueError: features without labels, `Moments` without classes, fewer than two classes with samples, NaN.
 
     Source: Papyan et al. 2020 (arXiv 2008.08186); the quotient, Tirer, Huang & Niles-Weed 2023 (arXiv 2210.16658).
+
+    >>> z = torch.tensor([[3.0], [5.0], [-3.0], [-5.0]])  # means ±4, variance 1 in each class
+    >>> round(nc1(z, torch.tensor([0, 0, 1, 1])).item(), 6)  # 1/16 over K = 2
+    0.03125
     """
     if form not in ("pseudo_inverse", "traces"):
         raise ValueError(f'form must be "pseudo_inverse" or "traces", got {form!r}')
-    means, within, _ = _class_means(x, labels)
+    means, within, _ = _class_statistics(x, labels)
     spread = centered(means)  # (K, d)
     _, s, directions = torch.linalg.svd(spread, full_matrices=False)
     floor = torch.finfo(s.dtype).eps * len(means) * torch.linalg.matrix_norm(means.detach())
@@ -52,16 +74,27 @@ def nc1(
 
 
 def cdnv(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
-    """CDNV: variances of two classes over the squared distance of their means, averaged over all pairs of classes.
+    """CDNV: the variances of two classes over the squared distance of their means, averaged over all pairs of classes.
 
     mean_{k≠l} (Var_k + Var_l)/(2‖μ_k − μ_l‖²),  Var_k = E‖z − μ_k‖² in class k.
 
-    x, labels as in `nc1`. Range 0 (every sample on its class mean) to ∞ (+∞ if any two class means are equal): the
-    nearest pairs dominate, where `nc1` averages. Invariant to rotation, translation and scale.
+    The range is from 0, where every sample is on its class mean, to ∞, and +∞ if any two class means are equal. The
+    nearest pairs of classes dominate it, where `nc1` averages over directions. Invariant to rotation, translation and
+    scale.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class of each row of features; none with `Moments`.
+    Raises:
+        ValueError: as in `nc1`.
 
     Source: Galanti, György & Hutter 2022 (arXiv 2112.15121) definition 1.
+
+    >>> z = torch.tensor([[3.0], [5.0], [-3.0], [-5.0]])  # means ±4, variance 1 in each class
+    >>> round(cdnv(z, torch.tensor([0, 0, 1, 1])).item(), 6)  # (1 + 1)/(2 · 8²)
+    0.015625
     """
-    means, _, variances = _class_means(x, labels)
+    means, _, variances = _class_statistics(x, labels)
     means = centered(means)
     distances = squared_distances(means, means)  # (K, K)
     apart = distances > 8 * torch.finfo(means.dtype).eps * means.detach().square().sum(1).max()
@@ -71,29 +104,75 @@ def cdnv(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
 
 
 def nc2(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
-    """NC2: distance of the centered class means to a simplex, `simplex_distance(μ_k − μ)`.
+    """NC2: the distance of the centered class means to a simplex, `simplex_distance(μ_k − μ)`.
 
-    Range 0 (equal norms, all cosines −1/(K − 1); reached only if K ≤ d + 1) to √2 (all class means equal).
-    x, labels as in `nc1`. Invariant to rotation, translation and scale.
+    The range is from 0, where the centered means have equal norms and all cosines −1/(K − 1), to √2, where all class
+    means are equal. 0 can be reached only if K ≤ d + 1. Invariant to rotation, translation and scale.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class of each row of features; none with `Moments`.
+    Raises:
+        ValueError: as in `nc1`.
 
     Source: Papyan et al. 2020 (arXiv 2008.08186); as one number Zhu et al. 2021 (arXiv 2105.02375).
+
+    >>> line = torch.tensor([[-1.0], [0.0], [1.0]])  # three classes in a row, where a simplex needs a plane
+    >>> round(nc2(line, torch.arange(3)).item(), 6), round(nc2(torch.eye(3), torch.arange(3)).item(), 6)
+    (0.765367, 0.0)
     """
-    return simplex_distance(centered(_class_means(x, labels)[0]))
+    return simplex_distance(centered(_class_statistics(x, labels).means))
+
+
+def simplex_distance(z: Array) -> Float[Tensor, ""]:
+    """Distance of the Gram matrix of rows to that of a regular simplex, both scaled to norm 1.
+
+    ‖G/‖G‖_F − E/‖E‖_F‖_F,  G = zzᵀ,  E = I − 11ᵀ/n.
+
+    The simplex is the simplex equiangular tight frame. The range is from 0, which is reached only if n ≤ d + 1, to √2,
+    where all rows are equal, and by definition where all are zero. Lower is closer. It is computed from traces, without
+    the (n, n) matrix, and resolves differences of 10⁻⁸. Invariant to rotation and scale, not to translation.
+
+    Args:
+        z: (n, d) rows, n ≥ 2; for neural collapse the class means, centered by the caller.
+    Raises:
+        ValueError: fewer than two rows, NaN.
+
+    Source: Papyan et al. 2020 (arXiv 2008.08186), NC2; in this form Zhu et al. 2021 (arXiv 2105.02375).
+
+    >>> round(simplex_distance(torch.eye(3) - 1 / 3).item(), 6)  # the corners of a triangle around its center
+    0.0
+    """
+    z = as_features(z, min_rows=2).double()
+    n = len(z)
+    norm = gram(z if n >= z.shape[1] else z.mT).square().sum().sqrt()  # ‖G‖_F
+    overlap = (z.square().sum() - z.sum(0).square().sum() / n) / math.sqrt(n - 1)  # ⟨G, E⟩/‖E‖_F
+    return (2 - 2 * (overlap / torch.where(norm > 0, norm, 1.0)).clamp(0, 1)).sqrt()
 
 
 def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Float[Tensor, ""]:
-    """NC3, self-duality: ‖W/‖W‖_F − M/‖M‖_F‖_F, M the centered class means.
+    """NC3, the self-duality: the distance of the classifier's weights to the centered class means, each of norm 1.
 
-    weight: `(K, d)`, the classifier's row of each class. Range 0 (the classifier is the class means) to 2 (opposite);
-    √2 for unrelated ones, and by definition where M or W is zero. x, labels as in `nc1`, with samples of every class.
-    Invariant to a common rotation.
+    ‖W/‖W‖_F − M/‖M‖_F‖_F,  M the centered class means.
+
+    The range is from 0, where the classifier is the class means, to 2, where it is their opposite. Unrelated weights
+    give √2, and so do M or W of zero, by definition. Invariant to a common rotation of features and weights.
+
+    Args:
+        x: features (n, d), or `Moments` with classes; samples of every class.
+        labels: (n,) class of each row of features; none with `Moments`.
+        weight: (K, d) the classifier's row of each class.
+    Raises:
+        ValueError: weight of another shape; otherwise as in `nc1`.
 
     Source: Papyan et al. 2020 (arXiv 2008.08186).
+
+    >>> z, labels = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]]), torch.tensor([0, 0, 1, 1])
+    >>> [round(nc3(z, labels, weight=torch.tensor([[w], [-w]])).item(), 6) for w in (5.0, -5.0)]
+    [0.0, 2.0]
     """
-    means, *_ = _class_means(x, labels)
-    weight = as_features(weight, "weight").to(means)
-    if weight.shape != means.shape:
-        raise ValueError(f"weight must have shape {tuple(means.shape)} (classes, d), got {tuple(weight.shape)}")
+    means = _class_statistics(x, labels).means
+    weight = _row_per_class(weight, means)
     spread = centered(means)
     norms = torch.linalg.matrix_norm(spread) * torch.linalg.matrix_norm(weight)
     cosine = (spread * weight).sum() / torch.where(norms > 0, norms, 1.0)
@@ -101,19 +180,29 @@ def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Fl
 
 
 def nc4(z: Array, labels: Array, *, weight: Array, bias: Array | None = None) -> Float[Tensor, ""]:
-    """NC4: share of the samples that the classifier and the nearest class mean put into different classes.
+    """NC4: the share of samples that the classifier and the nearest class mean put into different classes.
 
     P(argmax_k ⟨w_k, z⟩ + b_k ≠ argmin_k ‖z − μ_k‖).
 
-    z: `(n, d)`, labels `(n,)` with samples of every class, weight `(K, d)`, bias `(K,)`. Range 0 to 1. Not
-    differentiable.
+    The range is from 0, where the two always agree, to 1. Not differentiable.
+
+    Args:
+        z: (n, d) features.
+        labels: (n,) class of each row, with samples of every class.
+        weight: (K, d) the classifier's row of each class.
+        bias: (K,) the classifier's bias, zero if left out.
+    Raises:
+        ValueError: weight or bias of another shape; otherwise as in `nc1`.
 
     Source: Papyan et al. 2020 (arXiv 2008.08186).
+
+    >>> z, labels = torch.tensor([[3.0], [5.0], [-3.0], [-5.0]]), torch.tensor([0, 0, 1, 1])
+    >>> weight = torch.tensor([[1.0], [-1.0]])
+    >>> nc4(z, labels, weight=weight).item(), nc4(z, labels, weight=weight, bias=torch.tensor([-7.0, 0.0])).item()
+    (0.0, 0.25)
     """
-    means, *_ = _class_means(z, labels)
-    z, weight = as_features(z).to(means), as_features(weight, "weight").to(means)
-    if weight.shape != means.shape:
-        raise ValueError(f"weight must have shape {tuple(means.shape)} (classes, d), got {tuple(weight.shape)}")
+    means = _class_statistics(z, labels).means
+    z, weight = as_features(z).to(means), _row_per_class(weight, means)
     scores = z @ weight.mT
     if bias is not None:
         bias = torch.as_tensor(bias).to(means)
@@ -129,13 +218,23 @@ def nc5(x: Array | Moments, labels: Array | None = None, *, outside: Array | Mom
 
     mean_k |⟨μ_k, μ_o⟩|/(‖μ_k‖‖μ_o‖), of the means as they are, not centered.
 
-    x, labels as in `nc1`; outside: features `(m, d)` of other data, or their `Moments`. Range 0 (orthogonal) to 1.
-    Low where data from outside can be told by their angle. A mean of zero counts as orthogonal. Invariant to rotation
-    and scale, not to translation.
+    The range is from 0, orthogonal, to 1. Where it is low, data from outside can be told by their angle to the classes.
+    A mean of zero counts as orthogonal. Invariant to rotation and scale, not to translation.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class of each row of features; none with `Moments`.
+        outside: features (m, d) of data that belong to none of the classes, or their `Moments`.
+    Raises:
+        ValueError: outside of another d, or `Moments` that have seen no rows; otherwise as in `nc1`.
 
     Source: Ben Ammar et al. 2024 (NECO, arXiv 2310.06823) section 4.
+
+    >>> z, labels = torch.eye(3)[:2], torch.arange(2)
+    >>> nc5(z, labels, outside=torch.eye(3)[2:]).item(), round(nc5(z, labels, outside=torch.ones(4, 3)).item(), 6)
+    (0.0, 0.57735)
     """
-    means, *_ = _class_means(x, labels)
+    means = _class_statistics(x, labels).means
     other = outside.mean if isinstance(outside, Moments) else as_features(outside, "outside").double().mean(0)
     if isinstance(outside, Moments) and outside.n == 0:
         raise ValueError("outside needs Moments that have seen rows")
@@ -145,82 +244,231 @@ def nc5(x: Array | Moments, labels: Array | None = None, *, outside: Array | Mom
     return ((means @ other.to(means)).abs() / torch.where(norms > 0, norms, 1.0)).clamp(max=1).mean()
 
 
-def class_overlap(
-    x: Array | Moments, labels: Array | None = None
-) -> dict[str, Float[Tensor, "k k"] | Float[Tensor, ""] | Int[Tensor, "2"]]:
-    """Overlap of the classes' subspaces: cosines of their second moments, 0 at the optimum of rate reduction.
+# --- What is left of each class
 
-    pairs `(K, K)`: ⟨Γ_k, Γ_l⟩/(‖Γ_k‖‖Γ_l‖), Γ_k = E zzᵀ in class k, in the order of the labels, diagonal 1; mean and
-    worst of the pairs k ≠ l; worst_classes `(2,)`, the labels of the worst pair.
 
-    ‖Γ_k‖² is estimated from pairs of distinct rows: the plain estimate is 1/n_k too large for unit rows, and would
-    call classes orthogonal that have few samples. x, labels as in `nc1`, two samples of a class at least, not centered.
-    From 0 (orthogonal subspaces) to 1 (the same second moment up to scale), but for the noise of few samples, which may
-    exceed 1. By energy, so that no rank has to be chosen; `principal_angles` takes one. 0 for a class without two rows
-    that overlap. Invariant to rotation and scale, not to translation. Memory K·d².
+class ClassOverlap(NamedTuple):
+    """What `class_overlap` finds: the overlap of every pair of classes, their mean, and the worst pair.
+
+    >>> overlap = class_overlap(torch.eye(2)[[0, 0, 1, 1, 1, 1]], torch.tensor([3, 3, 5, 5, 8, 8]))
+    >>> overlap.worst.item(), overlap.worst_classes.tolist()  # of classes 5 and 8, which lie on one line
+    (1.0, [5, 8])
+    """
+
+    pairs: Float[Tensor, "k k"]  # in the order of the labels, 1 on the diagonal
+    mean: Float[Tensor, ""]  # of the pairs of different classes
+    worst: Float[Tensor, ""]  # the largest of them
+    worst_classes: Int[Tensor, "2"]  # the labels of that pair
+
+
+def class_overlap(x: Array | Moments, labels: Array | None = None) -> ClassOverlap:
+    """How much the subspaces of classes overlap: the cosine of the second moments of every two classes.
+
+    ⟨Γ_k, Γ_l⟩/(‖Γ_k‖‖Γ_l‖),  Γ_k = E zzᵀ in class k.
+
+    It is 0 for orthogonal subspaces, the optimum of rate reduction, and 1 for the same second moment up to scale. The
+    noise of few samples may lift it above 1. ‖Γ_k‖² is estimated from pairs of distinct rows: the plain estimate is
+    1/n_k too large for unit rows, and would call classes orthogonal that have few samples. A class without two rows
+    that overlap has overlap 0 with all others. Directions count by their energy, so that no rank has to be chosen;
+    `principal_angles` takes one. Nothing is centered. Invariant to rotation and scale, not to translation. The memory
+    is K·d².
+
+    Args:
+        x: features (n, d), or `Moments` with classes; at least two samples of each class.
+        labels: (n,) class of each row of features; none with `Moments`.
+    Raises:
+        ValueError: fewer than two classes with samples, a class of one sample, NaN.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) theorem 1 (orthogonal subspaces as the optimum).
+
+    >>> z = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [-1.0, -1.0]])  # two lines at 45°
+    >>> round(class_overlap(z, torch.tensor([0, 0, 1, 1])).mean.item(), 6)  # cos² 45°
+    0.5
     """
-    if isinstance(x, Moments):
-        parts = {k: (m.second_moment, m.n, m.quartic_about_zero()) for k, m in enumerate(_parts(x, labels)) if m.n}
-    else:
-        z, labels = _labeled(x, labels)
-        rows = {k: z[labels == k] for k in labels.unique().tolist()}
-        parts = {k: (r.mT @ r / len(r), len(r), r.square().sum(1).square().sum()) for k, r in rows.items()}
+    groups = _by_class(x, labels)
+    parts = [
+        (rows.second_moment, rows.n, rows.quartic_about_zero())
+        if isinstance(rows, Moments)
+        else (rows.mT @ rows / len(rows), len(rows), rows.square().sum(1).square().sum())
+        for rows in groups.values()
+    ]
     if len(parts) < 2:
         raise ValueError("class_overlap needs samples of at least two classes")
-    if min(n for _, n, _ in parts.values()) < 2:
+    if min(n for _, n, _ in parts) < 2:
         raise ValueError("class_overlap needs at least 2 samples of every class")
-    flat = torch.stack([moment.flatten() for moment, _, _ in parts.values()])  # (K, d²)
+    flat = torch.stack([moment.flatten() for moment, _, _ in parts])  # (K, d²)
     products = flat @ flat.mT
-    norms2 = torch.stack([((n * m).square().sum() - quartic) / (n * (n - 1)) for m, n, quartic in parts.values()])
+    norms2 = torch.stack([((n * m).square().sum() - quartic) / (n * (n - 1)) for m, n, quartic in parts])
     resolved = norms2 > torch.finfo(torch.float32).eps * products.diagonal()  # (K,): the rest is rounding
     scale = torch.where(resolved, norms2, 1.0).rsqrt() * resolved
     pairs = products * scale * scale[:, None]
     diagonal = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
     worst = int(pairs.detach().masked_fill(diagonal, -1).argmax())
-    names, pairs = list(parts), pairs.masked_fill(diagonal, 1.0)
+    names, pairs = list(groups), pairs.masked_fill(diagonal, 1.0)
     worst_classes = torch.tensor([names[i] for i in divmod(worst, len(names))], device=pairs.device)
-    return {
-        "pairs": pairs,
-        "mean": pairs[~diagonal].mean(),
-        "worst": pairs.flatten()[worst],
-        "worst_classes": worst_classes,
-    }
+    return ClassOverlap(pairs, pairs[~diagonal].mean(), pairs.flatten()[worst], worst_classes)
 
 
-def class_effective_rank(
-    x: Array | Moments, labels: Array | None = None, *, center: bool = False
-) -> dict[str, Float[Tensor, " k"] | Float[Tensor, ""] | Int[Tensor, ""]]:
-    """Effective rank within each class, and the worst: the collapse that an average hides.
+class ClassRanks(NamedTuple):
+    """What `class_effective_rank` finds: the effective rank within every class, and the worst of them.
 
-    ranks `(K,)` in the order of the class labels; worst, their minimum; worst_class, the label it belongs to.
+    >>> ranks = class_effective_rank(torch.eye(3), torch.tensor([4, 7, 7]))
+    >>> round(ranks.worst.item(), 6), ranks.worst_class.item()
+    (1.0, 4)
+    """
 
-    x, labels as in `nc1`. Range 1 to min(n_k, d), 0 for zeros (or centered constants). Higher is healthier. Biased low
-    with n_k/d as every effective rank: compare classes at equal n_k.
+    ranks: Float[Tensor, " k"]  # in the order of the labels
+    worst: Float[Tensor, ""]  # the lowest of them
+    worst_class: Int[Tensor, ""]  # its label
+
+
+def class_effective_rank(x: Array | Moments, labels: Array | None = None, *, center: bool = False) -> ClassRanks:
+    """Effective rank of the features within each class, and the worst of them: the collapse that an average hides.
+
+    The range of each is from 1 to min(n_k, d), and 0 for zeros, or for constants with center=True. Higher is healthier.
+    It is biased low with n_k/d, as every effective rank: compare classes at equal n_k.
+
+    Args:
+        x: features (n, d), or `Moments` with classes.
+        labels: (n,) class of each row of features; none with `Moments`.
+        center: whether each class is taken around its mean.
+    Raises:
+        ValueError: features without labels, `Moments` without classes, NaN.
 
     Source: Roy & Vetterli 2007.
+
+    >>> z = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # a line, and a plane
+    >>> class_effective_rank(z, torch.tensor([0, 0, 1, 1])).ranks.round(decimals=6).tolist()
+    [1.0, 2.0]
     """
-    if isinstance(x, Moments):
-        sets = {k: part for k, part in enumerate(_parts(x, labels)) if part.n}
-    else:
-        z, labels = _labeled(x, labels)
-        sets = {k: z[labels == k] for k in labels.unique().tolist()}
-    ranks = torch.stack([effective_rank(part, center=center) for part in sets.values()])  # (K,)
-    worst_class = torch.tensor(list(sets), device=ranks.device)[ranks.argmin()]
-    return {"ranks": ranks, "worst": ranks.min(), "worst_class": worst_class}
+    groups = _by_class(x, labels)
+    ranks = torch.stack([effective_rank(rows, center=center) for rows in groups.values()])  # (K,)
+    return ClassRanks(ranks, ranks.min(), torch.tensor(list(groups), device=ranks.device)[ranks.argmin()])
 
 
-def _class_means(
-    x: Array | Moments, labels: Array | None
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "d d"], Float[Tensor, " k"]]:
-    """Of the classes that have samples, in float64: means, the mean of their covariances, traces of the covariances."""
+# --- Regression collapse
+
+
+def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
+    """NRC1: the share of the unit rows' energy outside the leading principal directions, one direction per target.
+
+    mean_i ‖ẑᵢ − P ẑᵢ‖²,  ẑ = z/‖z‖ (of z − z̄ with center=True), P onto the leading directions of the covariance of z.
+
+    The range is 0 to 1, and isotropic features give 1 − targets/d. The directions are those of centered features while
+    the rows are not centered, as in the paper's code: features with a large mean in another direction do not count as
+    collapsed, unless center=True. Only directions in which rows differ count, and it is 1 where rows do not differ.
+
+    Args:
+        z: (n, d) features, n ≥ 2.
+        targets: the number of regression targets, 1 ≤ targets ≤ d.
+        center: whether the rows are centered, too.
+    Raises:
+        ValueError: zero rows, targets out of range, one row, NaN.
+
+    Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3.
+
+    >>> z = torch.cat((torch.eye(4), -torch.eye(4)))
+    >>> round(nrc1(z, targets=1).item(), 6)  # isotropic: 1 − 1/4
+    0.75
+    """
+    z = as_features(z, min_rows=2).double()
+    if not 1 <= targets <= z.shape[1]:
+        raise ValueError(f"targets must lie between 1 and d={z.shape[1]}, got {targets}")
+    spread = centered(z)
+    _, s, directions = torch.linalg.svd(spread, full_matrices=False)
+    varies = s > torch.finfo(torch.float32).eps * min(z.shape) ** 0.5 * s[0]
+    directions = directions[varies][:targets]  # (targets or fewer, d)
+    return _outside(unit_rows(spread if center else z), directions)
+
+
+def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
+    """NRC2: the share of the unit rows' energy outside the span of the last layer's weights.
+
+    mean_i ‖ẑᵢ − P ẑᵢ‖²,  ẑ = z/‖z‖ (of z − z̄ with center=True), P onto the rows of weight.
+
+    The range is 0 to 1. Features that know nothing of the weights give 1 − t/d.
+
+    Args:
+        z: (n, d) features.
+        weight: (t, d) the last layer's row of each target, of full rank t ≤ d.
+        center: whether the rows of z are centered first.
+    Raises:
+        ValueError: zero rows, weights that depend on one another, another d, NaN.
+
+    Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3.
+
+    >>> round(nrc2(torch.eye(4), weight=torch.tensor([[0.0, 2.0, 0.0, 0.0]])).item(), 6)  # one row of four is inside
+    0.75
+    """
+    z, weight = as_features(z).double(), as_features(weight, "weight").double()
+    if weight.shape[1] != z.shape[1]:
+        raise ValueError(f"weight must have d={z.shape[1]} columns, got {weight.shape[1]}")
+    _, s, directions = torch.linalg.svd(weight, full_matrices=False)
+    if len(weight) > weight.shape[1] or not s[-1] > torch.finfo(torch.float32).eps * s[0]:
+        raise ValueError("weight must have full rank: its rows depend on one another")
+    return _outside(unit_rows(centered(z) if center else z), directions)
+
+
+def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
+    """NRC3: the distance of the weights' Gram matrix to the form that the covariance Σ of the targets gives it.
+
+    min_γ ‖G/‖G‖_F − A/‖A‖_F‖²_F,  G = WWᵀ,  A = Σ^½ − √γ·I, 0 ≤ γ ≤ λ_min(Σ).
+
+    The range is 0 to 2. γ is found in closed form. At 0 the weights of uncorrelated targets are orthogonal. Invariant
+    to rotation of the features and to the scale of the weights.
+
+    Args:
+        weight: (t, d) the last layer's row of each target.
+        targets: (n, t) the regression targets, t ≥ 2.
+    Raises:
+        ValueError: targets of one dimension, for which it says nothing, or targets that do not vary; a weight without
+            one row per target; zero weights, NaN.
+
+    Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3 and theorem 4.1.
+
+    >>> targets = torch.cat((torch.eye(2), -torch.eye(2)))  # uncorrelated
+    >>> orthogonal, parallel = torch.eye(2), torch.ones(2, 2)
+    >>> [round(nrc3(weight, targets=targets).item(), 6) for weight in (orthogonal, parallel)]  # 0 and 2 − √2
+    [0.0, 0.585786]
+    """
+    weight, targets = as_features(weight, "weight").double(), as_features(targets, "targets", min_rows=2).double()
+    t = targets.shape[1]
+    if t < 2 or len(weight) != t:
+        raise ValueError(f"targets needs 2 columns or more, and weight a row for each, got {t} and {len(weight)}")
+    targets = centered(targets)
+    lam, vectors = torch.linalg.eigh(targets.mT @ targets / len(targets))
+    products, deviation = weight @ weight.mT, lam.clamp(min=0).sqrt()  # (t, t), (t,)
+    if not lam[-1] > 0 or not products.trace() > 0:
+        raise ValueError("targets must vary, and weight must not be zero: they have no form to compare")
+    root = (vectors * deviation) @ vectors.mT
+    a, e, c = (products * root).sum(), products.trace(), deviation.sum()
+    flat = (a * c - e * lam.sum()) / (t * a - e * c)  # the slope of the cosine in √γ has one root
+    ends = torch.stack((0 * deviation[0], deviation[0], flat.nan_to_num(0).clamp(min=0).minimum(deviation[0])))
+    forms = root - ends.detach()[:, None, None] * torch.eye(t, dtype=root.dtype, device=root.device)  # (3, t, t)
+    norms = torch.linalg.matrix_norm(forms)  # 0 where all deviations are equal to √γ
+    floor = torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(root).detach()
+    cosines = (forms * products).sum((1, 2)) / torch.where(norms > floor, norms, torch.inf)
+    return 2 - 2 * (cosines / torch.linalg.matrix_norm(products)).max().clamp(max=1)
+
+
+# --- Helpers
+
+
+class _ClassStatistics(NamedTuple):
+    """Of the K classes that have samples, in float64."""
+
+    means: Float[Tensor, "k d"]
+    within: Float[Tensor, "d d"]  # Σ_W, the mean of their covariances
+    variances: Float[Tensor, " k"]  # the traces of their covariances
+
+
+def _class_statistics(x: Array | Moments, labels: Array | None) -> _ClassStatistics:
     if isinstance(x, Moments):
-        parts = [part for part in _parts(x, labels) if part.n]
+        parts = list(_by_class(x, labels).values())
         if len(parts) < 2:
             raise ValueError("neural collapse needs samples of at least two classes")
         covariances = [part.covariance for part in parts]
-        return (
+        return _ClassStatistics(
             torch.stack([part.mean for part in parts]),
             sum(covariances) / len(parts),
             torch.stack([c.trace() for c in covariances]),
@@ -234,13 +482,17 @@ def _class_means(
     means = first + means.index_add(0, index, z - first) / counts[:, None]  # (K, d)
     residual = (z - means[index]) / counts[index, None].sqrt()  # (n, d)
     variances = z.new_zeros(len(counts)).index_add(0, index, residual.square().sum(1))
-    return means, residual.mT @ residual / len(counts), variances
+    return _ClassStatistics(means, residual.mT @ residual / len(counts), variances)
 
 
-def _parts(x: Moments, labels: Array | None) -> list[Moments]:
-    if labels is not None or not x.by_class:
-        raise ValueError("Moments must have classes of their own, and come without labels")
-    return x.by_class
+def _by_class(x: Array | Moments, labels: Array | None) -> dict[int, Moments] | dict[int, Float[Tensor, "_ d"]]:
+    """The `Moments`, or the rows, of each class that has samples, by label."""
+    if isinstance(x, Moments):
+        if labels is not None or not x.by_class:
+            raise ValueError("Moments must have classes of their own, and come without labels")
+        return {k: part for k, part in enumerate(x.by_class) if part.n}
+    z, labels = _labeled(x, labels)
+    return {k: z[labels == k] for k in labels.unique().tolist()}
 
 
 def _labeled(z: Array, labels: Array | None) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
@@ -250,94 +502,11 @@ def _labeled(z: Array, labels: Array | None) -> tuple[Float[Tensor, "n d"], Int[
     return z, as_labels(labels, len(z), device=z.device)
 
 
-def simplex_distance(z: Array) -> Float[Tensor, ""]:
-    """Distance of the Gram matrix to a regular simplex (simplex equiangular tight frame), both of norm 1.
-
-    ‖G/‖G‖_F − E/‖E‖_F‖_F,  G = zzᵀ,  E = I − 11ᵀ/n.
-
-    z: `(n, d)`, n ≥ 2: class means for neural collapse, centered by the caller. Range 0 (reached only if n ≤ d + 1)
-    to √2 (all rows equal, and by definition all zero); lower is closer. By traces, without the (n, n) matrix, hence
-    resolved to 10⁻⁸. Invariant to scale.
-
-    Source: Papyan et al. 2020 (arXiv 2008.08186), NC2; in this form Zhu et al. 2021 (arXiv 2105.02375).
-    """
-    z = as_features(z, min_rows=2).double()
-    n = len(z)
-    norm = gram(z if n >= z.shape[1] else z.mT).square().sum().sqrt()  # ‖G‖_F
-    overlap = (z.square().sum() - z.sum(0).square().sum() / n) / math.sqrt(n - 1)  # ⟨G, E⟩/‖E‖_F
-    return (2 - 2 * (overlap / torch.where(norm > 0, norm, 1.0)).clamp(0, 1)).sqrt()
-
-
-def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
-    """NRC1: share of the unit rows' energy outside the leading principal directions, as many as there are targets.
-
-    mean_i ‖ẑᵢ − P ẑᵢ‖²,  ẑ = z/‖z‖ (of z − z̄ with center=True), P onto the leading directions of the covariance of z.
-
-    z: `(n, d)`, 1 ≤ targets ≤ d. Range 0 to 1; isotropic features give 1 − targets/d. The directions are those of
-    centered features, the rows are not centered, as in the paper's code: features with a large mean in another
-    direction do not count as collapsed, unless center=True. Only directions in which rows differ count: 1 where none
-    do. ValueError: zero rows, targets out of range, NaN.
-
-    Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3.
-    """
-    z = as_features(z, min_rows=2).double()
-    if not 1 <= targets <= z.shape[1]:
-        raise ValueError(f"targets must lie between 1 and d={z.shape[1]}, got {targets}")
-    spread = centered(z)
-    _, s, directions = torch.linalg.svd(spread, full_matrices=False)
-    varies = s > torch.finfo(torch.float32).eps * min(z.shape) ** 0.5 * s[0]
-    directions = directions[varies][:targets]  # (targets or fewer, d)
-    return _outside(unit_rows(spread if center else z), directions)
-
-
-def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
-    """NRC2: share of the unit rows' energy outside the span of the last layer's weights.
-
-    mean_i ‖ẑᵢ − P ẑᵢ‖²,  ẑ = z/‖z‖ (of z − z̄ with center=True), P onto the rows of weight.
-
-    z: `(n, d)`, weight: `(t, d)`, of full rank t ≤ d. Range 0 to 1; features that know nothing of the weights give
-    1 − t/d. ValueError: zero rows, weights that depend on one another, another d, NaN.
-
-    Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3.
-    """
-    z, weight = as_features(z).double(), as_features(weight, "weight").double()
-    if weight.shape[1] != z.shape[1]:
-        raise ValueError(f"weight must have d={z.shape[1]} columns, got {weight.shape[1]}")
-    _, s, directions = torch.linalg.svd(weight, full_matrices=False)
-    if len(weight) > weight.shape[1] or not s[-1] > torch.finfo(torch.float32).eps * s[0]:
-        raise ValueError("weight must have full rank: its rows depend on one another")
-    return _outside(unit_rows(centered(z) if center else z), directions)
-
-
-def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
-    """NRC3: distance of the weights' Gram matrix from the form that the covariance Σ of the targets gives it.
-
-    min_γ ‖G/‖G‖_F − A/‖A‖_F‖²_F,  G = WWᵀ,  A = Σ^½ − √γ·I, 0 ≤ γ ≤ λ_min(Σ).
-
-    weight: `(t, d)`, targets: `(n, t)`, t ≥ 2. Range 0 to 2; γ in closed form. At 0 the weights of uncorrelated targets
-    are orthogonal. Invariant to rotation of the features and to the scale of the weights.
-    ValueError: targets of one dimension, for which it says nothing, or that do not vary; zero weights, NaN.
-
-    Source: Andriopoulos et al. 2024 (arXiv 2409.04180) section 3 and theorem 4.1.
-    """
-    weight, targets = as_features(weight, "weight").double(), as_features(targets, "targets", min_rows=2).double()
-    t = targets.shape[1]
-    if t < 2 or len(weight) != t:
-        raise ValueError(f"targets needs 2 columns or more, and weight a row for each, got {t} and {len(weight)}")
-    targets = centered(targets)
-    lam, vectors = torch.linalg.eigh(targets.mT @ targets / len(targets))
-    gram, deviation = weight @ weight.mT, lam.clamp(min=0).sqrt()  # (t, t), (t,)
-    if not lam[-1] > 0 or not gram.trace() > 0:
-        raise ValueError("targets must vary, and weight must not be zero: they have no form to compare")
-    root = (vectors * deviation) @ vectors.mT
-    a, e, c = (gram * root).sum(), gram.trace(), deviation.sum()
-    flat = (a * c - e * lam.sum()) / (t * a - e * c)  # the slope of the cosine in √γ has one root
-    ends = torch.stack((0 * deviation[0], deviation[0], flat.nan_to_num(0).clamp(min=0).minimum(deviation[0])))
-    forms = root - ends.detach()[:, None, None] * torch.eye(t, dtype=root.dtype, device=root.device)  # (3, t, t)
-    norms = torch.linalg.matrix_norm(forms)  # 0 where all deviations are equal to √γ
-    floor = torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(root).detach()
-    cosines = (forms * gram).sum((1, 2)) / torch.where(norms > floor, norms, torch.inf) / torch.linalg.matrix_norm(gram)
-    return 2 - 2 * cosines.max().clamp(max=1)
+def _row_per_class(weight: Array, means: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    weight = as_features(weight, "weight").to(means)
+    if weight.shape != means.shape:
+        raise ValueError(f"weight must have shape {tuple(means.shape)} (classes, d), got {tuple(weight.shape)}")
+    return weight
 
 
 def _outside(rows: Float[Tensor, "n d"], directions: Float[Tensor, "k d"]) -> Float[Tensor, ""]:

@@ -2,10 +2,12 @@
 
 No single number sees every collapse. A network that maps all inputs to one point plus rounding noise has a healthy
 centered effective rank, and so a healthy LiDAR: read `mean_collapse` and `feature_std`, which know the scale, beside
-any rank. Results are 0-d float64 tensors on the device of the features and carry gradients.
+any rank. Results are 0-d float64 tensors on the device of the features. They carry gradients, except
+`prototype_usage`.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,20 +20,32 @@ from .moments import Moments
 from .pairs import pair_mean, squared_distances, unit_features
 from .spectra import effective_rank, effective_ranks
 
+# --- Of features
+
 
 def alignment(
     x: Array, y: Array | None = None, *, power: int | float = 2, normalize: bool = False
 ) -> Float[Tensor, ""]:
-    """Alignment: mean distance between the features of two views of one sample.
+    """Alignment: the mean distance between the features of two views of one sample.
 
     E ‖xᵢ − yᵢ‖^power, averaged over all pairs of views.
 
-    x, y: `(n, d)`, row i of both from sample i; or views `(v, n, d)` alone. Rows on the unit sphere, or
-    `normalize=True`. Range [0, 2^power], lower is more invariant; independent isotropic views give 2 for power 2,
-    total collapse gives 0, so read it beside `uniformity`. SimDINO's ½‖a − b‖² is half of it.
-    ValueError: rows off the sphere, shapes that differ, NaN.
+    The range is [0, 2^power], and lower is more invariant. Independent isotropic views give 2 for power 2. Total
+    collapse gives 0, so read it beside `uniformity`. SimDINO's ½‖a − b‖² is half of it.
+
+    Args:
+        x: (n, d) features on the unit sphere, or (v, n, d) views of the same samples if y is left out.
+        y: (n, d) features of another view; row i of x and of y come from sample i.
+        power: of the distance.
+        normalize: puts the rows on the unit sphere first.
+    Raises:
+        ValueError: rows off the sphere, shapes that differ, fewer than two views, NaN.
 
     Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.1.
+
+    >>> x = torch.eye(3)
+    >>> round(alignment(x, x.roll(1, 0)).item(), 6)  # every pair of views is orthogonal
+    2.0
     """
     views = paired_views(x, y, normalize=normalize)
     if not normalize:
@@ -42,27 +56,45 @@ def alignment(
 
 
 def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Float[Tensor, ""]:
-    """Uniformity: logarithm of the mean Gaussian potential over pairs of features.
+    """Uniformity: the logarithm of the mean Gaussian potential over pairs of features.
 
     log mean_{i<j} exp(−t‖zᵢ − zⱼ‖²).
 
-    z: `(n, d)`, n ≥ 2, rows on the unit sphere, or `normalize=True`. Range [−4t, 0] in nats, lower is more uniform:
-    0 is total collapse, `uniformity_optimum(d)` the uniform distribution; finite sets that are spread better than
-    random (a simplex: −2tn/(n − 1)) lie below it. Pairs are tiled: no (n, n) matrix, also under autograd.
-    ValueError: rows off the sphere, fewer than two, NaN.
+    The range is [−4t, 0] in nats, and lower is more uniform. 0 is total collapse, `uniformity_optimum(d)` the uniform
+    distribution. Finite sets that are spread better than random lie below the optimum, such as a simplex at
+    −2tn/(n − 1). Pairs are visited in tiles, so that no (n, n) matrix is formed, also under autograd.
+
+    Args:
+        z: (n, d) features on the unit sphere, n ≥ 2.
+        t: the potential's inverse width.
+        normalize: puts the rows on the unit sphere first.
+    Raises:
+        ValueError: rows off the sphere, fewer than two, NaN.
 
     Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.2, as a mean over distinct pairs.
+
+    >>> round(uniformity(torch.eye(5)).item(), 6)  # all squared distances are 2
+    -4.0
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
     return pair_mean(z - z.mean(0), lambda r2: torch.exp(-t * r2), pairing=squared_distances).log()
 
 
 def uniformity_optimum(d: int, *, t: int | float = 2) -> float:
-    """Uniformity of the uniform distribution on the unit sphere of ℝᵈ, the infimum over all distributions.
+    """Uniformity of the uniform distribution on the unit sphere of ℝᵈ, the infimum over all distributions, in nats.
 
     log E exp(−t‖x − y‖²) = −2t + log ₀F₁(; d/2; t²), here by the series of ₀F₁, whose terms are all positive.
 
+    Args:
+        d: the dimension of the space, d ≥ 1.
+        t: the potential's inverse width, t > 0.
+    Raises:
+        ValueError: d < 1 or t ≤ 0.
+
     Source: Wang & Isola 2020 (arXiv 2005.10242) proposition 1; the value by E e^{κ⟨x,y⟩} = ₀F₁(; d/2; κ²/4).
+
+    >>> round(uniformity_optimum(3), 6), round(-4 + math.log(math.sinh(4) / 4), 6)  # elementary on the ordinary sphere
+    (-2.079777, -2.079777)
     """
     if d < 1 or t <= 0:
         raise ValueError(f"uniformity_optimum needs d ≥ 1 and t > 0, got d={d}, t={t}")
@@ -73,23 +105,47 @@ def uniformity_optimum(d: int, *, t: int | float = 2) -> float:
 def uniformity_gap(z: Array, *, t: int | float = 2, normalize: bool = False) -> Float[Tensor, ""]:
     """`uniformity` minus its value for the uniform distribution on the sphere, in nats.
 
-    0 is as uniform as independent uniform samples in expectation of the potential; −`uniformity_optimum(d)` is total
-    collapse; slightly negative values are possible at finite n (repelling points beat random ones).
-    Arguments and errors as in `uniformity`.
+    0 is as uniform as independent uniform samples, in expectation of the potential, and −`uniformity_optimum(d)` is
+    total collapse. Lower is more uniform. Slightly negative values are possible at finite n, where points that repel
+    each other beat random ones.
+
+    Args:
+        z: (n, d) features on the unit sphere, n ≥ 2.
+        t: the potential's inverse width, t > 0.
+        normalize: puts the rows on the unit sphere first.
+    Raises:
+        ValueError: rows off the sphere, fewer than two, t ≤ 0, NaN.
+
+    Source: Wang & Isola 2020 (arXiv 2005.10242) proposition 1.
+
+    >>> z = torch.eye(3)[[0, 0, 0, 0]]  # total collapse
+    >>> round(uniformity_gap(z).item() + uniformity_optimum(3), 6)
+    0.0
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
     return uniformity(z, t=t) - uniformity_optimum(z.shape[1], t=t)
 
 
 def hyperspherical_energy(z: Array, *, s: int | float = 0, normalize: bool = False) -> Float[Tensor, ""]:
-    """Hyperspherical energy: the mean Riesz potential of pairs, mean_{i<j} ‖zᵢ − zⱼ‖⁻ˢ, or −log‖zᵢ − zⱼ‖ for s = 0.
+    """Hyperspherical energy: the mean Riesz potential over pairs of features.
 
-    z: `(n, d)`, n ≥ 2, rows on the unit sphere, or `normalize=True`. Lower is more spread; at most d + 1 rows are
-    best as a simplex, for any s, with all ‖zᵢ − zⱼ‖² = 2n/(n − 1). +∞ if two rows coincide, as in total collapse:
-    where `uniformity` averages, this looks at the closest pairs, the more so the larger s. Computed in float64, in
-    tiles. ValueError: s < 0, rows off the sphere, NaN.
+    mean_{i<j} ‖zᵢ − zⱼ‖⁻ˢ,  or mean_{i<j} −log‖zᵢ − zⱼ‖ for s = 0.
+
+    Lower is more spread. At most d + 1 rows are best as a simplex, for any s, with all ‖zᵢ − zⱼ‖² = 2n/(n − 1). It is
+    +∞ if two rows coincide, as in total collapse: where `uniformity` averages, this looks at the closest pairs, the
+    more so the larger s. Computed in float64, in tiles.
+
+    Args:
+        z: (n, d) features on the unit sphere, n ≥ 2.
+        s: the exponent of the Riesz potential, s ≥ 0.
+        normalize: puts the rows on the unit sphere first.
+    Raises:
+        ValueError: s < 0, rows off the sphere, fewer than two, NaN.
 
     Source: Liu et al. 2018 (arXiv 1805.09298); for neural collapse Gao et al. 2023 (arXiv 2303.06484).
+
+    >>> round(hyperspherical_energy(torch.eye(4)).item(), 6), round(hyperspherical_energy(torch.eye(4), s=2).item(), 6)
+    (-0.346574, 0.5)
     """
     if s < 0:
         raise ValueError(f"s must not be negative, got {s}")
@@ -102,15 +158,23 @@ def hyperspherical_energy(z: Array, *, s: int | float = 0, normalize: bool = Fal
 
 
 def feature_std(z: Array) -> Float[Tensor, ""]:
-    """Standard deviation of the normalized features, in units of the isotropic value.
+    """Standard deviation of the normalized features, in units of the value that isotropic features have.
 
     √d · mean_j std_i(zᵢⱼ/‖zᵢ‖), with the population's standard deviation.
 
-    z: `(n, d)`; the normalization is part of the definition, a zero row stays zero. Range [0, 1]: 0 is total
-    collapse, 1 isotropic. It sees complete collapse only: features on a random line read about 0.8 and on a random
-    plane 0.9, so read an effective rank beside it. Invariant to the scale of rows, not to rotation.
+    The range is [0, 1]: 0 is total collapse, 1 isotropic. It sees complete collapse only. Features on a random line
+    read about 0.8 and on a random plane 0.9, so read an effective rank beside it. The normalization is part of the
+    definition, and a zero row stays zero. Invariant to the scale of each row, not to rotation.
+
+    Args:
+        z: (n, d) features.
+    Raises:
+        ValueError: NaN or no rows.
 
     Source: Chen & He 2021 (SimSiam, arXiv 2011.10566) section 4.1.
+
+    >>> round(feature_std(torch.cat((torch.eye(4), -torch.eye(4)))).item(), 6), feature_std(torch.ones(8, 4)).item()
+    (1.0, 0.0)
     """
     z = as_features(z)
     rows = z.any(1)  # (n,)
@@ -123,10 +187,18 @@ def mean_collapse(x: Array | Moments) -> Float[Tensor, ""]:
 
     ‖E z‖² / E‖z‖².
 
-    x: features `(n, d)`, not centered (that would make it 0), or `Moments`. Range [0, 1], lower is healthier: 1 is all
-    samples on one point (also the value of all-zero features), independent isotropic features give 1/n in
-    expectation. On unit rows it is the mean cosine over all n² pairs. It tells rounding noise around one point, whose
-    centered effective rank looks healthy, from real spread. Invariant to rotation and scale. ValueError: NaN, empty.
+    The range is [0, 1], and lower is healthier. 1 says that all samples are on one point; it is also the value of
+    features that are all zero. Independent isotropic features give 1/n in expectation. On unit rows it is the mean
+    cosine over all n² pairs. It tells rounding noise around one point, whose centered effective rank looks healthy,
+    from real spread. Invariant to rotation and scale.
+
+    Args:
+        x: features (n, d), or `Moments`. Not centered features, whose value is 0.
+    Raises:
+        ValueError: NaN, no rows.
+
+    >>> round(mean_collapse(torch.eye(5)).item(), 6), mean_collapse(torch.ones(5, 3)).item()
+    (0.2, 1.0)
     """
     if isinstance(x, Moments):
         if x.n == 0:
@@ -140,61 +212,118 @@ def mean_collapse(x: Array | Moments) -> Float[Tensor, ""]:
     return torch.where(energy > 0, point / torch.where(energy > 0, energy, 1.0), 1.0)
 
 
+# --- Of views and of patches
+
+
 def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
     """LiDAR: effective rank of the spread between samples, after whitening by the spread between their views.
 
     Effective rank of Σ_w^(−½) Σ_b Σ_w^(−½),  Σ_b = cov of the samples' mean views,
     Σ_w = Σ (z − mean view)(z − mean view)ᵀ/(n(v − 1)) + δI.
 
-    views: `(v, n, d)`, v ≥ 2 augmentations of the same n samples; the view axis comes first, since grouping views by
-    position in a queue changes the value. Range 1 to min(n − 1, d), 0 if all mean views are equal. Higher is healthier.
-    δ is absolute, as in the paper: not invariant to scale unless δ is small beside Σ_w. Σ_w is unbiased, as there; with
-    1/(nv), as also found, the value differs by what δ weighs. ValueError: δ ≤ 0, NaN.
+    The range is 1 to min(n − 1, d), and 0 if all mean views are equal. Higher is healthier. δ is absolute, as in the
+    paper: the value is not invariant to scale unless δ is small beside Σ_w. Σ_w is unbiased, as there; with the
+    denominator nv, which is also found, the value differs by the weight of δ.
+
+    Args:
+        views: (v, n, d) features of v ≥ 2 augmentations of the same n samples. The view axis comes first, because
+            grouping views by their position in a queue changes the value.
+        delta: δ > 0.
+    Raises:
+        ValueError: δ ≤ 0, fewer than two views, NaN.
 
     Source: Thilak et al. 2024 (arXiv 2312.04000).
+
+    >>> z = torch.eye(4)
+    >>> round(lidar(torch.stack((z, z))).item(), 6)  # views that agree: the centered effective rank
+    3.0
     """
     if delta <= 0:
         raise ValueError(f"delta must be positive, got {delta}")
     views = as_views(views).double()
     views = views - views[:1, :1].detach()  # measured from one row, equal rows are exactly zero
-    centers = views.mean(0)  # (n, d)
-    within = (views - centers).flatten(0, 1)  # (v·n, d)
-    sigma = within.mT @ within / (len(within) - len(centers))  # (d, d)
+    means = views.mean(0)  # (n, d)
+    within = (views - means).flatten(0, 1)  # (v·n, d)
+    sigma = within.mT @ within / (len(within) - len(means))  # (d, d)
     factor = torch.linalg.cholesky(sigma + delta * torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device))
-    between = centers - centers.mean(0)
+    between = means - means.mean(0)
     return effective_rank(torch.linalg.solve_triangular(factor, between.mT, upper=False).mT)
 
 
-def patch_ranks(tokens: Array, *, center: bool = False) -> dict[str, Float[Tensor, ""]]:
+class PatchRanks(NamedTuple):
+    """What `patch_ranks` finds: two effective ranks of patch tokens.
+
+    >>> ranks = patch_ranks(torch.eye(3)[:, None].expand(3, 5, 3))  # an image has five times the same token
+    >>> round(ranks.within.item(), 6), round(ranks.between.item(), 6)
+    (1.0, 3.0)
+    """
+
+    within: Float[Tensor, ""]  # among the patches of an image
+    between: Float[Tensor, ""]  # among images at a position
+
+
+def patch_ranks(tokens: Array, *, center: bool = False) -> PatchRanks:
     """Effective ranks of patch tokens: among the patches of an image, and among images at a position.
 
-    within = mean over images of the effective rank of the (t, d) tokens; between = mean over positions, of (n, d).
+    within = mean over images of the effective rank of their (t, d) tokens;
+    between = mean over positions of the effective rank of their (n, d) tokens.
 
-    tokens: `(n, t, d)`. within 1: an image's patches lie on one line (only global information); between 1: every
-    image has the same tokens (only position). Both 1: patch collapse, which SimDINOv2's loss does not exclude.
-    Ranges [1, min(t, d)] and [1, min(n, d)], 0 only for zeros (or centered constants); higher is healthier. Without
-    centering, rounding noise on constant tokens reads 1; with it, min(t, d).
+    With within 1, an image's patches lie on one line, and hold only global information. With between 1, every image
+    has the same tokens, which hold only the position. Both 1 is patch collapse, which SimDINOv2's loss does not
+    exclude. The ranges are [1, min(t, d)] and [1, min(n, d)], and 0 only for zeros, or for constants with center=True.
+    Higher is healthier. Rounding noise on constant tokens reads 1 without centering, and min(t, d) with it.
+
+    Args:
+        tokens: (n, t, d) patch tokens of n images.
+        center: whether each set of tokens is taken around its mean.
+    Raises:
+        ValueError: tokens of another shape, NaN.
 
     Source: Roy & Vetterli 2007 for the rank; Wu et al. 2025 (arXiv 2502.10385) for the patch term.
+
+    >>> ranks = patch_ranks(torch.eye(6)[:4].expand(3, 4, 6))  # four orthogonal tokens, the same in three images
+    >>> [round(rank.item(), 6) for rank in ranks]
+    [4.0, 1.0]
     """
     tokens = as_floating(tokens, "tokens", "n t d")
-    return {
-        name: effective_ranks(sets, center=center).mean()
-        for name, sets in (("within", tokens), ("between", tokens.transpose(0, 1)))
-    }
+    return PatchRanks(*(effective_ranks(sets, center=center).mean() for sets in (tokens, tokens.transpose(0, 1))))
 
 
-def prototype_entropy(logits: Array, *, temp: int | float = 1.0) -> dict[str, Float[Tensor, ""]]:
+# --- Of prototypes
+
+
+class PrototypeEntropy(NamedTuple):
+    """What `prototype_entropy` finds: three entropies in nats.
+
+    >>> entropy = prototype_entropy(torch.zeros(4, 2))  # undecided
+    >>> round(entropy.marginal.item(), 6), round(entropy.conditional.item(), 6), entropy.information.item()
+    (0.693147, 0.693147, 0.0)
+    """
+
+    marginal: Float[Tensor, ""]  # of the mean assignment
+    conditional: Float[Tensor, ""]  # of a sample's assignment, on average
+    information: Float[Tensor, ""]  # their difference, the mutual information of sample and prototype
+
+
+def prototype_entropy(logits: Array, *, temp: int | float = 1.0) -> PrototypeEntropy:
     """Entropies of prototype assignments in nats: of their mean, of each sample, and the difference.
 
     p = softmax(logits/temp);  marginal H(E p),  conditional E H(p),  information = marginal − conditional.
 
-    logits: `(n, K)`; subtract the center first where the method does. marginal in [0, log K], 0: one prototype takes
-    all; conditional in [0, log K], log K: all assignments are uniform, which the marginal alone calls healthy.
-    information, the mutual information of sample and prototype, in [0, log min(n, K)], is 0 in both collapses; higher
-    is healthier. ValueError: temp ≤ 0, NaN.
+    There are two collapses. A marginal of 0, in the range [0, log K], says that one prototype takes all. A conditional
+    of log K, in the same range, says that all assignments are uniform, which the marginal alone calls healthy. The
+    information is 0 in both. Its range is [0, log min(n, K)], and higher is healthier.
+
+    Args:
+        logits: (n, K) scores of K prototypes; subtract the running center first where the method does.
+        temp: the temperature that divides the logits.
+    Raises:
+        ValueError: temp ≤ 0, NaN.
 
     Source: Caron et al. 2021 (arXiv 2104.14294) section 5.3 (the two collapses).
+
+    >>> round(prototype_entropy(1000 * torch.eye(8)).information.item(), 6)  # each sample has its prototype: log 8
+    2.079442
     """
     if temp <= 0:
         raise ValueError(f"temp must be positive, got {temp}")
@@ -205,14 +334,22 @@ def prototype_entropy(logits: Array, *, temp: int | float = 1.0) -> dict[str, Fl
         mean = mean + log_p.exp().sum(0) / len(logits)  # (K,)
         conditional = conditional - (log_p.exp() * log_p).sum() / len(logits)
     marginal = torch.special.entr(mean).sum()
-    return {"marginal": marginal, "conditional": conditional, "information": (marginal - conditional).clamp_min(0)}
+    return PrototypeEntropy(marginal, conditional, (marginal - conditional).clamp_min(0))
 
 
 def prototype_usage(logits: Array) -> Float[Tensor, ""]:
     """Share of the prototypes that are the best one of at least one sample.
 
-    logits: `(n, K)`. Range 1/K (one prototype takes all) to min(1, n/K): compare at equal n. Higher is healthier.
-    Not differentiable. Equal logits go to one prototype, so that uniform collapse reads 1/K, too.
+    The range is from 1/K, where one prototype takes all, to min(1, n/K): compare at equal n. Higher is healthier. Equal
+    logits go to one prototype, so that uniform collapse reads 1/K, too. Not differentiable.
+
+    Args:
+        logits: (n, K) scores of K prototypes.
+    Raises:
+        ValueError: NaN, no rows.
+
+    >>> prototype_usage(torch.eye(8)[[0, 0, 3]]).item()  # two of eight
+    0.25
     """
     logits = as_floating(logits, "logits", "n K").detach()
     used = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
@@ -225,16 +362,28 @@ def center_drift(logits: Array, *, running_center: Array) -> Float[Tensor, ""]:
 
     ‖P(E t − c)‖ / √(E‖P(t − E t)‖²), P the projection orthogonal to the vector of ones, which softmax ignores.
 
-    logits: teacher scores `(n, K)`, running_center c: `(K,)`. 0: it is up to date; above 1 it shifts the assignments
-    more than the samples do, and centering no longer guards against collapse. +∞ for equal scores off the center.
+    At 0 the center is up to date. Above 1 it shifts the assignments more than the samples do, and centering no longer
+    guards against collapse. It is +∞ for equal scores off the center.
+
+    Args:
+        logits: (n, K) the teacher's scores t, before the center is subtracted.
+        running_center: (K,) the center c.
+    Raises:
+        ValueError: a center of another length, NaN.
 
     Source: Caron et al. 2021 (arXiv 2104.14294) eq. 4 (the center).
+
+    >>> scores = torch.tensor([[1.0, -1.0], [3.0, -3.0]])
+    >>> center_drift(scores, running_center=scores.mean(0)).item()
+    0.0
+    >>> round(center_drift(scores, running_center=torch.zeros(2)).item(), 6)  # the mean (2, −2) over the spread √2
+    2.0
     """
     logits = as_floating(logits, "logits", "n K").double()
-    center = as_floating(running_center, "running_center", "K").to(logits)
-    if len(center) != logits.shape[1]:
-        raise ValueError(f"running_center must have shape ({logits.shape[1]},), got {tuple(center.shape)}")
-    scores = logits - center
+    running_center = as_floating(running_center, "running_center", "K").to(logits)
+    if len(running_center) != logits.shape[1]:
+        raise ValueError(f"running_center must have shape ({logits.shape[1]},), got {tuple(running_center.shape)}")
+    scores = logits - running_center
     scores = scores - scores.mean(1, keepdim=True)  # (n, K)
     lag, spread = scores.mean(0).norm(), (scores - scores.mean(0)).square().sum(1).mean().sqrt()
     return torch.where(lag > 0, lag / spread, 0.0)

@@ -1,6 +1,6 @@
-"""What one view of a sample tells about another: a bound and a substitute of their mutual information, in nats.
+"""What one view of a sample tells about another: a bound on their mutual information, and a substitute for it, in nats.
 
-x and y are features (n, d) of two views of the same n samples, row by row; or x alone are views (v, n, d), and values
+x and y are features (n, d) of two views of the same n samples, row by row; or x alone holds views (v, n, d), and values
 are averaged over their pairs. Results are 0-d float64 tensors and carry gradients.
 """
 
@@ -19,16 +19,27 @@ KERNEL_ROUNDING = 1e-8  # of a kernel's eigenvalues, as a share of the largest
 
 
 def infonce_bound(x: Array, y: Array | None = None, *, temp: int | float, normalize: bool = False) -> Float[Tensor, ""]:
-    """InfoNCE's lower bound of the mutual information of two views: log n − L.
+    """InfoNCE's lower bound, in nats, of the mutual information of two views.
 
-    L = −mean_i log(exp(⟨xᵢ, yᵢ⟩/τ)/Σⱼ exp(⟨xᵢ, yⱼ⟩/τ)), averaged with the same for x and y exchanged.
+    log n − L,  L = −mean_i log(exp(⟨xᵢ, yᵢ⟩/τ)/Σⱼ exp(⟨xᵢ, yⱼ⟩/τ)), averaged with the same for x and y exchanged.
 
-    Rows on the unit sphere, or normalize=True; n ≥ 2. temp: τ. The critic ⟨x, y⟩/τ gives a bound for any τ, the
-    best one the tightest. At most log n, which is all that n samples can show, however much there is; 0 in total
-    collapse; below 0 for views that have nothing in common. Higher is more shared information. All pairs, in tiles.
-    ValueError: τ ≤ 0, one row, rows off the sphere, views of different samples, NaN.
+    Higher is more shared information. It is at most log n, which is all that n samples can show, however much there is.
+    It is 0 in total collapse, and below 0 for views that have nothing in common. The critic ⟨x, y⟩/τ gives a bound for
+    any τ, and the best τ the tightest. All pairs are visited, in tiles.
+
+    Args:
+        x: (n, d) features on the unit sphere, n ≥ 2, or (v, n, d) views of the same samples if y is left out.
+        y: (n, d) features of another view, row by row.
+        temp: the temperature τ that divides the inner products.
+        normalize: puts the rows on the unit sphere first.
+    Raises:
+        ValueError: τ ≤ 0, one row, rows off the sphere, views of different samples, NaN.
 
     Source: van den Oord et al. 2018 (arXiv 1807.03748) eq. 4-5; Poole et al. 2019 (arXiv 1905.06922).
+
+    >>> z = torch.eye(8)
+    >>> round(infonce_bound(z, z, temp=0.02).item(), 6)  # log 8, all that eight samples can show
+    2.079442
     """
     if not temp > 0:
         raise ValueError(f"temp must be positive, got {temp}")
@@ -51,18 +62,33 @@ def dime(
     seed: int = 0,
     normalize: bool = False,
 ) -> Float[Tensor, ""]:
-    """DiME: what knowing which rows belong together takes from the joint matrix entropy of two views.
+    """DiME: what knowing which rows belong together takes away from the joint matrix entropy of two views, in nats.
 
     E_Π S_a(K_x ∘ ΠK_yΠᵀ/n) − S_a(K_x ∘ K_y/n),  S_a the Rényi entropy of order a, Π random permutations.
 
-    bandwidth: σ of Gaussian kernels exp(−‖zᵢ − zⱼ‖²/(2σ²)); None takes cosines, of rows on the unit sphere or with
-    normalize=True. 0 in expectation for independent views and in total collapse, about log K for views that agree on
-    which of K orthogonal directions a sample has, and 0 again where all rows are orthogonal or σ is so small that they
-    are: the number of samples bounds it as in `infonce_bound`, but here it says so by falling. Higher is more shared
-    information. Costs (permutations + 1) decompositions of (n, n): take a few thousand rows.
-    ValueError: σ ≤ 0, order < 0, no permutation, one row, views of different samples, NaN.
+    Higher is more shared information. It is 0 in expectation for independent views, 0 in total collapse, and about
+    log K for views that agree on which of K orthogonal directions a sample has. It is 0 again where all rows are
+    orthogonal, or σ is so small that they are: the number of samples bounds it as in `infonce_bound`, but here it says
+    so by falling. It costs (permutations + 1) decompositions of (n, n) matrices: take a few thousand rows.
+
+    Args:
+        x: (n, d) features, n ≥ 2, or (v, n, d) views of the same samples if y is left out.
+        y: (n, d) features of another view, row by row.
+        order: a.
+        bandwidth: σ of Gaussian kernels exp(−‖zᵢ − zⱼ‖²/(2σ²)); None takes cosines, of rows on the unit sphere or with
+            normalize=True.
+        permutations: how many of them the expectation is a mean of.
+        seed: of the permutations.
+        normalize: puts the rows on the unit sphere first.
+    Raises:
+        ValueError: σ ≤ 0, order < 0, no permutation, one row, rows off the sphere if there is no bandwidth, views of
+            different samples, NaN.
 
     Source: Skean et al. 2023 (arXiv 2301.08164), there with Gaussian kernels and a = 1.01.
+
+    >>> classes = torch.eye(4).repeat(32, 1)  # both views know which of four directions a sample has
+    >>> abs(dime(classes, classes).item() - math.log(4)) < 0.1
+    True
     """
     if bandwidth is not None and not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")

@@ -36,16 +36,28 @@ def sliced_normality(
     - watson: U² = W² − n(p̄ − ½)², which forgives a shift. Null value 1/12.
     - anderson_darling: A² = −n − Σ (2i − 1)/n·(log pᵢ + log(1 − p_{n+1−i})), which weighs the tails. Null value 1.
     - jarque_bera: n/6·(skewness² + (kurtosis − 3)²/4). Null value 2, for large n.
-    - shapiro_francia: 1 − r², r the correlation of y with the normal quantiles Φ⁻¹((i − ⅜)/(n + ¼)). Null value to 0.
+    - shapiro_francia: 1 − r², r the correlation of y with the normal quantiles Φ⁻¹((i − ⅜)/(n + ¼)). Its null value
+      tends to 0.
 
-    z: `(n, d)`, taken as it is: the first four compare with N(0, 1), so that unit rows have to be multiplied by √d and
-    others standardized first; the last two see the shape alone. The null value is the expectation under N(0, I), at any
-    n unless said otherwise; what departs from it grows with n (not shapiro_francia, at most 1). Equal rows: z = 0 gives
-    n·(1 − √2 + 1/√3) for epps_pulley; their shape is as far as can be by definition, +∞ and 1. The directions depend on
-    seed, directions and d only. ValueError: an unknown statistic, no direction, NaN.
+    Lower is closer to normal. The null value is the expectation under N(0, I), at any n unless said otherwise. What a
+    departure adds grows with n, except for shapiro_francia, which is at most 1. Features are taken as they are. The
+    first four statistics compare with N(0, 1), so that unit rows have to be multiplied by √d, and others standardized,
+    beforehand; the last two see the shape alone. Features that are all zero have n·(1 − √2 + 1/√3) for epps_pulley. For
+    the last two, equal rows are as far from normal as can be, by definition: +∞ and 1.
+
+    Args:
+        z: (n, d) features.
+        statistic: which of the six.
+        directions: the number of random directions.
+        seed: of the directions, which depend on seed, directions and d only.
+    Raises:
+        ValueError: an unknown statistic, no direction, NaN.
 
     Source: Epps & Pulley 1983; Anderson & Darling 1954; Watson 1961; Jarque & Bera 1980; Shapiro & Francia 1972;
     sliced, as a loss, Balestriero & LeCun 2025 (LeJEPA, arXiv 2511.08544).
+
+    >>> round(sliced_normality(torch.zeros(10, 3)).item(), 6)  # total collapse, 10·(1 − √2 + 1/√3)
+    1.631367
     """
     if statistic not in STATISTICS:
         raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got {statistic!r}")
@@ -65,13 +77,24 @@ def bhep(z: Array, *, beta: int | float | None = None, standardize: bool = True)
     (1/n) Σᵢⱼ exp(−β²‖yᵢ − yⱼ‖²/2) − 2(1 + β²)^(−d/2) Σᵢ exp(−β²‖yᵢ‖²/(2(1 + β²))) + n(1 + 2β²)^(−d/2),
     y = S^(−½)(z − z̄), S the covariance (1/n).
 
-    z: `(n, d)`. beta: None takes Henze & Zirkler's, (n(2d + 1)/4)^(1/(d + 4))/√2. standardize=False compares z as it is
-    with N(0, I). Range 0 to 4n, which is also its value, by definition, where the covariance is singular (n ≤ d,
-    collapse). Under N(0, I) the expectation of the unstandardized is 1 − (1 + 2β²)^(−d/2), at any n, and of the
-    standardized, which is affine invariant, 1 − a^(−d/2)·(1 + dβ²/a + d(d + 2)β⁴/(2a²)), a = 1 + 2β², for large n.
-    All pairs, in tiles. In d = 1 with β = 1 the unstandardized is `sliced_normality`. ValueError: β ≤ 0, NaN.
+    The range is 0 to 4n, and lower is closer to normal. 4n is also its value, by definition, where the covariance is
+    singular (n ≤ d, collapse). Standardized, it is affine invariant. Under N(0, I) its expectation without
+    standardization is 1 − (1 + 2β²)^(−d/2), at any n, and with it, for large n,
+    1 − a^(−d/2)·(1 + dβ²/a + d(d + 2)β⁴/(2a²)), a = 1 + 2β². In d = 1 with β = 1 and without standardization it is
+    `sliced_normality`. All pairs are visited, in tiles.
+
+    Args:
+        z: (n, d) features.
+        beta: β > 0; None takes Henze & Zirkler's, (n(2d + 1)/4)^(1/(d + 4))/√2.
+        standardize: False compares z as it is with N(0, I).
+    Raises:
+        ValueError: β ≤ 0, NaN.
 
     Source: Baringhaus & Henze 1988; Henze & Zirkler 1990.
+
+    >>> normal = torch.special.ndtri(torch.arange(1, 100) / 100)[:, None]  # 99 quantiles
+    >>> bhep(normal).item() < 0.1, bhep(normal.exp()).item() > 1, bhep(torch.zeros(10, 3)).item()  # the last is 4n
+    (True, True, 40.0)
     """
     z = as_features(z).double()
     n, d = z.shape

@@ -1,6 +1,8 @@
 """Similarity of two representations: of layers, checkpoints, branches or networks.
 
-Rows of x and y correspond (row i is sample i in both), their dimensions may differ. Results are 0-d float64 tensors.
+Row i of x and row i of y are the same sample, and their dimensions may differ; for `principal_angles` it is the
+dimension that is shared, and the rows may be of any samples. Results are float64 tensors, 0-d except for the angles,
+and carry gradients, except for `rsa` of ranks.
 """
 
 from typing import Literal
@@ -16,16 +18,28 @@ FEATURE_ROUNDING = torch.finfo(torch.float32).eps  # features are float32 at bes
 
 
 def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
-    """Debiased linear centered kernel alignment: HSIC(x, y) / √(HSIC(x, x)·HSIC(y, y)), with unbiased HSIC.
+    """Debiased linear centered kernel alignment (CKA) of two representations.
 
-    HSIC = [tr K̃L̃ + (1ᵀK̃1)(1ᵀL̃1)/((n − 1)(n − 2)) − 2/(n − 2)·1ᵀK̃L̃1] / (n(n − 3)), K̃ = xxᵀ without its diagonal.
+    HSIC(x, y) / √(HSIC(x, x)·HSIC(y, y)), with the unbiased
+    HSIC = [tr K̃L̃ + (1ᵀK̃1)(1ᵀL̃1)/((n − 1)(n − 2)) − 2/(n − 2)·1ᵀK̃L̃1] / (n(n − 3)), K̃ = xxᵀ without its diagonal,
+    L̃ = yyᵀ likewise.
 
-    x `(n, d)`, y `(n, e)`, n ≥ 4. 1: equal up to rotation, scale and translation, to which it is invariant; 0 in
-    expectation of HSIC for independent ones, whatever n and d (the biased estimate tends to 1 for d ≫ n). Negative
-    values occur and are returned as they are. 0 also where x or y has no variance to resolve (HSIC(x, x) no more
-    than rounding, as for orthonormal rows).
+    It is 1 for representations that are equal up to rotation, scale and translation, to which it is invariant. For
+    independent ones HSIC is 0 in expectation, whatever n and d, where the biased estimate tends to 1 for d ≫ n.
+    Negative values occur and are returned as they are. It is 0 also where x or y has no variance to resolve, because
+    HSIC(x, x) is no more than rounding, as for orthonormal rows.
+
+    Args:
+        x: (n, d) features, n ≥ 4.
+        y: (n, e) features of the same samples, row by row.
+    Raises:
+        ValueError: fewer than four rows, different n, NaN.
 
     Source: Song et al. 2012 (unbiased HSIC); Kornblith et al. 2019 (arXiv 1905.00414); Nguyen et al. 2021.
+
+    >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0], [3.0, 3.0], [9.0, 4.0]])
+    >>> round(debiased_cka(x, 7 - 2 * x.flip(1)).item(), 6)
+    1.0
     """
     x, y = (centered(z) for z in _paired(x, y, min_rows=4))
     x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
@@ -36,18 +50,28 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
 
 
 def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]:
-    """SVCCA: mean canonical correlation of two representations, each reduced to its leading principal directions.
+    """SVCCA: the mean canonical correlation of two representations, each reduced to its leading principal directions.
 
     mean_i ρᵢ,  ρ = σ(UᵀV), U and V orthonormal bases of what the leading columns of x and y span in ℝⁿ.
 
-    x `(n, d)`, y `(n, e)`, centered here. share: of the variance, that the directions kept explain; 1 keeps the
-    numerical rank and is the mean CCA. Averaged over the smaller number of directions. Range 0 (no direction in common)
-    to 1. Invariant to rotation, scale and translation, with share=1 to every invertible linear map, and so 1 for any
-    two representations of rank n − 1. It needs many more rows than directions: independent ones have
-    E mean ρ² = r/(n − 1), r the larger number of directions. 0 where x or y has no variance.
-    ValueError: share outside (0, 1], one row, NaN.
+    The range is from 0, no direction in common, to 1; the mean is over the smaller number of directions. Features are
+    centered here. With share=1 it keeps the numerical rank and is the mean CCA. Invariant to rotation, scale and
+    translation, and with share=1 to every invertible linear map, and so 1 for any two representations of rank n − 1.
+    It needs many more rows than directions: independent representations have E mean ρ² = r/(n − 1), r the larger number
+    of directions. It is 0 where x or y has no variance.
+
+    Args:
+        x: (n, d) features, n ≥ 2.
+        y: (n, e) features of the same samples, row by row.
+        share: the share of the variance that the directions kept explain, in (0, 1].
+    Raises:
+        ValueError: share outside (0, 1], one row, different n, NaN.
 
     Source: Raghu et al. 2017 (arXiv 1706.05806); Hotelling 1936.
+
+    >>> x, y = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]]), torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    >>> round(svcca(x, 3 - 2 * x).item(), 6), round(svcca(x, y).item(), 6), round(svcca(x, x + y).item(), 6)
+    (1.0, 0.0, 0.707107)
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
@@ -64,17 +88,32 @@ def rsa(
     distance: Literal["correlation", "cosine", "euclidean"] = "correlation",
     compare: Literal["spearman", "pearson"] = "spearman",
 ) -> Float[Tensor, ""]:
-    """Representational similarity analysis: the correlation of the two matrices of distances between samples.
+    """Representational similarity analysis: the correlation of two representations' distances between samples.
 
-    distance of rows i < j: 1 − their Pearson correlation, 1 − their cosine, or ‖xᵢ − xⱼ‖; compare: the correlation of
-    the ranks (average ranks for ties) or of the distances themselves.
+    corr(δ(xᵢ, xⱼ), δ(yᵢ, yⱼ)) over the pairs i < j;  δ is 1 − the Pearson correlation of two rows, 1 − their cosine, or
+    their Euclidean distance.
 
-    x `(n, d)`, y `(n, e)`, n ≥ 3; O(n²) memory by nature. Range −1 to 1 (the same order of distances), 0 in expectation
-    for independent ones. Invariant to the order of samples, to scale, and to rotation but with distance="correlation",
-    which wants d ≥ 2 and depends on the basis. 0 by definition where all distances of one are equal. Ranks carry no
-    gradient. ValueError: rows without a direction (zero, or constant for "correlation").
+    The range is −1 to 1, where both have the same order of distances, and 0 in expectation for independent
+    representations. Invariant to the order of samples and to scale. Invariant to rotation, too, except for
+    distance="correlation", which wants d ≥ 2 and depends on the basis. It is 0 by definition where all distances of one
+    are equal. Ranks carry no gradient. It needs O(n²) memory by nature.
+
+    Args:
+        x: (n, d) features, n ≥ 3.
+        y: (n, e) features of the same samples, row by row.
+        distance: δ.
+        compare: correlates the ranks of the distances (average ranks for ties), or the distances themselves.
+    Raises:
+        ValueError: rows without a direction, which are zero, or constant for "correlation"; fewer than three rows,
+            different n, an unknown distance or comparison, NaN.
 
     Source: Kriegeskorte, Mur & Bandettini 2008.
+
+    >>> x, y = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [1.0], [9.0]])
+    >>> round(rsa(x, y, distance="euclidean").item(), 6)  # the order of distances is the same
+    1.0
+    >>> round(rsa(x, y, distance="euclidean", compare="pearson").item(), 6)  # the distances are not
+    0.917663
     """
     if distance not in ("correlation", "cosine", "euclidean"):
         raise ValueError(f'distance must be "correlation", "cosine" or "euclidean", got {distance!r}')
@@ -95,16 +134,26 @@ def rsa(
 def principal_angles(
     x: Array, y: Array, *, rank: int | tuple[int, int] | None = None, center: bool = False
 ) -> Float[Tensor, " r"]:
-    """Principal angles between the feature subspaces that the rows of x and of y span in ℝᵈ, ascending.
+    """Principal angles, in radians and ascending, between the subspaces that the rows of x and of y span in ℝᵈ.
 
     cos θᵢ = σᵢ(UᵀV), U and V orthonormal bases of the leading `rank` right singular directions.
 
-    x `(n, d)`, y `(m, d)`: n and m may differ, d not. rank: leading directions of each, or (of x, of y); None takes
-    the numerical rank. Radians in [0, π/2]: all 0 if one subspace holds the other, all π/2 if they are orthogonal,
-    as classes are at the optimum of rate reduction. As many as the smaller rank. Small angles keep their digits.
-    ValueError: a rank above the numerical rank, different d, features without any direction.
+    The range is [0, π/2]. All are 0 if one subspace holds the other, and all are π/2 if they are orthogonal, as classes
+    are at the optimum of rate reduction. There are as many as the smaller rank. Small angles keep their digits.
+
+    Args:
+        x: (n, d) features.
+        y: (m, d) features; m may differ from n.
+        rank: how many leading directions of each, or (of x, of y); None takes the numerical rank.
+        center: whether the rows of each are centered first.
+    Raises:
+        ValueError: a rank above the numerical rank, different d, features without any direction, NaN.
 
     Source: Björck & Golub 1973.
+
+    >>> x, y = torch.eye(3)[:2], torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    >>> principal_angles(x, y).rad2deg().round(decimals=4).tolist()  # planes that share an axis
+    [0.0, 45.0]
     """
     x, y = as_features(x, "x").double(), as_features(y, "y").double()
     if x.shape[1] != y.shape[1]:
@@ -126,11 +175,24 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
 
     min_Q ‖x/‖x‖_F − yQ/‖y‖_F‖_F = √(2 − 2‖xᵀy‖_*/(‖x‖_F‖y‖_F)); the smaller dimension is padded with zeros.
 
-    x `(n, d)`, y `(n, e)`. Range 0 (equal up to rotation, reflection and scale; resolved to 10⁻⁸) to √2 (orthogonal;
-    and by definition where one of them is zero). A metric: it obeys the triangle inequality. Translations matter
-    unless center=True. ValueError: different n, NaN.
+    The range is from 0, equal up to rotation, reflection and scale, which is resolved to 10⁻⁸, to √2, where the columns
+    of x and y are orthogonal, and by definition where x or y is zero. It is a metric: it obeys the triangle inequality.
+    Translations matter unless center=True.
+
+    Args:
+        x: (n, d) features.
+        y: (n, e) features of the same samples, row by row.
+        center: whether the rows of each are centered first.
+    Raises:
+        ValueError: different n, NaN.
 
     Source: Schönemann 1966; as a metric on representations Williams et al. 2021 (arXiv 2110.14739).
+
+    >>> x = torch.eye(4)[:, :2]  # varies over the first two samples
+    >>> round(procrustes_distance(x, 5 * x.flip(1)).item(), 6)
+    0.0
+    >>> round(procrustes_distance(x, torch.eye(4)[:, 2:]).item(), 6)  # varies over the other two: √2
+    1.414214
     """
     x, y = ((centered(z) if center else z) for z in _paired(x, y))
     norms = torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y)
@@ -156,7 +218,7 @@ def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tenso
 
 
 def _distances(z: Float[Tensor, "n d"], distance: str, name: str) -> Float[Tensor, " pairs"]:
-    """Of all pairs i < j."""
+    """Distances of all pairs i < j."""
     if distance == "euclidean":
         return torch.pdist(centered(z))
     if distance == "correlation":
@@ -167,7 +229,7 @@ def _distances(z: Float[Tensor, "n d"], distance: str, name: str) -> Float[Tenso
 
 
 def _ranks(values: Float[Tensor, " n"], rounding: float) -> Float[Tensor, " n"]:
-    """From 1, ties at their mean; values that differ by no more than rounding, relative to the largest, are tied."""
+    """Ranks from 1, ties at their mean; values that differ by no more than `rounding` of the largest are tied."""
     grid = (values.detach() / (rounding * values.detach().abs().max().clamp_min(1e-300))).round()
     _, index, counts = grid.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[index].to(values)

@@ -65,8 +65,8 @@ CLASS_MEASURES: dict[str, Callable[[Moments], Tensor]] = {
     "nc1": nc1,
     "nc2": nc2,
     "cdnv": cdnv,
-    "class_overlap": lambda m: class_overlap(m)["mean"],
-    "rank_of_the_worst_class": lambda m: class_effective_rank(m, center=True)["worst"],
+    "class_overlap": lambda m: class_overlap(m).mean,
+    "rank_of_the_worst_class": lambda m: class_effective_rank(m, center=True).worst,
 }
 # Rank, with and without the mean, and the mean.
 DEFAULT = ("effective_rank", "effective_rank_centered", "mean_collapse")

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..measures.inputs import Array
-from ..measures.neighbors import checked
+from ..measures.neighbors import as_train_and_test
 
 
 def accuracy_interval(accuracy: float | Tensor, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -58,7 +58,7 @@ def few_shot_accuracy(
 
     Source: Snell et al. 2017 (arXiv 1703.05175); Wang et al. 2019 (SimpleShot, arXiv 1911.04623), L2N.
     """
-    x, y, test, test_labels = checked(train, train_labels, test, test_labels, unit=True)
+    x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels, normalize=True)
     counts = y.bincount()
     wanted = sorted({int(shots)} if isinstance(shots, Integral) else set(map(int, shots)))
     if not wanted or wanted[0] < 1 or draws < 1:
@@ -129,7 +129,7 @@ def linear_probe(
 
     Source: Caron et al. 2021 (DINO), official eval_linear; Oquab et al. 2023 (DINOv2) sweeps rates in one pass.
     """
-    x, y, test, test_labels = checked(train, train_labels, test, test_labels)
+    x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels)
     lrs = sorted(set(map(float, lrs)))
     if not lrs or not lrs[0] > 0 or not math.isfinite(lrs[-1]) or epochs < 1 or batch < 1:
         raise ValueError(f"lrs, epochs and batch must be positive, got {lrs}, {epochs}, {batch}")
@@ -167,7 +167,7 @@ def logistic_regression(
     Source: Oquab et al. 2023 (DINOv2), Radford et al. 2021 (CLIP): λ is swept on held-out data.
     scikit-learn's C is 1/(λm) for features with E‖x − x̄‖² = 1.
     """
-    x, y, test, test_labels = checked(train, train_labels, test, test_labels)
+    x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels)
     l2 = sorted(set(map(float, l2)), reverse=True)
     if not l2 or not l2[-1] > 0 or not math.isfinite(l2[0]):
         raise ValueError(f"l2 must be positive, got {l2}")

@@ -103,7 +103,7 @@ def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[floa
     rows = [Row("spread within classes", within, white_noise=1.0, says=says)]
     says = "Spread within over spread between the class means; 0: only the class is left."
     rows.append(Row("NC1", nc1(z, labels).item(), says=says))
-    ranks, noise = class_effective_rank(z, index, center=True)["ranks"], {}
+    ranks, noise = class_effective_rank(z, index, center=True).ranks, {}
     for size in counts[counts > 2].unique().tolist():
         noise[size] = effective_rank(white_noise_spectrum(size - 1, d)).item()
     shares = [r / noise[c] if c in noise else math.inf for r, c in zip(ranks.tolist(), counts.tolist(), strict=True)]
@@ -145,21 +145,16 @@ def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
 def token_rows(tokens: Array) -> list[Row]:
     """Effective ranks of patch tokens (k, t, d)."""
     ranks, (k, t, d) = patch_ranks(tokens), tokens.shape
-    texts = {
-        "within": ("patches of an image", t, "Effective rank among the patches of one image; 1: they all agree."),
-        "between": (
-            "images at a patch",
-            k,
-            "Effective rank among images at one patch; 1: patches know only their place.",
-        ),
-    }
+    agree = "Effective rank among the patches of one image; 1: they all agree."
+    place = "Effective rank among images at one patch; 1: patches know only their place."
+    found = [("patches of an image", ranks.within, t, agree), ("images at a patch", ranks.between, k, place)]
     return [
         Row(
             name,
-            ranks[kind].item(),
+            rank.item(),
             white_noise=effective_rank(white_noise_spectrum(n, d)).item(),
             best=float(min(n, d)),
             says=says,
         )
-        for kind, (name, n, says) in texts.items()
+        for name, rank, n, says in found
     ]

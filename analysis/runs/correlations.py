@@ -19,7 +19,7 @@ from simdino.runs import Run
 
 from ..measures.collapse import alignment, lidar, uniformity
 from ..measures.inputs import unit_rows
-from ..measures.neighbors import knn_of_known_classes
+from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.rates import rate_optimality
 from ..measures.spectra import alpha_req, anisotropy, eigenvalues, participation_ratio, rankme
 from ..measures.uncertainty import leave_one_out_error, student_quantile
@@ -101,7 +101,7 @@ def _at_the_end(run: Run) -> dict[str, float]:
     last, probe = run.snapshot(run.steps[-1]), run.probe
     branch = "teacher" if "teacher/backbone/test" in last else "student"
     z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
-    knn = knn_of_known_classes(bank, z, (probe["bank_labels"], probe["test_labels"]))
+    knn = knn_accuracy_with_misses(bank, probe["bank_labels"], z, probe["test_labels"])
     return {"knn": knn} | label_free_measures(z, views)
 
 

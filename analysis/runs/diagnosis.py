@@ -14,7 +14,7 @@ from simdino.runs import Run
 from .. import theory
 from ..measures.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
 from ..measures.inputs import unit_rows
-from ..measures.neighbors import knn_of_known_classes
+from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.spectra import effective_rank, eigenvalues, participation_ratio
 
 
@@ -126,8 +126,8 @@ def _one_configuration_each(runs: Iterable[Run]) -> list[Run]:
 def _pixel_knn(probe: dict[str, Tensor], labels: tuple[Tensor, Tensor]) -> float:
     """k-NN accuracy of raw pixels, the baseline that a feature has to beat, the better of centered and not."""
     bank, test = (probe[f"{part}_images"].flatten(1).float() for part in ("bank", "test"))
-    centered = knn_of_known_classes(bank - bank.mean(0), test - bank.mean(0), labels)
-    return max(knn_of_known_classes(bank, test, labels), centered)
+    centered = knn_accuracy_with_misses(bank - bank.mean(0), labels[0], test - bank.mean(0), labels[1])
+    return max(knn_accuracy_with_misses(bank, labels[0], test, labels[1]), centered)
 
 
 def _stack(tables: list["xarray.Dataset"], dim: str, labels: list) -> "xarray.Dataset":  # noqa: F821
@@ -167,7 +167,7 @@ def _measures(
         values |= _target_entropies(snapshot[f"{layer}/test"], objective)
     values = {name: value.item() for name, value in values.items()}
     if f"{layer}/bank" in snapshot:
-        values["knn"] = knn_of_known_classes(snapshot[f"{layer}/bank"], z, labels)
+        values["knn"] = knn_accuracy_with_misses(snapshot[f"{layer}/bank"], labels[0], z, labels[1])
     return values, spectrum.numpy()
 
 
@@ -178,4 +178,4 @@ def _target_entropies(scores: Tensor, objective: dict) -> dict[str, Tensor]:
         scores = temp * sinkhorn_knopp(scores, temp=temp).clamp_min(torch.finfo(torch.float32).tiny).log()
     elif objective["center_momentum"] < 1:
         scores = scores - scores.mean(0)
-    return {f"prototype_{name}": value for name, value in prototype_entropy(scores, temp=temp).items()}
+    return {f"prototype_{name}": value for name, value in prototype_entropy(scores, temp=temp)._asdict().items()}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..measures.collapse import mean_collapse
 from ..measures.inputs import Array, as_floating, as_labels, unit_rows
 from ..measures.moments import Moments
-from ..measures.neighbors import knn_of_known_classes
+from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.spectra import effective_rank, effective_ranks, eigenvalues
 from ..measures.uncertainty import jackknife, leave_one_out_error
 from ..theory import white_noise_spectrum
@@ -85,7 +85,8 @@ def diagnose_layers(
     if labels is not None:
         labels, half = as_labels(labels, n), n // 2
         features = [layer.rows("image") for layer in observed]
-        hits = np.array([knn_of_known_classes(z[:half], z[half:], (labels[:half], labels[half:])) for z in features])
+        hits = [knn_accuracy_with_misses(z[:half], labels[:half], z[half:], labels[half:]) for z in features]
+        hits = np.array(hits)
         table["knn"], table["knn_se"] = ("layer", hits), ("layer", np.sqrt(hits * (1 - hits) / (n - half)))
     noise = white_noise_spectrum(n - 1, d)
     table["white_noise"] = ("eigen", np.pad(noise, (0, d - len(noise)), constant_values=np.nan))

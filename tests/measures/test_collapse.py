@@ -98,6 +98,14 @@ def test_uniform_samples_have_no_gap_and_a_cluster_has():
     assert uniformity_gap(simplex(7)).item() < 0
 
 
+def test_uniformity_gap_is_the_difference_at_any_t():
+    z = simplex(6)
+    for t in (0.5, 3):
+        expected = -t * 2 * 6 / 5 - uniformity_optimum(z.shape[1], t=t)
+        assert uniformity_gap(z, t=t).item() == pytest.approx(expected)
+        assert uniformity_gap(7 * z, t=t, normalize=True).item() == pytest.approx(expected)
+
+
 def test_uniformity_near_collapse_keeps_its_digits_in_single_precision():
     point, spread = sphere(1, 16).float(), 1e-5
     z = torch.nn.functional.normalize(point + spread * gaussian(300, 16).float(), dim=1)

@@ -73,15 +73,15 @@ def test_lidar_gradient():
 def test_patch_ranks_tell_the_two_collapses_apart():
     image, position = gaussian(12, 1, 6), gaussian(1, 5, 6, seed=1)
     only_global = patch_ranks(image.expand(12, 5, 6))
-    assert only_global["within"].item() == pytest.approx(1)
-    assert only_global["between"].item() == pytest.approx(effective_rank(image[:, 0]).item())
+    assert only_global.within.item() == pytest.approx(1)
+    assert only_global.between.item() == pytest.approx(effective_rank(image[:, 0]).item())
     only_position = patch_ranks(position.expand(12, 5, 6))
-    assert only_position["within"].item() == pytest.approx(effective_rank(position[0]).item())
-    assert only_position["between"].item() == pytest.approx(1)
+    assert only_position.within.item() == pytest.approx(effective_rank(position[0]).item())
+    assert only_position.between.item() == pytest.approx(1)
     constant = patch_ranks(1 + 1e-4 * gaussian(12, 5, 6))  # rounding noise: healthy only if it is centered
-    assert constant["within"].item() == pytest.approx(1, abs=1e-4)
-    assert constant["between"].item() == pytest.approx(1, abs=1e-4)
-    assert patch_ranks(1 + 1e-4 * gaussian(12, 5, 6), center=True)["between"].item() > 4
+    assert constant.within.item() == pytest.approx(1, abs=1e-4)
+    assert constant.between.item() == pytest.approx(1, abs=1e-4)
+    assert patch_ranks(1 + 1e-4 * gaussian(12, 5, 6), center=True).between.item() > 4
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -92,14 +92,14 @@ def test_patch_ranks_are_the_means_of_the_ranks_by_one_decomposition_each(center
     eigvalsh, calls = np.linalg.eigvalsh, []
     monkeypatch.setattr(np.linalg, "eigvalsh", lambda a: calls.append(a.shape) or eigvalsh(a))
     ranks = patch_ranks(tokens, center=center)
-    assert (ranks["within"].item(), ranks["between"].item()) == pytest.approx((within, between), rel=1e-12)
+    assert (ranks.within.item(), ranks.between.item()) == pytest.approx((within, between), rel=1e-12)
     assert len(calls) == 2
 
 
 def test_patch_ranks_of_orthonormal_tokens_and_of_zeros():
     ranks = patch_ranks(torch.eye(6)[:4].expand(3, 4, 6))
-    assert (ranks["within"].item(), ranks["between"].item()) == pytest.approx((4, 1))
-    assert patch_ranks(torch.zeros(3, 4, 6))["within"].item() == 0
+    assert (ranks.within.item(), ranks.between.item()) == pytest.approx((4, 1))
+    assert patch_ranks(torch.zeros(3, 4, 6)).within.item() == 0
     with pytest.raises(ValueError, match=r"tokens must have shape \(n, t, d\)"):
         patch_ranks(torch.eye(4))
 
@@ -117,9 +117,9 @@ def test_prototype_entropy_of_both_collapses_and_of_balanced_assignments():
         (balanced, math.log(k), 0, math.log(k)),
     ]:
         out = prototype_entropy(logits)
-        assert out["marginal"].item() == pytest.approx(marginal, abs=1e-12)
-        assert out["conditional"].item() == pytest.approx(conditional, abs=1e-12)
-        assert out["information"].item() == pytest.approx(information, abs=1e-12)
+        assert out.marginal.item() == pytest.approx(marginal, abs=1e-12)
+        assert out.conditional.item() == pytest.approx(conditional, abs=1e-12)
+        assert out.information.item() == pytest.approx(information, abs=1e-12)
 
 
 def test_prototype_entropy_equals_the_joint_distributions_and_ignores_a_shift_of_a_row():
@@ -128,9 +128,9 @@ def test_prototype_entropy_equals_the_joint_distributions_and_ignores_a_shift_of
     joint = p / 30
     information = (joint * (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()).sum()
     out = prototype_entropy(logits, temp=0.1)
-    assert out["information"].item() == pytest.approx(information.item())
+    assert out.information.item() == pytest.approx(information.item())
     shifted = prototype_entropy(logits + gaussian(30, 1, seed=1), temp=0.1)
-    assert shifted["marginal"].item() == pytest.approx(out["marginal"].item())
+    assert shifted.marginal.item() == pytest.approx(out.marginal.item())
     with pytest.raises(ValueError, match="temp"):
         prototype_entropy(logits, temp=0)
 

@@ -22,7 +22,7 @@ def test_neighbors_are_the_smallest_of_all_distances_whatever_the_tiles(tile, mo
     distances, index = nearest_neighbors(z, k=6)
     torch.testing.assert_close(distances, expected[:, :6])
     assert torch.equal(index, order[:, :6])
-    assert nearest_neighbors(z, k=39)[1].sort(1).values.tolist() == [
+    assert nearest_neighbors(z, k=39).indices.sort(1).values.tolist() == [
         [j for j in range(40) if j != i] for i in range(40)
     ]
 
@@ -32,8 +32,8 @@ def test_neighbors_equal_scikit_learns():
     z = gaussian(300, 8).float()
     distances, index = sklearn.NearestNeighbors(n_neighbors=5).fit(z.numpy()).kneighbors()
     ours = nearest_neighbors(z, k=5)
-    torch.testing.assert_close(ours[0], torch.from_numpy(distances).to(D), rtol=1e-5, atol=1e-6)
-    assert (ours[1] == torch.from_numpy(index)).double().mean() > 0.999
+    torch.testing.assert_close(ours.distances, torch.from_numpy(distances).to(D), rtol=1e-5, atol=1e-6)
+    assert (ours.indices == torch.from_numpy(index)).double().mean() > 0.999
 
 
 def test_close_pairs_far_from_the_origin_keep_their_digits_and_duplicates_are_at_zero():
@@ -43,11 +43,11 @@ def test_close_pairs_far_from_the_origin_keep_their_digits_and_duplicates_are_at
     assert distances[0, 0].item() == 0
     assert index[0, 0].item() == 2
     assert distances[0, 1].item() == pytest.approx(matrix(z)[0, 1].item(), rel=1e-6)
-    assert (nearest_neighbors(torch.full((6, 3), 0.1), k=3)[0] == 0).all()
+    assert (nearest_neighbors(torch.full((6, 3), 0.1), k=3).distances == 0).all()
 
 
 def test_distances_carry_gradients():
-    assert torch.autograd.gradcheck(lambda z: nearest_neighbors(z, k=3)[0], (gaussian(7, 3).requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda z: nearest_neighbors(z, k=3).distances, (gaussian(7, 3).requires_grad_(),))
 
 
 @pytest.mark.parametrize("k", [1, 4])

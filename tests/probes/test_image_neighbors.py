@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from analysis.measures import neighbors
 from analysis.measures.collapse import mean_collapse
-from analysis.measures.neighbors import knn_accuracy
+from analysis.measures.neighbors import knn_accuracy, knn_accuracy_with_misses
 from analysis.probes import image
 from analysis.probes.image import accuracy_interval, few_shot_accuracy
 
@@ -197,6 +197,26 @@ def test_classes_are_those_of_the_training_set_whatever_their_numbers():
     apart = torch.tensor([3, 10**12, 7, 10**6, 0])  # order and gaps: class 3's samples are now called 10⁶
     value = knn_accuracy(train, train_labels, test, test_labels, k=9)
     assert knn_accuracy(train, apart[train_labels], test, apart[test_labels], k=9) == value
+
+
+def test_what_cannot_be_looked_up_is_a_miss():
+    train, train_labels, test, test_labels = blobs(m=12)
+    found = knn_accuracy(train, train_labels, test, test_labels, k=12).item()  # fewer than NEIGHBORS are all taken
+    assert knn_accuracy_with_misses(train, train_labels, test, test_labels) == found
+    dead, unknown = torch.cat((test, torch.zeros(8, 8))), torch.cat((test, test[:8]))
+    assert (
+        knn_accuracy_with_misses(
+            torch.cat(
+                (train, torch.zeros(9, 8))
+            ),  # zero rows are nobody's neighbors, and of class 7 there are no others
+            torch.cat((train_labels, torch.full((9,), 7))),
+            torch.cat((dead, unknown)),
+            torch.cat((test_labels, test_labels[:8], test_labels, torch.full((8,), 7))),
+        )
+        == pytest.approx(found * 80 / 96)
+    )
+    assert knn_accuracy_with_misses(train, train_labels, test, test_labels + 5) == 0
+    assert knn_accuracy_with_misses(0 * train, train_labels, test, test_labels) == 0
 
 
 # --- Few shots

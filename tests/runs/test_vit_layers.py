@@ -157,7 +157,7 @@ def test_layers_are_what_the_tokens_say_at_once(network, images):
         shares = token_shares(patches)
         np.testing.assert_allclose(table["share"].sel(layer=layer), list(shares.values()), atol=1e-6)
         ranks = patch_ranks(patches)
-        assert table["rank_within"].sel(layer=layer).item() == pytest.approx(ranks["within"].item(), rel=1e-5)
+        assert table["rank_within"].sel(layer=layer).item() == pytest.approx(ranks.within.item(), rel=1e-5)
     assert (table.attrs["n"], table.attrs["t"], table.attrs["d"], table.attrs["tokens"]) == (N, 25, 24, 28)
 
 
@@ -165,7 +165,7 @@ def test_the_rank_between_images_is_that_of_patch_ranks_at_all_positions(network
     table = diagnose_layers(network, images, batch=8, blocks=4, positions=100)
     with torch.no_grad():
         tokens = network.patch_tokens(network(images)[1]["block1"])
-    expected = patch_ranks(F.normalize(tokens, dim=-1))["between"].item()
+    expected = patch_ranks(F.normalize(tokens, dim=-1)).between.item()
     assert table["rank_between"].sel(layer=2).item() == pytest.approx(expected, rel=1e-5)
 
 
