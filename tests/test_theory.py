@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
+from analysis.experiments.energies import coding_rate_energy, frame_potential_energy
 from analysis.experiments.landscape import orthonormal_sets
 from simdino.losses import simdino_loss, simdinov2_loss
 
@@ -95,13 +96,14 @@ def test_A2_dimension_of_the_optimal_set():
 
 @pytest.mark.parametrize("d", [2, 5])
 def test_A4_small_and_large_alpha_are_the_frame_potential_and_the_log_volume(d):
-    spectrum = np.linalg.eigvalsh(sphere(RNG(0), 20, d).T @ sphere(RNG(0), 20, d) / 20)
-    alpha = 1e-4
-    expansion = alpha / 2 - alpha**2 / 4 * (spectrum**2).sum()
-    assert 0.5 * np.log1p(alpha * spectrum).sum() == pytest.approx(expansion, abs=alpha**3)
-    alpha = 1e10
-    volume = 0.5 * np.log(spectrum).sum() + d / 2 * math.log(alpha)
-    assert 0.5 * np.log1p(alpha * spectrum).sum() == pytest.approx(volume, abs=1e-7)
+    z = torch.tensor(sphere(RNG(0), 20, d))
+    small, large = 1e-4, 1e10
+    expansion = small / 2 - small**2 / 4 * frame_potential_energy()(z).item()
+    assert -coding_rate_energy(math.sqrt(d / small))(z).item() == pytest.approx(expansion, abs=small**3)
+    volume = torch.logdet(z.mT @ z / 20).item() / 2 + d / 2 * math.log(large)
+    assert -coding_rate_energy(math.sqrt(d / large))(z).item() == pytest.approx(volume, abs=1e-7)
+    assert theory.spectral_curvature(20, d, math.sqrt(d / small)) == pytest.approx(small**2 / 2, rel=1e-4)
+    assert theory.spectral_curvature(20, d, math.sqrt(d / large)) == pytest.approx(d**2 / 2, rel=1e-8)
 
 
 @pytest.mark.parametrize(("n", "d"), [(20, 6), (4, 6)])
@@ -179,23 +181,36 @@ def test_B2_even_frame_potentials_give_the_pair_rate_exactly():
     assert relative == sorted(relative, reverse=True)  # larger batches see less of the high orders
 
 
+def test_B2_triple_rate_is_the_rate_of_three_points():
+    for seed in range(5):
+        z = sphere(RNG(seed), 3, 7)
+        cosines = z[0] @ z[1], z[1] @ z[2], z[2] @ z[0]
+        assert theory.triple_rate(*cosines, 7, 0.4) == pytest.approx(rate(z, 0.4), abs=1e-10)
+
+
 def test_B2_frame_potentials_do_not_determine_the_rate_of_three_points():
-    in_a_plane = np.array([[1, 0, 0], [0.5, math.sqrt(0.75), 0], [-0.5, math.sqrt(0.75), 0]])
-    in_space = np.linalg.cholesky(np.full((3, 3), 0.5) + 0.5 * np.eye(3))
-    np.testing.assert_allclose(abs(in_a_plane @ in_a_plane.T), in_space @ in_space.T, atol=1e-12)
-    assert rate(in_space, 0.5) > rate(in_a_plane, 0.5) + 0.2
-    s = 12 / (12 + 3)  # α = 12, b = 3: the first cyclic term is s³ c_12 c_23 c_31, here ± 1/8
-    for z, sign in ((in_a_plane, -1), (in_space, 1)):
-        exact = 0.5 * math.log(1 - 3 * s**2 / 4 + sign * 2 * s**3 / 8)
-        assert rate(z, 0.5) == pytest.approx(1.5 * math.log1p(12 / 3) + exact, abs=1e-10)
+    in_a_plane = torch.tensor([[1, 0, 0], [0.5, math.sqrt(0.75), 0], [-0.5, math.sqrt(0.75), 0]], dtype=torch.float64)
+    in_space = torch.linalg.cholesky(torch.full((3, 3), 0.5, dtype=torch.float64) + 0.5 * torch.eye(3))
+    for order in (2, 4, 6, 8):
+        potential = frame_potential_energy(order)
+        assert potential(in_a_plane).item() == pytest.approx(potential(in_space).item(), abs=1e-12)
+    plane, space = (-coding_rate_energy(0.5)(z).item() for z in (in_a_plane, in_space))
+    assert plane == pytest.approx(theory.triple_rate(0.5, 0.5, -0.5, 3, 0.5), abs=1e-10)
+    assert space == pytest.approx(theory.triple_rate(0.5, 0.5, 0.5, 3, 0.5), abs=1e-10)
+    assert space > plane + 0.2
 
 
 def test_B2_leaving_one_point_of_a_tight_frame_out_gives_a_constant():
     angle = 2 * np.pi * np.arange(5) / 5
     pentagon = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     skew = np.concatenate([np.eye(2), np.stack([np.cos(angle[:3] * 5 / 3 + 0.3), np.sin(angle[:3] * 5 / 3 + 0.3)], 1)])
-    values = [rate(np.delete(z, i, axis=0), 0.5) for z in (pentagon, skew) for i in range(5)]
-    np.testing.assert_allclose(values, values[0], atol=1e-10)
+    expected = theory.leave_one_out_rate(5, 2, 0.5)
+    for z in (pentagon, skew):
+        assert [rate(np.delete(z, i, axis=0), 0.5) for i in range(5)] == pytest.approx([expected] * 5, abs=1e-10)
+        assert -coding_rate_energy(0.5, batch=4)(torch.tensor(z)).item() == pytest.approx(expected, abs=1e-10)
+    assert theory.leave_one_out_rate(5, 5, 0.5) == pytest.approx(rate(np.eye(4, 5), 0.5), abs=1e-10)
+    with pytest.raises(ValueError, match=r"needs n >= max\(2, d\)"):
+        theory.leave_one_out_rate(4, 5, 0.5)
 
 
 def test_B2_welch_and_orthoplex_bounds():
@@ -507,10 +522,12 @@ def test_D2_bad_cosines_are_named_and_arrays_are_taken():
     np.testing.assert_allclose(theory.eps_of_mean(0.5, np.array([1.0, -0.5])), [0.5, 1.0])
 
 
-@pytest.mark.parametrize("arguments", [(0, 4, 0.5), (4, 0, 0.5), (4, 4, 0.0), (4, 4, math.nan), (2.5, 4, 0.5)])
+@pytest.mark.parametrize("arguments", [(0, 4, 0.5), (4, 0, 0.5), (4, 4, 0.0), (4, 4, math.nan)])
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=r"^(n|d|eps) must be"):
         theory.rate_maximum(*arguments)
+    with pytest.raises(ValueError, match="n must be a positive integer"):
+        inspect.unwrap(theory.rate_maximum)(2.5, 4, 0.5)  # as it is without the type checks of the tests
 
 
 # E ---------------------------------------------------------------------------------------------------------------
