@@ -1,1 +1,1 @@
-"""The toy worlds of the theory: points on a sphere, linear encoders, and samples, in which every number can be checked."""
+"""The toy worlds of the theory: points on a sphere, linear encoders, collapsed features, and samples."""

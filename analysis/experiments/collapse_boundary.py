@@ -38,7 +38,8 @@ def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> 
     (sigma, sigma_a), (seen, seen_a) = (view_covariances(x - mean) for x in (train, test))
     _, v = eigh(sigma_a, sigma + 1e-6 * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
     found, differing, all_ = (np.einsum("ij,ik,kj->j", v, a, v) for a in (sigma, seen_a, seen))
-    return np.sort((differing / all_)[found > 0.5])  # else most of the found variance is the ridge's
+    alive = found > 0.5  # else most of the found variance is the ridge's
+    return np.sort(differing[alive] / all_[alive])
 
 
 class GrowthBoundary(NamedTuple):
