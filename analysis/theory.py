@@ -1014,7 +1014,7 @@ def sampled_rate(spectrum: ArrayLike, n: Count, *, d: Count, eps: Number) -> flo
     ½ [Σ log(1 + αλᵢ/(1 + δ)) + n·log(1 + δ) − nδ/(1 + δ)],   δ = (1/n) Σ αλᵢ/(1 + αλᵢ/(1 + δ))
 
     It is always below the population's ½ Σ log(1 + αλᵢ). A flat spectrum gives `rate_isotropic`. Asymptotic in d: it is
-    1 % above the mean of Gaussian features at d = 16, and 2 % above that of real unit features at n = d = 64.
+    1 % above the mean of Gaussian features at n = d = 16, and 2 % above that of real unit features at n = d = 64.
 
     Args:
         spectrum: (k,) eigenvalues of the population's Γ, k ≤ d; zeros may be left out.

@@ -477,6 +477,39 @@ def test_D1_isotropic_value_of_the_published_run():
     assert 0.4238 / (gamma * theory.rate_maximum(64, 256, eps)) == pytest.approx(0.943, abs=5e-4)
 
 
+POWER = np.arange(1.0, 17) ** -1
+POWER /= POWER.sum()  # the spectrum of a population in d = 16
+
+
+@pytest.mark.parametrize("n", [4, 16, 100])
+def test_D1_sampled_rate_of_a_flat_spectrum_is_the_isotropic_one(n):
+    flat = theory.sampled_rate(np.full(16, 1 / 16), n, d=16, eps=0.3)
+    assert flat == pytest.approx(theory.rate_isotropic(n, 16, 0.3), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [8, 16, 64])
+def test_D1_sampled_rate_is_the_mean_over_gaussian_samples_and_below_the_populations(n):
+    rates = [rate(RNG(seed).standard_normal((n, 16)) * np.sqrt(POWER), 0.3) for seed in range(2000)]
+    expected = theory.sampled_rate(POWER, n, d=16, eps=0.3)
+    assert expected == pytest.approx(np.mean(rates), rel=0.02)
+    assert expected < theory.sampled_rate(POWER, 4 * n, d=16, eps=0.3)
+    population = np.log1p(16 / 0.3**2 * POWER).sum() / 2
+    assert theory.sampled_rate(POWER, 10**7, d=16, eps=0.3) == pytest.approx(population, rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(64, 64), (200, 32), (32, 200)])
+def test_D1_white_noise_has_its_ranks_in_closed_form(n, d):
+    lam, r, y = theory.white_noise_spectrum(n, d), min(n, d), min(n, d) / max(n, d)
+    assert lam.sum() == pytest.approx(1, abs=1e-12)
+    assert (np.diff(lam) < 0).all()
+    assert math.exp(-(lam * np.log(lam)).sum()) == pytest.approx(r * math.exp(-y / 2), rel=0.01)
+    assert 1 / (lam**2).sum() == pytest.approx(1 / (1 / n + 1 / d), rel=0.01)
+    expected = np.mean([np.linalg.svd(sphere(RNG(s), n, d), compute_uv=False) ** 2 / n for s in range(20)], axis=0)
+    np.testing.assert_allclose(lam, expected, atol=0.02 * lam[0])
+    with pytest.raises(ValueError, match="n >= 1 and d >= 1, got n=0"):
+        theory.white_noise_spectrum(0, 3)
+
+
 def pairs(rng, n, d, cosines):
     """Unit vectors s, t (n, d) with these cosines, in isotropic directions."""
     s, t = sphere(rng, n, d), sphere(rng, n, d)
