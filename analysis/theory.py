@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-Count = int | np.integer
 Number = int | float | np.integer | np.floating
+Count = Number  # a whole one, of either type
 Values = Number | ArrayLike  # one number, or an array, a list, a column or a tensor of them
 
 PROPOSITIONS = {
@@ -102,7 +102,7 @@ def rate_collapsed(d: Count, eps: Number) -> float:
     return 0.5 * math.log1p(_alpha(d, eps))
 
 
-def optimal_set_dimension(n: Count, d: Count, *, modulo_rotations: bool = False) -> int:
+def optimal_set_dimension(n: Count, d: Count, *, modulo_rotations: bool = False) -> Count:
     """A2: the dimension of the set of maximizers of R, which is the nullity of the Hessian at a generic one.
 
     nd - n(n+1)/2                    for n ≤ d
@@ -436,7 +436,7 @@ def orthoplex_coherence(n: Count, d: Count) -> float:
     return 1 / math.sqrt(d)
 
 
-def frame_potential_minimum(n: Count, d: Count, order: Count = 2) -> float:
+def frame_potential_minimum(n: Count, d: Count, order: int | np.integer = 2) -> float:
     """C3: a lower bound of the frame potential of even order p, the mean of c_ij^p over all pairs, self pairs included.
 
     max(1/n, Π_{j<p/2} (2j+1)/(d+2j))
@@ -461,7 +461,7 @@ def frame_potential_minimum(n: Count, d: Count, order: Count = 2) -> float:
     return max(1 / n, math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2)))
 
 
-def water_level(mu: ArrayLike, gamma: Number, alpha: Number, d: Count, *, norm: Number) -> float:
+def water_level(mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer, *, norm: Number) -> float:
     """B3: the multiplier ν with which the powers of `water_filling` sum to `norm`.
 
     Σᵢ [γ/(2(μᵢ + ν)) - 1/α]₊ = norm
@@ -489,7 +489,7 @@ def water_level(mu: ArrayLike, gamma: Number, alpha: Number, d: Count, *, norm: 
     return low if excess(low) <= 0 else brentq(excess, low, high, xtol=1e-15 * (1 + abs(low)), rtol=1e-15)
 
 
-def _modes(mu: ArrayLike, gamma: Number, alpha: Number, d: Count) -> Float[np.ndarray, " k"]:
+def _modes(mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer) -> Float[np.ndarray, " k"]:
     """The d smallest shares, ascending, once all arguments are known to make sense."""
     _counts(d=d)
     _positive(gamma=gamma, alpha=alpha)
@@ -500,7 +500,7 @@ def _modes(mu: ArrayLike, gamma: Number, alpha: Number, d: Count) -> Float[np.nd
 
 
 def water_filling(
-    mu: ArrayLike, gamma: Number, alpha: Number, d: Count, *, norm: Number | None = None
+    mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer, *, norm: Number | None = None
 ) -> Float[np.ndarray, " m"]:
     """B3: the optimal powers of the modes of a linear encoder, which fill its spectrum like water.
 
@@ -578,7 +578,7 @@ def distillation_fixed_point(
     mu: ArrayLike,
     gamma: Number,
     alpha: Number,
-    d: Count,
+    d: int | np.integer,
     *,
     norm: Number | None = None,
     rate_of: str = "student",
