@@ -352,8 +352,8 @@ def leave_one_out_rate(n: Count, d: Count, eps: Number) -> float:
 
     ((d-1)/2) log(1 + αn/(d(n-1))) + ½ log(1 + α(n-d)/(d(n-1)))
 
-    It is the same for all tight frames and all of their points (one erasure, in the language of frames), so that batches
-    of n-1 points do not tell tight frames apart. Those of n-2 points are the largest that do.
+    It is the same for all tight frames and all of their points (one erasure, in the language of frames). So batches of
+    n-1 points do not tell tight frames apart; those of n-2 points are the largest that do.
 
     Proof: the covariance of the rest is (nI/d - zᵢzᵢᵀ)/(n-1), whose spectrum does not depend on zᵢ.
 
