@@ -1,12 +1,25 @@
 """Closed forms, one function per proposition: what should happen, in float64, computed without any of our own measures.
 
-Notation: n unit-norm features of dimension d, Γ = ZᵀZ/n, α = d/ε² with the paper's ε, R(Γ) = ½ logdet(I + αΓ) in nats.
-The first line of every docstring names its proposition; `PROPOSITIONS` lists them.
+Throughout, n unit-norm features of dimension d are the rows of Z, Γ = ZᵀZ/n is their uncentered covariance with the
+eigenvalues λ, α = d/ε² with the paper's ε (`eps`), r = min(n, d), R(Γ) = ½ logdet(I + αΓ) is the coding rate in nats,
+and γ (`gamma`) is its weight in the loss. For linear encoders μ (`mu`) are the shares of the variance of the input's
+modes that differ between two views of an image, and α is the argument itself.
+
+The first line of every docstring names its proposition; `PROPOSITIONS` lists them. Every function raises ValueError for
+n and d that are not positive integers and for an ε that is not positive and finite.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+Number = int | float | np.integer | np.floating
+Count = Number  # a whole one, of either type
+Values = Number | ArrayLike  # one number, or an array, a list, a column or a tensor of them
 
 PROPOSITIONS = {
     "A1": "the coding rate on the sphere is at most (r/2) log(1 + α/r)",
@@ -30,32 +43,44 @@ PROPOSITIONS = {
 }
 
 
-def _counts(**values):
+def _counts(**values: Number) -> None:
     for name, value in values.items():
         if value != int(value) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value}")
 
 
-def _positive(**values):
+def _positive(**values: Values) -> None:
     for name, value in values.items():
         if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
-def _alpha(d, eps):
+def _alpha(d: Number, eps: Values) -> Number | np.ndarray:
     _counts(d=d)
     _positive(eps=eps)
     return d / eps**2
 
 
-def rate_maximum(n, d, eps, *, center=False):
-    """A1: the largest coding rate of n unit vectors in d dimensions, R* = (r/2) log(1 + α/r), r = min(n, d), in nats.
+def rate_maximum(n: Count, d: Count, eps: Number, *, center: bool = False) -> float:
+    """A1: the largest coding rate that n unit vectors in d dimensions can have, in nats.
 
-    Proof: R is a symmetric strictly concave function of the eigenvalues of Γ, of which at most r are nonzero and whose
-    sum is 1, so equal eigenvalues 1/r win. Attained by orthonormal rows (n ≤ d) and unit-norm tight frames (n ≥ d).
-    center=True bounds the centered covariance: r = min(n-1, d), attained by the regular simplex for n ≤ d+1. Beyond,
-    the bound needs a tight frame of mean zero, of which none exists for odd n if d = 1 (±1 cannot sum to zero) or
-    d = n-2 (its complement among the zero-sum vectors would have d = 1): there the bound is strict.
+    R* = (r/2) log(1 + α/r),   r = min(n, d)
+
+    Orthonormal rows (n ≤ d) and unit-norm tight frames (n ≥ d) attain it. A centered covariance has rank
+    r = min(n-1, d) at most; for n ≤ d+1 the regular simplex attains that bound. For larger n attaining it takes a tight
+    frame of mean zero, and none exists for odd n if d = 1 (signs ±1 cannot sum to zero) or d = n-2 (the complement of
+    the frame among the zero-sum vectors would have d = 1): there the bound is strict.
+
+    Proof: R is a symmetric and strictly concave function of the eigenvalues of Γ. At most r of them are nonzero and
+    they sum to 1, so R is largest where r eigenvalues equal 1/r.
+
+    Args:
+        center: bound the rate of the centered covariance.
+
+    Source: Yu et al. 2020 (arXiv 2006.08558) for the rate; Benedetto and Fickus 2003 for unit-norm tight frames.
+
+    >>> round(rate_maximum(8, 2, 1.0), 4)  # α = 2 and r = 2: log 2
+    0.6931
     """
     alpha = _alpha(d, eps)
     _counts(n=n)
@@ -63,21 +88,37 @@ def rate_maximum(n, d, eps, *, center=False):
     return 0.5 * rank * math.log1p(alpha / rank) if rank else 0.0
 
 
-def rate_collapsed(d, eps):
-    """A1: the coding rate of totally collapsed unit features, ½ log(1 + α), the smallest value on the sphere, in nats.
+def rate_collapsed(d: Count, eps: Number) -> float:
+    """A1: the coding rate of totally collapsed unit features, in nats, the smallest that unit features can have.
 
-    Proof: Γ = uuᵀ has the single eigenvalue 1; R is concave in the spectrum, so it is smallest at a vertex.
+    ½ log(1 + α)
+
+    Proof: all features equal to u make Γ = uuᵀ, whose one nonzero eigenvalue is 1. R is concave in the spectrum, so
+    that it is smallest at a vertex of the simplex of spectra.
+
+    >>> round(rate_collapsed(3, 1.0), 4)  # α = 3: ½ log 4
+    0.6931
     """
     return 0.5 * math.log1p(_alpha(d, eps))
 
 
-def optimal_set_dimension(n, d, *, modulo_rotations=False):
+def optimal_set_dimension(n: Count, d: Count, *, modulo_rotations: bool = False) -> Count:
     """A2: the dimension of the set of maximizers of R, which is the nullity of the Hessian at a generic one.
 
-    n ≤ d: the Stiefel manifold, nd - n(n+1)/2, one single orbit of the rotations.
-    n > d: n(d-1) free parameters minus the d(d+1)/2 - 1 equations Γ = I/d; modulo rotations (n-d-1)(d-1).
-    Proof: at the optimum R'' = -½ k² ‖dΓ‖² with k = α/(1+α/d), so the nullity is that of the map V -> dΓ, which
-    is onto the symmetric traceless matrices unless the frame splits into mutually orthogonal parts.
+    nd - n(n+1)/2                    for n ≤ d
+    n(d-1) - (d(d+1)/2 - 1)          for n > d
+
+    For n ≤ d the maximizers are the Stiefel manifold, one single orbit of the rotations. For n > d there are n(d-1)
+    free parameters and d(d+1)/2 - 1 equations Γ = I/d; modulo rotations (n-d-1)(d-1) dimensions are left.
+
+    Proof: at the optimum R'' = -½ k² ‖dΓ‖² with k = α/(1+α/d), so the nullity is that of the map V -> dΓ, which is onto
+    the symmetric traceless matrices unless the frame splits into mutually orthogonal parts.
+
+    Args:
+        modulo_rotations: count configurations that differ by a rotation as one.
+
+    >>> optimal_set_dimension(3, 2)  # three unit vectors at 120° can be turned, and nothing else: 3 · 1 - 2
+    1
     """
     _counts(n=n, d=d)
     if n <= d:
@@ -85,40 +126,72 @@ def optimal_set_dimension(n, d, *, modulo_rotations=False):
     return (n - d - 1) * (d - 1) if modulo_rotations else n * (d - 1) - (d * (d + 1) // 2 - 1)
 
 
-def saddle_curvature(n1, d1, n2, d2, eps):
+class SaddleCurvature(NamedTuple):
+    """The positive eigenvalue of the Hessian at a saddle, and how often it occurs."""
+
+    curvature: float  # in nats
+    multiplicity: int
+
+
+def saddle_curvature(n1: Count, d1: Count, n2: Count, d2: Count, eps: Number) -> SaddleCurvature:
     """A3: the positive Hessian eigenvalue of R, and its multiplicity, at a saddle of two orthogonal tight frames.
 
-    n_k points are a tight frame of a d_k-dimensional subspace, with density λ_k = n_k/(n d_k) and λ1 > λ2:
-    κ = (α/n)(1/(1+αλ2) - 1/(1+αλ1)), multiplicity (n1 - d1) d2, and no other eigenvalue is positive.
-    Proof: take Σ a_i z_i = 0 in group 1 and move z_i by a_i e with e in subspace 2. Γ does not move to first order, so
-    only the gradient's term is left: mass leaves eigenvalue λ1 for λ2. Moves inside the span of group 1 pair
-    with those of group 2 into -(α²/n)(√λ2 x + √λ1 y)²/((1+αλ1)(1+αλ2)) ≤ 0.
+    κ = (α/n) (1/(1+αλ₂) - 1/(1+αλ₁)),   multiplicity (n₁ - d₁) d₂,   λₖ = nₖ/(n dₖ)
+
+    Group k has nₖ points, which are a tight frame of a subspace of dimension dₖ, and the first is the denser one,
+    λ₁ > λ₂. No other eigenvalue is positive.
+
+    Proof: take Σ aᵢzᵢ = 0 in group 1 and move zᵢ by aᵢe with e in subspace 2. Γ does not move to first order, so only
+    the term of the gradient is left: mass leaves eigenvalue λ₁ for λ₂. Moves inside the span of group 1 pair with those
+    of group 2 into -(α²/n) (√λ₂ x + √λ₁ y)²/((1+αλ₁)(1+αλ₂)) ≤ 0.
+
+    Raises:
+        ValueError: for a group of fewer points than dimensions, or if the first group is not the denser one.
+
+    >>> curvature, multiplicity = saddle_curvature(2, 1, 1, 1, math.sqrt(2))  # α = 1: ⅓ (1/(1+⅓) - 1/(1+⅔)), 1 · 1
+    >>> round(curvature, 6), multiplicity
+    (0.05, 1)
     """
     _counts(n1=n1, d1=d1, n2=n2, d2=d2)
     if n1 < d1 or n2 < d2 or n1 * d2 <= n2 * d1:
         raise ValueError("a saddle needs n1 >= d1, n2 >= d2 and the larger density n1/d1 > n2/d2 in the first group")
     n, alpha = n1 + n2, _alpha(d1 + d2, eps)
     low, high = n2 / (n * d2), n1 / (n * d1)
-    return alpha**2 * (high - low) / (n * (1 + alpha * low) * (1 + alpha * high)), (n1 - d1) * d2
+    curvature = alpha**2 * (high - low) / (n * (1 + alpha * low) * (1 + alpha * high))
+    return SaddleCurvature(curvature, (n1 - d1) * d2)
 
 
-def spectral_curvature(n, d, eps):
-    """A4: -d²R/dt² at the optimum when its r nonzero eigenvalues move by t v with ‖v‖ = 1 and Σv = 0: ½(α/(1+α/r))².
+def spectral_curvature(n: Count, d: Count, eps: Number) -> float:
+    """A4: the curvature -d²R/dt² at the optimum when its r nonzero eigenvalues move by tv with ‖v‖ = 1 and Σv = 0.
 
-    Proof: differentiate ½ Σ log(1 + αλ_i) twice at λ_i = 1/r. It is α²/2 for α -> 0 (the frame potential:
-    R ≈ (α/2) tr Γ - (α²/4) ‖Γ‖²) and r²/2 for α -> ∞ (the log-volume ½ Σ log λ_i): one optimum, two conditionings.
+    ½ (α/(1 + α/r))²
+
+    For α -> 0 it is α²/2, that of the frame potential: R ≈ (α/2) tr Γ - (α²/4) ‖Γ‖². For α -> ∞ it is r²/2, that of the
+    log-volume: R ≈ ½ Σ log λᵢ + (r/2) log α. There is one optimum, and ε sets its conditioning.
+
+    Proof: differentiate ½ Σ log(1 + αλᵢ) twice at λᵢ = 1/r.
+
+    >>> spectral_curvature(4, 2, 1.0)  # α = r = 2: ½ (2/2)²
+    0.5
     """
     rank = min(n, d)
     return 0.5 * (_alpha(d, eps) / (1 + _alpha(d, eps) / rank)) ** 2
 
 
-def hessian_trace(n, d, eps):
-    """E2: the trace of the Riemannian Hessian of R at any maximizer, in nats; the same for all of them.
+def hessian_trace(n: Count, d: Count, eps: Number) -> float:
+    """E2: the trace of the Riemannian Hessian of R, in nats, which is the same at all of its maximizers.
 
-    n ≤ d: n(n-1)/2 eigenvalues, all equal to -2 (α/(n+α))². n ≥ d: the trace is -(d-1)/n (α/(1+α/d))², shared
-    equally by d(d+1)/2 - 1 eigenvalues iff the frame is a projective 2-design.
-    Proof: R'' = -½k²‖dΓ‖²; the adjoint of V -> dΓ sends S to (2/n) (z_iᵀS - (z_iᵀSz_i) z_iᵀ), whose squared norm summed
-    over an orthonormal basis of traceless symmetric S is 2(d-1)/n.
+    -n(n-1) (α/(n+α))²               for n ≤ d
+    -((d-1)/n) (α/(1+α/d))²          for n ≥ d
+
+    For n ≤ d there are n(n-1)/2 nonzero eigenvalues, all equal to -2 (α/(n+α))². For n > d there are d(d+1)/2 - 1 of
+    them in general, all equal iff the frame is a projective 2-design.
+
+    Proof: R'' = -½k²‖dΓ‖² with k = α/(1+α/d). The adjoint of V -> dΓ sends S to (2/n) (zᵢᵀS - (zᵢᵀSzᵢ) zᵢᵀ), whose
+    squared norm summed over an orthonormal basis of traceless symmetric S is 2(d-1)/n.
+
+    >>> hessian_trace(2, 2, 1.0)  # α = 2: -2 · 1 · (2/4)²
+    -0.5
     """
     alpha = _alpha(d, eps)
     _counts(n=n)
@@ -127,22 +200,36 @@ def hessian_trace(n, d, eps):
     return -(d - 1) / n * (alpha / (1 + alpha / d)) ** 2
 
 
-def gradient_bound(n, d, eps):
-    """A5: the largest Frobenius norm of ∇_Z R over all (n, d) matrices Z, ½ sqrt(α r / n), r = min(n, d).
+def gradient_bound(n: Count, d: Count, eps: Number) -> float:
+    """A5: the largest Frobenius norm of ∇_Z R over all matrices Z of shape (n, d), unit-norm rows or not.
 
-    Proof: ∇R = (α/n) Z (I + αΓ)⁻¹ has singular values sqrt(α/n) x/(1+x²) with x = σ sqrt(α/n), at most ½ sqrt(α/n)
-    each; equality iff all r singular values of Z satisfy σ² = n/α, which unit vectors do only if α = r.
+    ½ sqrt(αr/n)
+
+    Proof: ∇R = (α/n) Z (I + αΓ)⁻¹ has the singular values sqrt(α/n) x/(1+x²) with x = σ sqrt(α/n), at most ½ sqrt(α/n)
+    each. They are equal to that iff all r singular values of Z satisfy σ² = n/α, which unit vectors do only if α = r.
+
+    >>> round(gradient_bound(4, 4, 1.0), 4)  # α = r = n = 4: ½ sqrt(4)
+    1.0
     """
     alpha = _alpha(d, eps)
     _counts(n=n)
     return 0.5 * math.sqrt(alpha * min(n, d) / n)
 
 
-def rate_gradient(spectrum, n, eps):
-    """A5: the Frobenius norm of ∇_Z R from the d eigenvalues λ of Γ, (α/√n) sqrt(Σ λ/(1+αλ)²).
+def rate_gradient(spectrum: ArrayLike, n: Count, eps: Number) -> float:
+    """A5: the Frobenius norm of ∇_Z R of n features, from the eigenvalues of Γ.
 
-    At A1's optimum it is α/(√n (1 + α/r)): for α ≫ r far below `gradient_bound`, by 2 sqrt(r/α).
+    (α/√n) sqrt(Σ λ/(1+αλ)²)
+
+    At the optimum of A1 it is α/(√n (1 + α/r)), which for α ≫ r is far below `gradient_bound`, by 2 sqrt(r/α).
+
     Proof: ∇R = (α/n) Z (I + αΓ)⁻¹ and ZᵀZ = nΓ.
+
+    Args:
+        spectrum: (d,) all eigenvalues of Γ, zeros included.
+
+    >>> round(rate_gradient([0.25] * 4, 4, 1.0), 4)  # α = 4: (4/2) sqrt(4 · ¼/4), the bound, as α = r
+    1.0
     """
     spectrum = np.asarray(spectrum, dtype=float)
     alpha = _alpha(len(spectrum), eps)
@@ -150,21 +237,38 @@ def rate_gradient(spectrum, n, eps):
     return alpha / math.sqrt(n) * math.sqrt((spectrum / (1 + alpha * spectrum) ** 2).sum())
 
 
-def alignment_gradient(alignment, n):
-    """A5: the Frobenius norm of the gradient of A = mean ½‖z_i - t_i‖² of n features and their targets, sqrt(2A/n).
+def alignment_gradient(alignment: Values, n: Count) -> np.floating | Float[np.ndarray, "*batch"]:
+    """A5: the Frobenius norm of the gradient of the alignment A = mean ½‖zᵢ - tᵢ‖² of n features and their targets.
 
-    At most 2/√n on the sphere, where A ≤ 2. Proof: the rows of the gradient are (z_i - t_i)/n.
+    sqrt(2A/n)
+
+    On the sphere A is at most 2, and the norm at most 2/√n.
+
+    Proof: the rows of the gradient are (zᵢ - tᵢ)/n.
+
+    Args:
+        alignment: one value of A, or an array of them.
+
+    >>> float(alignment_gradient(2, 4))  # opposite targets: 2/√4
+    1.0
     """
     _counts(n=n)
     return np.sqrt(2 * np.asarray(alignment, dtype=float) / n)
 
 
-def gamma_rules(n, d, eps):
-    """A5: three weights of the expansion term as a dict: "balanced", "bounded" (both up to a factor) and "official".
+def gamma_rules(n: Count, d: Count, eps: Number) -> dict[str, float]:
+    """A5: three rules for the weight γ of the expansion term, by name.
 
-    balanced ε/sqrt(d r): the bound on ‖∇R‖ equals the alignment's 2/√n up to the factor 4.
-    bounded ε sqrt(n/(d r)): the paper's scale, γ‖∇R‖ of order one: at most ½, so that twice as much is at most 1.
-    official (d+n)/(dn): the code's heuristic.
+    balanced   ε/sqrt(dr)
+    bounded    ε sqrt(n/(dr))
+    official   (d+n)/(dn)
+
+    With "balanced" the bound on γ‖∇R‖ is the largest gradient of the alignment, 2/√n, up to the factor 4. "bounded" is
+    the paper's scale, where γ‖∇R‖ is of order one: at most ½, so that twice the weight keeps it below 1. "official" is
+    the heuristic of the official code.
+
+    >>> gamma_rules(4, 4, 2.0)  # 2/√16, 2 √(4/16) and 8/16
+    {'balanced': 0.5, 'bounded': 1.0, 'official': 0.5}
     """
     _alpha(d, eps)
     _counts(n=n)
@@ -172,60 +276,159 @@ def gamma_rules(n, d, eps):
     return {"balanced": balanced, "bounded": balanced * math.sqrt(n), "official": (d + n) / (d * n)}
 
 
-def loss_minimum(n, d, eps, gamma):
-    """B1: the smallest value of the loss with unlimited capacity, -γR*: zero alignment cost and any optimal set of A1.
+def loss_minimum(n: Count, d: Count, eps: Number, gamma: Number) -> float:
+    """B1: the smallest value of the loss for an encoder of unlimited capacity.
 
-    Proof: the two terms are bounded separately and both bounds hold at once when all views of image i map to u_i.
+    -γR*
+
+    It is reached with no cost of alignment at any optimal configuration of A1 (`rate_maximum`).
+
+    Proof: the two terms are bounded separately, and both bounds hold at once when all views of image i map to uᵢ.
+
+    >>> round(loss_minimum(8, 2, 1.0, 0.1), 4)  # -0.1 log 2
+    -0.0693
     """
     return -gamma * rate_maximum(n, d, eps)
 
 
-def pair_rate(c, d, eps):
-    """B2: the rate of a batch of two unit vectors with cosine c, ½ log((1+α/2)² - (α/2)² c²), in nats.
+def pair_rate(c: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
+    """B2: the coding rate of a batch of two unit vectors, in nats, from their cosine.
 
-    Proof: Γ has the eigenvalues (1 ± c)/2. It is concave and decreasing in c².
+    ½ log((1 + α/2)² - (α/2)² c²)
+
+    It is concave and decreasing in c².
+
+    Proof: Γ has the eigenvalues (1 ± c)/2.
+
+    Args:
+        c: the cosine, or an array of cosines.
+
+    >>> round(float(pair_rate(0, 2, 1.0)), 4)  # α = 2: ½ log 4
+    0.6931
     """
     half = _alpha(d, eps) / 2
     return 0.5 * np.log((1 + half) ** 2 - (half * np.asarray(c, dtype=float)) ** 2)
 
 
-def pair_rate_maximum(n, d, eps):
-    """B2: upper bound of the mean rate over all pairs of n points, attained iff they are an equiangular tight frame.
+def pair_rate_maximum(n: Count, d: Count, eps: Number) -> float:
+    """B2: the largest possible mean of `pair_rate` over all pairs of n unit vectors, in nats.
 
-    The value is `pair_rate` at c² = (n-d)/(d(n-1)) (0 for n ≤ d). Proof: Jensen in c², then Welch for the mean of c².
+    `pair_rate` at c² = (n-d)/(d(n-1)), and at c = 0 for n ≤ d
+
+    It is attained iff the points are an equiangular tight frame, and a strict upper bound where there is none.
+
+    Proof: Jensen's inequality in c², then Welch's bound for the mean of c².
+
+    >>> round(pair_rate_maximum(3, 2, 1.0), 4)  # three lines at 60°: ½ log(4 - ¼)
+    0.6609
     """
     return float(pair_rate(welch_coherence(n, d), d, eps))
 
 
-def even_potential_weights(b, d, eps, orders):
-    """B2: weights w_k of the even frame potentials in the two-body part of the mean rate of batches of b points.
+def triple_rate(c12: Number, c23: Number, c31: Number, d: Count, eps: Number) -> float:
+    """B2: the coding rate of a batch of three unit vectors, in nats, from their cosines.
 
-    mean R = (b/2) log(1+α/b) - Σ_k w_k mean c^{2k} + (three-body and more), w_k = b(b-1)/2 · s^{2k}/(2k), s = α/(α+b).
-    Proof: expand ½ logdet(I + sO), O the off-diagonal Gram, over pairs: ½ log(1 - s²c²). s falls with b, and the high
-    orders with it. Exact for b = 2. For b ≥ 3 cyclic products enter, s³ c_ij c_jk c_ki first, which no frame potential
-    fixes: three lines at 60° in a plane and three vectors with all c = ½ share every |c| but not R. On tight frames
-    the batches of n-1 see nothing new (Γ loses one z_i z_iᵀ/n, whatever z_i is): only b ≤ n-2 changes the optimum.
+    (3/2) log(1 + α/3) + ½ log(1 - s² (c₁₂² + c₂₃² + c₃₁²) + 2s³ c₁₂c₂₃c₃₁),   s = α/(α+3)
+
+    The triple product c₁₂c₂₃c₃₁ (the Bargmann invariant) does not change when a vector changes its sign, and no frame
+    potential fixes it: three lines at 60° in a plane and three vectors with all c = ½ have the same |c|, but not the
+    same rate.
+
+    Proof: I + (α/3) ZZᵀ = (1 + α/3)(I + sO), where the off-diagonal O holds the cosines.
+
+    >>> round(triple_rate(0, 0, 0, 3, 1.0), 4)  # α = 3: (3/2) log 2
+    1.0397
+    >>> triple_rate(0.5, 0.5, 0.5, 3, 1.0) > triple_rate(0.5, 0.5, -0.5, 3, 1.0)
+    True
+    """
+    alpha = _alpha(d, eps)
+    s = alpha / (alpha + 3)
+    squares, product = c12**2 + c23**2 + c31**2, c12 * c23 * c31
+    return 1.5 * math.log1p(alpha / 3) + 0.5 * math.log1p(2 * s**3 * product - s**2 * squares)
+
+
+def leave_one_out_rate(n: Count, d: Count, eps: Number) -> float:
+    """B2: the coding rate of a unit-norm tight frame of n ≥ d points without one of them, in nats.
+
+    ((d-1)/2) log(1 + αn/(d(n-1))) + ½ log(1 + α(n-d)/(d(n-1)))
+
+    It is the same for all tight frames and all of their points (one erasure, in the language of frames). So batches of
+    n-1 points do not tell tight frames apart; those of n-2 points are the largest that do.
+
+    Proof: the covariance of the rest is (nI/d - zᵢzᵢᵀ)/(n-1), whose spectrum does not depend on zᵢ.
+
+    Raises:
+        ValueError: for n < 2 or n < d.
+
+    >>> round(leave_one_out_rate(3, 3, math.sqrt(1.5)), 4)  # of three orthonormal rows two are left: α = 2, log 2
+    0.6931
+    """
+    alpha = _alpha(d, eps)
+    _counts(n=n)
+    if n < max(2, d):
+        raise ValueError(f"a tight frame that loses a point needs n >= max(2, d) of them, got n={n}, d={d}")
+    rest, hit = n / (d * (n - 1)), (n - d) / (d * (n - 1))
+    return 0.5 * (d - 1) * math.log1p(alpha * rest) + 0.5 * math.log1p(alpha * hit)
+
+
+def even_potential_weights(
+    b: Count, d: Count, eps: Number, orders: Sequence[Count] | np.ndarray
+) -> Float[np.ndarray, " orders"]:
+    """B2: the weights of the even frame potentials in the two-body part of the mean rate of batches of b points.
+
+    mean R = (b/2) log(1 + α/b) - Σₖ wₖ mean c²ᵏ + (three bodies and more)
+    wₖ = (b(b-1)/2) s²ᵏ/(2k),   s = α/(α+b)
+
+    s falls with b, and the high orders with it: large batches see less of them. The series is exact for b = 2. For
+    b ≥ 3 cyclic products enter, s³ c_ij c_jk c_ki first, which no frame potential fixes (`triple_rate`). On tight
+    frames batches of n-1 points see nothing new (`leave_one_out_rate`): only b ≤ n-2 changes the optimum.
+
+    Proof: expand ½ logdet(I + sO), O the off-diagonal Gram matrix, over pairs: ½ log(1 - s²c²).
+
+    Args:
+        orders: the numbers k, half the exponents of the cosines.
+
+    >>> even_potential_weights(2, 2, 1.0, [1, 2]).tolist()  # s = 2/(2+2): ¼/2 and (1/16)/4
+    [0.125, 0.015625]
     """
     s, k = _alpha(d, eps) / (_alpha(d, eps) + b), np.asarray(orders)
     _counts(b=b)
     return b * (b - 1) / 2 * s ** (2 * k) / (2 * k)
 
 
-def welch_coherence(n, d):
-    """B2: the smallest possible largest |cosine| of n unit vectors, by Welch: sqrt((n-d)/(d(n-1))), 0 for n ≤ d.
+def welch_coherence(n: Count, d: Count) -> float:
+    """B2: the smallest possible largest |cosine| of n unit vectors, by Welch.
 
-    Proof: ‖Γ‖² ≥ 1/d bounds the mean of c² from below, hence the maximum. Equality iff equiangular and tight, which
-    in real space needs n ≤ d(d+1)/2.
+    sqrt((n-d)/(d(n-1))),   0 for n ≤ d
+
+    It is attained iff the vectors are equiangular and tight, which in real space needs n ≤ d(d+1)/2.
+
+    Proof: ‖Γ‖² ≥ 1/d bounds the mean of c² from below, hence the maximum.
+
+    Source: Welch 1974.
+
+    >>> welch_coherence(3, 2)  # three lines at 60°: sqrt(1/(2 · 2))
+    0.5
     """
     _counts(n=n, d=d)
     return math.sqrt((n - d) / (d * (n - 1))) if n > d else 0.0
 
 
-def orthoplex_coherence(n, d):
-    """B2: the orthoplex bound on the largest |cosine|, 1/√d, valid for n > d(d+1)/2 (ValueError otherwise).
+def orthoplex_coherence(n: Count, d: Count) -> float:
+    """B2: the orthoplex bound on the largest |cosine| of more than d(d+1)/2 unit vectors.
 
-    Proof: z -> zzᵀ - I/d puts n points on a sphere of dimension d(d+1)/2 - 1; more than that + 1 of them cannot all
+    1/√d
+
+    Proof: z -> zzᵀ - I/d puts n points on a sphere of dimension d(d+1)/2 - 1. More than that + 1 of them cannot all
     have negative inner products c² - 1/d (Rankin).
+
+    Raises:
+        ValueError: for n ≤ d(d+1)/2, where the bound does not hold.
+
+    Source: Conway, Hardin and Sloane 1996.
+
+    >>> orthoplex_coherence(12, 4)  # three mutually unbiased bases of ℝ⁴: 1/√4
+    0.5
     """
     _counts(n=n, d=d)
     if n <= d * (d + 1) / 2:
@@ -233,12 +436,24 @@ def orthoplex_coherence(n, d):
     return 1 / math.sqrt(d)
 
 
-def frame_potential_minimum(n, d, order=2):
-    """C3: lower bound of the frame potential mean_{ij} c_ij^p of even order p, self pairs included.
+def frame_potential_minimum(n: Count, d: Count, order: int | np.integer = 2) -> float:
+    """C3: a lower bound of the frame potential of even order p, the mean of c_ij^p over all pairs, self pairs included.
 
-    max over the bounds 1/n (self pairs), Π_{j<p/2} (2j+1)/(d+2j) (uniform measure; equality iff a projective p-design).
-    For p = 2 it is 1/min(n, d), attained by A1's optima. `frames.frame_potential_bound` is the same without self pairs.
+    max(1/n, Π_{j<p/2} (2j+1)/(d+2j))
+
+    1/n are the self pairs. The product is the value of the uniform measure, which is attained iff the points are a
+    projective p-design. For p = 2 the bound is 1/min(n, d), attained by the optima of A1.
+    `measures.frames.frame_potential_bound` is the same without self pairs.
+
     Proof: even potentials are positive definite (Sidelnikov).
+
+    Args:
+        order: p, the exponent of the cosines.
+    Raises:
+        ValueError: for an odd order.
+
+    >>> frame_potential_minimum(12, 2, order=4)  # 1/2 · 3/4
+    0.375
     """
     _counts(n=n, d=d, order=order)
     if order % 2:
@@ -246,11 +461,22 @@ def frame_potential_minimum(n, d, order=2):
     return max(1 / n, math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2)))
 
 
-def water_level(mu, gamma, alpha, d, *, norm):
-    """B3: the multiplier ν that makes the powers of `water_filling` sum to `norm`.
+def water_level(mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer, *, norm: Number) -> float:
+    """B3: the multiplier ν with which the powers of `water_filling` sum to `norm`.
 
-    The total is continuous and decreasing in ν, from the level where the first mode alone has it all to the one
-    where no mode is left: a bracketed root. ν < 0 where the free total is below `norm`.
+    Σᵢ [γ/(2(μᵢ + ν)) - 1/α]₊ = norm
+
+    ν is negative where the free total, that of ν = 0, is below `norm`.
+
+    Proof: the total is continuous and decreasing in ν, from the level where the first mode alone has it all to the one
+    where no mode is left, so that there is one root in between.
+
+    Args:
+        mu: (m,) the shares of the modes, in any order; the d smallest count.
+        norm: E‖z‖², the total power.
+
+    >>> round(water_level([0.5, 0.5], 1, 1, 2, norm=1), 6)  # half of the power each: 1/(2(½ + ν)) - 1 = ½
+    -0.166667
     """
     from scipy.optimize import brentq
 
@@ -263,7 +489,8 @@ def water_level(mu, gamma, alpha, d, *, norm):
     return low if excess(low) <= 0 else brentq(excess, low, high, xtol=1e-15 * (1 + abs(low)), rtol=1e-15)
 
 
-def _modes(mu, gamma, alpha, d):
+def _modes(mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer) -> Float[np.ndarray, " k"]:
+    """The d smallest shares, ascending, once all arguments are known to make sense."""
     _counts(d=d)
     _positive(gamma=gamma, alpha=alpha)
     mu = np.asarray(mu, dtype=float)
@@ -272,16 +499,32 @@ def _modes(mu, gamma, alpha, d):
     return np.sort(mu)[:d]
 
 
-def water_filling(mu, gamma, alpha, d, *, norm=None):
-    """B3: optimal powers of a linear encoder's modes, p_i = [γ/(2(μ_i + ν)) - 1/α]₊ for the d smallest μ_i, else 0.
+def water_filling(
+    mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer, *, norm: Number | None = None
+) -> Float[np.ndarray, " m"]:
+    """B3: the optimal powers of the modes of a linear encoder, which fill its spectrum like water.
 
-    mu (m,): generalized eigenvalues of (Σ_a, Σ), the share of a mode's variance that differs between views; the answer
-    is in the same order. norm=None: ν = 0, and a mode is dead exactly when μ_i ≥ γα/2 (`collapse_threshold`); μ_i = 0
-    gets inf. norm=1: E‖z‖² = 1, ν from `water_level`.
-    Proof: in the modes' basis the loss is Σ μ_i p_i - (γ/2) log(1 + αp_i), convex in p ≥ 0; set its derivative to -ν.
-    Features that are free functions on finitely many views are linear in the one-hot code of the view: then μ are the
-    eigenvalues of the normalized Laplacian of the augmentation graph (`linear.graph_problem`). The constant has μ = 0,
-    so the uncentered rate spends its largest share on the mean: with norm=1, ‖E z‖² = p_0 ≥ 1/d, the mean collapse.
+    pᵢ = [γ/(2(μᵢ + ν)) - 1/α]₊ for the d smallest μᵢ, else 0
+
+    Without a constraint on the norm ν = 0, and a mode is dead exactly when μᵢ ≥ γα/2 (`collapse_threshold`).
+
+    Features that are free functions on finitely many views are linear in the one-hot code of the view. Then μ are the
+    eigenvalues of the normalized Laplacian of the augmentation graph (`experiments.linear_encoders.graph_problem`). The
+    constant function has μ = 0, so the uncentered rate spends its largest share on the mean: with norm=1 the mean
+    collapses to ‖E z‖² = p₀ ≥ 1/d.
+
+    Proof: in the basis of the modes the loss is Σ μᵢpᵢ - (γ/2) log(1 + αpᵢ), which is convex in p ≥ 0. Set its
+    derivative to -ν.
+
+    Args:
+        mu: (m,) generalized eigenvalues of (Σ_a, Σ), the shares of a mode's variance that differ between views.
+        d: the dimension of the features, which is the largest number of modes with power.
+        norm: the value at which E‖z‖² is held (1 for unit features), with ν from `water_level`; None leaves it free.
+    Returns:
+        the powers in the order of `mu`; inf for μ = 0 in the free problem.
+
+    >>> water_filling([0.5, 0.125, 2.0], 1, 1, 3).tolist()  # 1/(2μ) - 1, where that is positive
+    [0.0, 3.0, 0.0]
     """
     kept = _modes(mu, gamma, alpha, d)
     nu = 0.0 if norm is None else water_level(mu, gamma, alpha, d, norm=norm)
@@ -291,51 +534,108 @@ def water_filling(mu, gamma, alpha, d, *, norm=None):
     return powers
 
 
-def collapse_threshold(gamma, alpha):
-    """B3: the μ at and above which a mode is dead in the free problem, γα/2 (subtract ν under a norm constraint)."""
+def collapse_threshold(gamma: Number, alpha: Number) -> Number:
+    """B3: the share μ at and above which a mode of a linear encoder is dead in the free problem.
+
+    γα/2
+
+    Under a constraint on the norm subtract ν, the `water_level`.
+
+    >>> collapse_threshold(1, 1)
+    0.5
+    """
     _positive(gamma=gamma, alpha=alpha)
     return gamma * alpha / 2
 
 
-def effective_gamma(gamma, *, rate_of="student"):
+def effective_gamma(gamma: Number, *, rate_of: str = "student") -> Number:
     """E1: the γ at which the joint loss, both views with gradients, has the critical points of self-distillation at γ.
 
-    2γ if the rate is the student's; γ itself if it is that of (student + teacher)/2, the default of the official code
-    (`expa_type=1`): there a stop-gradient changes nothing but the speed. For every network and batch without local
-    crops (views that only the student sees). B3's threshold, B5 and B6 (c = 2γ/effective γ) follow.
-    Proof: where teacher = student, ½‖s_i - t_j‖² + ½‖s_j - t_i‖² passes half of its joint gradient on, each view being
-    a target once; so does the rate of the mean, as ∂(s+t)/2 = ½∂s, while the student's rate passes all. Hence
+    2γ if the rate is the student's, γ itself if it is that of (student + teacher)/2
+
+    The rate of the mean is the default of the official code (`expa_type=1`): there a stop-gradient changes nothing but
+    the speed. This holds for every network and batch without local crops, which only the student sees. The threshold of
+    B3, B5, and B6 (with c = 2γ/effective γ) follow.
+
+    Proof: where teacher = student, ½‖sᵢ - tⱼ‖² + ½‖sⱼ - tᵢ‖² passes half of its joint gradient on, as each view is a
+    target once. So does the rate of the mean, as ∂(s+t)/2 = ½∂s, while the student's rate passes all. Hence
     ∇L(γ) = ½∇J(effective γ): one flow at two speeds, and one path of an optimizer that no factor moves (Adam).
+
+    Args:
+        rate_of: "student" or "mean", whose rate the expansion term takes.
+    Raises:
+        ValueError: for any other `rate_of`.
+
+    >>> effective_gamma(0.1), effective_gamma(0.1, rate_of="mean")
+    (0.2, 0.1)
     """
     if rate_of not in ("student", "mean"):
         raise ValueError(f"rate_of must be 'student' or 'mean', not {rate_of!r}")
     return gamma * (2 if rate_of == "student" else 1)
 
 
-def distillation_fixed_point(mu, gamma, alpha, d, *, norm=None, rate_of="student"):
-    """B4: the powers where self-distillation with a stop-gradient teacher rests: `water_filling` at `effective_gamma`.
+def distillation_fixed_point(
+    mu: ArrayLike,
+    gamma: Number,
+    alpha: Number,
+    d: int | np.integer,
+    *,
+    norm: Number | None = None,
+    rate_of: str = "student",
+) -> Float[np.ndarray, " m"]:
+    """B4: the powers at which self-distillation of a linear encoder with a stop-gradient teacher comes to rest.
 
-    Proof: with teacher = student the alignment's gradient in W is WΣ_a, half of that of the joint loss, so the fixed
-    point is WΣ_a = γα(I+αΓ)⁻¹WΣ. The momentum of the teacher does not enter.
+    `water_filling` at `effective_gamma`
+
+    The momentum of the teacher does not enter.
+
+    Proof: with teacher = student the gradient of the alignment in W is WΣ_a, half of that of the joint loss, so that
+    the fixed point is WΣ_a = γα(I + αWΣWᵀ)⁻¹WΣ.
+
+    Args:
+        mu, d, norm: as in `water_filling`.
+        rate_of: as in `effective_gamma`.
+
+    >>> distillation_fixed_point([0.5, 0.125, 2.0], 0.5, 1, 3).tolist()  # the water-filling of γ = 1
+    [0.0, 3.0, 0.0]
     """
     return water_filling(mu, effective_gamma(gamma, rate_of=rate_of), alpha, d, norm=norm)
 
 
-def mode_velocity(p, mu, gamma, alpha, *, stop_gradient=True):
-    """B5: dp/dt = 2p (γα/(1+αp) - cμ) of one mode under gradient flow; c = 1 with stop-gradient, else 2.
+def mode_velocity(p: Number, mu: Number, gamma: Number, alpha: Number, *, stop_gradient: bool = True) -> Number:
+    """B5: the velocity of the power p of one mode of a linear encoder under gradient flow.
+
+    dp/dt = 2p (γα/(1+αp) - cμ),   c = 1 with a stop-gradient teacher, else 2
+
+    Modes that share an output direction compete for it, and follow another law.
 
     Proof: with whitened inputs, Σ = I, the columns of W in the eigenbasis of Σ_a follow
-    dw_i/dt = γα(I+αWWᵀ)⁻¹w_i - cμ_i w_i. If orthogonal they stay so, the inverse is 1/(1+αp_i) on w_i, and
-    p_i = ‖w_i‖². Otherwise modes that share an output direction compete for it.
+    dwᵢ/dt = γα(I+αWWᵀ)⁻¹wᵢ - cμᵢwᵢ. If they are orthogonal they stay so, the inverse is 1/(1+αpᵢ) on wᵢ, and
+    pᵢ = ‖wᵢ‖².
+
+    >>> mode_velocity(1, 0.25, 1, 1)  # 2 (½ - ¼)
+    0.5
     """
     return 2 * p * (gamma * alpha / (1 + alpha * p) - (1 if stop_gradient else 2) * mu)
 
 
-def mode_time(start, end, mu, gamma, alpha, *, stop_gradient=True):
-    """B5: the time that a mode takes from power `start` to `end` (both on one side of the rest power), exactly.
+def mode_time(
+    start: Number, end: Number, mu: Number, gamma: Number, alpha: Number, *, stop_gradient: bool = True
+) -> float:
+    """B5: the time in which a mode goes from power `start` to power `end`, exactly.
 
-    t = ½ [log p / A - (1/A + α/B) log|A - Bp|] between the two, A = γα - cμ, B = cμα; rest power A/B; e-folding 1/(2A).
-    Proof: partial fractions of dp/`mode_velocity`. Smaller μ, larger A: the modes escape one after another.
+    t = ½ [log p / A - (1/A + α/B) log|A - Bp|] from start to end,   A = γα - cμ,   B = cμα
+
+    A/B is the power at which the mode rests, and both ends must lie on one side of it. A small mode grows by a factor e
+    in the time 1/(2A). The smaller μ, the larger A: the modes escape one after another.
+
+    Proof: partial fractions of dp/`mode_velocity`, with its c.
+
+    Raises:
+        ValueError: for arguments that are not positive, and for a start and an end on two sides of the rest power.
+
+    >>> round(mode_time(1e-9, 1e-8, 0.5, 1, 1), 4)  # A = ½: log 10
+    2.3026
     """
     _positive(start=start, end=end, mu=mu, gamma=gamma, alpha=alpha)
     c = 1 if stop_gradient else 2
@@ -345,13 +645,23 @@ def mode_time(start, end, mu, gamma, alpha, *, stop_gradient=True):
     return 0.5 * (math.log(end / start) / a - (1 / a + alpha / b) * math.log((a - b * end) / (a - b * start)))
 
 
-def collapse_number(d, eps, gamma):
-    """B6: the collapse number χ = γα²/(1+α); total collapse is linearly stable iff χ < c·μ_min.
+def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
+    """B6: the collapse number χ, which decides whether total collapse is linearly stable.
 
-    μ_min is the smallest share of variance that differs between views. c = 1 with a stop-gradient teacher, 2 without;
-    and 2 with one if the rate is taken of (student + teacher)/2, whose gradient is halved as the alignment's is (E1).
-    Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α) and costs the
+    χ = γα²/(1+α),   stable iff χ < c·μ_min
+
+    μ_min is the smallest share of variance that differs between views. c = 1 with a stop-gradient teacher, and 2
+    without; it is 2 with one as well if the rate is that of (student + teacher)/2, whose gradient is halved as that of
+    the alignment is (E1). Larger is safer: with χ ≥ c total collapse is unstable whatever the views.
+
+    Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α), and costs the
     alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
+
+    Raises:
+        ValueError: for a γ that is negative or not finite.
+
+    >>> collapse_number(4, 1.0, 0.5)  # α = 4: ½ · 16/5
+    1.6
     """
     alpha = _alpha(d, eps)
     if not (np.isfinite(gamma) and gamma >= 0):
@@ -359,10 +669,24 @@ def collapse_number(d, eps, gamma):
     return gamma * alpha**2 / (1 + alpha)
 
 
-def reported_runs():
-    """B6: runs of the official code, {label: (χ, whether it collapsed)}: ranks × images a rank, issue of its tracker.
+class ReportedRun(NamedTuple):
+    """A run of the official code that somebody reported: its collapse number, and how it ended."""
 
-    All with d = 256, eps = 0.05, which is ε²/ranks as the covariance is not gathered, and the code's γ.
+    collapse_number: float
+    collapsed: bool
+
+
+def reported_runs() -> dict[str, ReportedRun]:
+    """B6: the collapse numbers of runs of the official code that users reported, and whether these runs collapsed.
+
+    All have d = 256, the eps 0.05 of the official code, which is ε²/ranks as the covariance is not gathered, and the γ
+    of its heuristic.
+
+    Returns:
+        a run per label, which is ranks × images per rank (issue of the official tracker, or version of the code).
+
+    >>> [label for label, run in reported_runs().items() if run.collapsed]
+    ['16 × 64, collapsed (#29)', '32 × 78, collapsed (#20)']
     """
     reported = {
         "1 × 24 (#12)": (1, 24, False),
@@ -373,41 +697,88 @@ def reported_runs():
         "32 × 78, collapsed (#20)": (32, 78, True),
     }
     return {
-        label: (collapse_number(256, math.sqrt(0.05 * ranks), gamma_rules(ranks * n, 256, 1.0)["official"]), died)
-        for label, (ranks, n, died) in reported.items()
+        label: ReportedRun(
+            collapse_number(256, math.sqrt(0.05 * ranks), gamma_rules(ranks * n, 256, 1.0)["official"]), collapsed
+        )
+        for label, (ranks, n, collapsed) in reported.items()
     }
 
 
-def collapse_spread(rate, d, eps):
-    """B6: the variance s of unit features around their mean that a rate next to `rate_collapsed` tells of.
+def collapse_spread(rate: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
+    """B6: the variance s of unit features around their mean, read off a rate that is close to `rate_collapsed`.
 
-    Proof: R ≈ R_collapsed + ½ s α²/(1+α) to first order in s ≪ 1/α, as in `collapse_number`.
+    s = 2 (R - ½ log(1 + α)) (1+α)/α²
+
+    Proof: R ≈ ½ log(1 + α) + ½ s α²/(1+α) to first order in s ≪ 1/α, as in `collapse_number`.
+
+    Args:
+        rate: a coding rate in nats, or an array of them.
+
+    >>> round(float(collapse_spread(rate_collapsed(4, 1.0) + 0.016, 4, 1.0)), 6)  # 0.032 · 5/16
+    0.01
     """
     alpha = _alpha(d, eps)
     return 2 * (np.asarray(rate, dtype=float) - rate_collapsed(d, eps)) * (1 + alpha) / alpha**2
 
 
-def cross_entropy_parts(teacher, student):
-    """C1: the pair H(q), KL(q‖p) of mean entropy and divergence in nats, which sum to the cross-entropy of DINO.
+class CrossEntropyParts(NamedTuple):
+    """The two parts of a cross-entropy, in nats; they sum to it."""
 
-    teacher q, student p: (n, K) rows of probabilities. Both parts vanish for p = q one-hot, whether the rows are all
-    equal (total collapse) or all different (spread): the infimum 0 cannot tell them apart.
+    entropy: float  # H(q) of the teacher
+    divergence: float  # KL(q‖p)
+
+
+def cross_entropy_parts(teacher: ArrayLike, student: ArrayLike) -> CrossEntropyParts:
+    """C1: the entropy of the teacher and the divergence of the student from it, which sum to the cross-entropy of DINO.
+
+    mean H(q) + mean KL(q‖p)
+
+    Both vanish for p = q one-hot, whether the rows are all equal (total collapse) or all different (spread): the
+    infimum 0 cannot tell them apart.
+
+    Args:
+        teacher: (n, K) rows of probabilities q.
+        student: (n, K) rows of probabilities p.
+
+    >>> round(cross_entropy_parts(np.eye(2), np.full((2, 2), 0.5)).divergence, 4)  # log 2
+    0.6931
+    >>> sum(cross_entropy_parts(np.eye(2), np.eye(2))) == sum(cross_entropy_parts([[1, 0]] * 2, [[1, 0]] * 2)) == 0
+    True
     """
     q, p = np.asarray(teacher, dtype=float), np.asarray(student, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(q > 0, q * np.log(q), 0).sum(-1).mean()
         divergence = np.where(q > 0, q * np.log(q / p), 0).sum(-1).mean()
-    return float(entropy), float(divergence)
+    return CrossEntropyParts(float(entropy), float(divergence))
 
 
-def patch_loss_minimum(n, d, eps, gamma, *, patch_gamma=0.0, masked=()):
-    """C2: the smallest value of SimDINOv2's loss, -γR*(n) - patch_gamma (mean_c R*(m_c) + R*(C)), R* of `rate_maximum`.
+def patch_loss_minimum(
+    n: Count,
+    d: Count,
+    eps: Number,
+    gamma: Number,
+    *,
+    patch_gamma: Number = 0.0,
+    masked: Sequence[Count] | np.ndarray = (),
+) -> float:
+    """C2: the smallest value of the loss of SimDINOv2 for an encoder of unlimited capacity.
 
-    n images a view; masked: the numbers m_c ≤ d of masked patches of the C crops that have any. With patch_gamma = 0 it
-    is `loss_minimum`, reached with any tokens that teacher and student agree on, constant ones included. With
-    patch_gamma > 0 constant tokens, whose two rates are `rate_collapsed`, cost what these lack, and are no optimum.
+    -γR*(n) - γ_p (mean_c R*(m_c) + R*(C)),   R* of `rate_maximum`
+
+    With γ_p = 0 it is `loss_minimum`, which is reached with any tokens that teacher and student agree on, constant ones
+    included. With γ_p > 0 constant tokens, whose two rates are `rate_collapsed`, cost what these rates lack, and are no
+    optimum.
+
     Proof: every term is bounded separately, and all bounds hold at once: tokens of a crop are orthonormal, and as their
-    mean is not zero, each crop's set can be turned so that the means of the crops form a tight frame, too.
+    mean is not zero, the set of each crop can be turned so that the means of the crops form a tight frame, too.
+
+    Args:
+        n: images in a view.
+        patch_gamma: γ_p, the weight of the rates of the patches.
+        masked: (C,) the numbers m_c ≤ d of masked patches of those crops that have any.
+
+    >>> round(patch_loss_minimum(8, 2, 1.0, 0.1, patch_gamma=0.1, masked=[2, 2]), 4)  # three rates of log 2
+    -0.2079
     """
     if not len(masked):
         return loss_minimum(n, d, eps, gamma)
@@ -415,17 +786,37 @@ def patch_loss_minimum(n, d, eps, gamma, *, patch_gamma=0.0, masked=()):
     return loss_minimum(n, d, eps, gamma) - patch_gamma * float(within + rate_maximum(len(masked), d, eps))
 
 
-def nuclear_norm_maximum(n, d):
-    """C3: the largest nuclear norm of n unit vectors (MMCR), sqrt(n·min(n, d)), at A1's optima (Cauchy-Schwarz)."""
+def nuclear_norm_maximum(n: Count, d: Count) -> float:
+    """C3: the largest nuclear norm of n unit vectors, which MMCR maximizes.
+
+    sqrt(n·min(n, d))
+
+    The optima of A1 attain it.
+
+    Proof: Cauchy-Schwarz, as the squares of the min(n, d) singular values sum to n.
+
+    >>> nuclear_norm_maximum(8, 2)
+    4.0
+    """
     _counts(n=n, d=d)
     return math.sqrt(n * min(n, d))
 
 
-def uniformity_minimum(n, d, *, t=2.0):
-    """C3: the smallest log mean_{i≠j} exp(-t‖z_i - z_j‖²) where it is known, else nan.
+def uniformity_minimum(n: Count, d: Count, *, t: Number = 2.0) -> float:
+    """C3: the smallest uniformity loss, log mean_{i≠j} exp(-t‖zᵢ - zⱼ‖²), of n unit vectors, where it is known.
 
-    n ≤ d+1: -2tn/(n-1), the simplex (Jensen). n = 2d: the cross-polytope, n = 12 in d = 3: the icosahedron, which are
-    universally optimal (Cohn and Kumar 2007).
+    -2tn/(n-1) for 2 ≤ n ≤ d+1
+
+    This is the simplex (by Jensen's inequality). The other known ones are universally optimal: the cross-polytope for
+    n = 2d, and the icosahedron for n = 12 and d = 3.
+
+    Returns:
+        the minimum, in nats; nan where it is not known.
+
+    Source: Cohn and Kumar 2007 (arXiv math/0607446).
+
+    >>> uniformity_minimum(2, 5)  # opposite points, at the squared distance 4
+    -8.0
     """
     _counts(n=n, d=d)
     if 2 <= n <= d + 1:
@@ -436,43 +827,89 @@ def uniformity_minimum(n, d, *, t=2.0):
     return math.log((5 * near + 5 * far + math.exp(-4 * t)) / 11) if (n, d) == (12, 3) else math.nan
 
 
-def koleo_minimum(n, d):
-    """C3: the smallest -mean log min_{j≠i} ‖z_i - z_j‖, -½ log(2n/(n-1)) for 2 ≤ n ≤ d+1 (simplex); else nan."""
+def koleo_minimum(n: Count, d: Count) -> float:
+    """C3: the smallest KoLeo loss, -mean log min_{j≠i} ‖zᵢ - zⱼ‖, of n unit vectors, where it is known.
+
+    -½ log(2n/(n-1)) for 2 ≤ n ≤ d+1, the simplex
+
+    Returns:
+        the minimum, in nats; nan where it is not known.
+
+    >>> round(koleo_minimum(2, 5), 4)  # opposite points, at the distance 2: -log 2
+    -0.6931
+    """
     _counts(n=n, d=d)
     return -0.5 * math.log(2 * n / (n - 1)) if 2 <= n <= d + 1 else math.nan
 
 
-def vicreg_minimum(n, d, *, variance=25.0):
-    """C3: the smallest VICReg energy of n ≥ d+1 unit vectors, variance · (1 - √(n/((n-1)d) + 1e-4)); else nan.
+def vicreg_minimum(n: Count, d: Count, *, variance: Number = 25.0) -> float:
+    """C3: the smallest energy of VICReg (`experiments.energies.vicreg_energy`) of n ≥ d+1 unit vectors.
 
-    Proof: the variances sum to at most n/(n-1) and √ is concave. Attained by tight frames of mean zero (`rate_maximum`
-    says for which n there are none).
+    variance · [1 - √(n/((n-1)d) + 1e-4)]₊
+
+    Tight frames of mean zero attain it; `rate_maximum` says for which n there are none.
+
+    Proof: the variances sum to at most n/(n-1), and √ is concave.
+
+    Args:
+        variance: the weight of the variance term.
+    Returns:
+        the minimum; nan for n ≤ d, where it is not known.
+
+    >>> round(vicreg_minimum(4, 3, variance=1), 3)  # the tetrahedron: 1 - √(4/9 + 1e-4)
+    0.333
     """
     _counts(n=n, d=d)
     return variance * max(0.0, 1 - math.sqrt(n / ((n - 1) * d) + 1e-4)) if n > d else math.nan
 
 
-def wmse_minimum(n, d):
-    """C3: the smallest `energies.wmse_energy` of n ≥ d+1 unit vectors, 2d; nan for fewer, which cannot be whitened.
+def wmse_minimum(n: Count, d: Count) -> float:
+    """C3: the smallest energy of W-MSE (`experiments.energies.wmse_energy`) of n ≥ d+1 unit vectors.
+
+    2d
 
     Proof: tr C⁻¹ ≥ d²/tr C and tr C ≤ 1, with equality for tight frames of mean zero.
+
+    Returns:
+        the minimum; nan for n ≤ d, as so few vectors cannot be whitened.
+
+    >>> wmse_minimum(9, 4)
+    8.0
     """
     _counts(n=n, d=d)
     return 2.0 * d if n > d else math.nan
 
 
-def infonce_minimum(n, d, *, temp=0.1):
-    """C3: the smallest mean_i log mean_{j≠i} exp((⟨z_i, z_j⟩-1)/τ): -n/((n-1)τ) for 2 ≤ n ≤ d+1 (simplex); else nan."""
+def infonce_minimum(n: Count, d: Count, *, temp: Number = 0.1) -> float:
+    """C3: the smallest InfoNCE energy (`experiments.energies.infonce_energy`) of n unit vectors, where it is known.
+
+    -n/((n-1)τ) for 2 ≤ n ≤ d+1, the simplex
+
+    Args:
+        temp: τ.
+    Returns:
+        the minimum, in nats; nan where it is not known.
+
+    >>> infonce_minimum(2, 5, temp=0.5)  # opposite points: (-1 - 1)/0.5
+    -4.0
+    """
     _counts(n=n, d=d)
     return -n / ((n - 1) * temp) if 2 <= n <= d + 1 else math.nan
 
 
-def rate_isotropic(n, d, eps):
-    """D1: the mean rate of n independent uniform unit vectors, in nats: the Shannon transform of Marchenko and Pastur.
+def rate_isotropic(n: Count, d: Count, eps: Number) -> float:
+    """D1: the mean coding rate of n independent uniform unit vectors, in nats.
 
-    (d/2)[β log(1+s-F/4) + log(1+sβ-F/4) - F/(4s)], β = n/d, s = α/n, F = (√(1+s(1+√β)²) - √(1+s(1-√β)²))².
-    Asymptotic in n and d, within 0.5 % from d = 64 on, n < d too. It is below `rate_maximum` (Jensen): the rate of a
-    sample is biased low. Source: Tulino and Verdú 2004, Random matrix theory and wireless communications.
+    (d/2) [β log(1+s-F/4) + log(1+sβ-F/4) - F/(4s)]
+    β = n/d,   s = α/n,   F = (√(1+s(1+√β)²) - √(1+s(1-√β)²))²
+
+    This is the Shannon transform of the law of Marchenko and Pastur, asymptotic in n and d: it is within 0.5 % from
+    d = 64 on, for n < d too. It is below `rate_maximum` (by Jensen's inequality): the rate of a sample is biased low.
+
+    Source: Tulino and Verdú 2004, Random matrix theory and wireless communications, eq. 1.14.
+
+    >>> round(rate_isotropic(10**6, 4, 1.0), 4)  # a million features are as good as a tight frame: 2 log 2
+    1.3863
     """
     s, beta = _alpha(d, eps) / n, n / d
     _counts(n=n)
@@ -480,25 +917,41 @@ def rate_isotropic(n, d, eps):
     return d / 2 * (beta * math.log(1 + s - f / 4) + math.log(1 + s * beta - f / 4) - f / (4 * s))
 
 
-def isotropic_gradient(n, d, eps):
+def isotropic_gradient(n: Count, d: Count, eps: Number) -> float:
     """D1: the Frobenius norm of ∇_Z R at n independent uniform unit vectors, to 1 % from d = 64 on.
 
-    Proof: the sum in `rate_gradient` is a second derivative of the rate in log α, ‖∇R‖² = (2α/n) d²R/d(log α)², which
-    is taken of `rate_isotropic` by central differences.
+    ‖∇R‖² = (2α/n) d²R/d(log α)²
+
+    Proof: the sum in `rate_gradient` is a second derivative of the rate in log α. It is taken of `rate_isotropic`, by
+    central differences.
+
+    >>> round(isotropic_gradient(10**4, 4, 1.0), 3)  # close to that of a tight frame, 4/(100 · 2)
+    0.02
     """
     h = 1e-2
     low, middle, high = (rate_isotropic(n, d, eps * math.exp(t / 2)) for t in (h, 0, -h))
     return math.sqrt(2 * _alpha(d, eps) / n * (low - 2 * middle + high)) / h
 
 
-def eps_of_mean(eps, cosine):
-    """D2: the ε at which unit vectors have the rate of (s + t)/2 with cosine c of s_i and t_i: ε sqrt(2/(1+c)), c > -1.
+def eps_of_mean(eps: Number, cosine: Values) -> Number | Float[np.ndarray, "*batch"]:
+    """D2: the ε at which unit vectors have the rate of the means (s + t)/2 of pairs of unit vectors with cosine c.
+
+    ε sqrt(2/(1+c)),   -1 < c ≤ 1
 
     With it the closed forms hold for the mean, `rate_maximum(n, d, eps_of_mean(eps, c))` and so on. If the cosines
-    differ, c is their mean; then the maximum is a bound, and so is `rate_isotropic`, for directions that are isotropic
+    differ, c is their mean. Then the maximum is a bound, and so is `rate_isotropic`, for directions that are isotropic
     and independent of the cosines.
-    Proof: (s_i + t_i)/2 = sqrt(w_i) u_i, w_i = (1+c_i)/2 and ‖u_i‖ = 1, so that equal w_i scale α. Else trΓ is the mean
-    of w, all that A1 uses; and E R is concave in w and symmetric, so largest where the w_i are equal.
+
+    Proof: (sᵢ + tᵢ)/2 = sqrt(wᵢ) uᵢ with wᵢ = (1+cᵢ)/2 and ‖uᵢ‖ = 1, so that equal wᵢ scale α. Else trΓ is the mean of
+    w, which is all that A1 uses; and E R is concave in w and symmetric, so that it is largest where the wᵢ are equal.
+
+    Args:
+        cosine: c, or an array of cosines.
+    Raises:
+        ValueError: for a cosine outside of (-1, 1].
+
+    >>> float(eps_of_mean(0.5, -0.5))  # 0.5 sqrt(2/0.5)
+    1.0
     """
     _positive(eps=eps)
     c = np.asarray(cosine, dtype=float)
@@ -507,26 +960,43 @@ def eps_of_mean(eps, cosine):
     return eps * np.sqrt(2 / (1 + c))[()]
 
 
-def mean_cosine_bound(rate, n, d, eps):
-    """D2: the smallest mean cosine of s_i and t_i with which (s + t)/2 can have a rate: 2(r/α)(exp(2R/r) - 1) - 1.
+def mean_cosine_bound(rate: Values, n: Count, d: Count, eps: Number) -> Number | Float[np.ndarray, "*batch"]:
+    """D2: the smallest mean cosine of pairs of unit vectors whose means (s + t)/2 can have this coding rate.
 
-    Proof: solve R = `rate_maximum` at `eps_of_mean` for c. Above 1 no unit vectors have that rate; r = min(n, d).
+    2(r/α)(exp(2R/r) - 1) - 1,   r = min(n, d)
+
+    Above 1 no unit vectors have that rate.
+
+    Proof: solve R = `rate_maximum` at `eps_of_mean` for c.
+
+    Args:
+        rate: R in nats, or an array of rates.
+
+    >>> round(float(mean_cosine_bound(math.log(2), 8, 2, 1.0)), 6)  # R* = log 2 needs s = t
+    1.0
     """
     _counts(n=n)
     r = min(n, d)
     return 2 * r / _alpha(d, eps) * np.expm1(2 * np.asarray(rate, dtype=float) / r)[()] - 1
 
 
-def white_noise_spectrum(n, d):
-    """Spectrum that n independent isotropic unit vectors in d dimensions have on average: r = min(n, d) quantiles.
+def white_noise_spectrum(n: Count, d: Count) -> Float[np.ndarray, " r"]:
+    """D1: the spectrum that n independent isotropic unit vectors in d dimensions have on average.
 
-    λ = x/r, x the quantiles at (i − ½)/r of the Marchenko–Pastur law of ratio y = r/max(n, d): density
-    √((x₊ − x)(x − x₋))/(2πyx), x± = (1 ± √y)². Descending, Σλ = 1.
+    λᵢ = xᵢ/r,   xᵢ the quantile at (i − ½)/r of the Marchenko–Pastur law of ratio y = r/max(n, d)
+    density √((x₊ − x)(x − x₋))/(2πyx),   x± = (1 ± √y)²
 
-    Any function of a spectrum has its finite-sample reference at it; two of them in closed form: effective rank
-    r·exp(−y/2), participation ratio 1/(1/n + 1/d). Asymptotic in d: within 1 % from d = 16 on.
+    Any function of a spectrum has its finite-sample reference at this one. Two of them have closed forms: the effective
+    rank r·exp(−y/2), and the participation ratio 1/(1/n + 1/d). Asymptotic in d: within 1 % from d = 16 on.
 
-    Source: Marchenko & Pastur 1967; the entropy in finite d, Page 1993.
+    Returns:
+        (r,) the r = min(n, d) eigenvalues, descending, with the sum 1.
+
+    Source: Marchenko and Pastur 1967; the entropy in finite d, Page 1993.
+
+    >>> lam = white_noise_spectrum(100, 100)
+    >>> round(float(1 / (lam**2).sum()))  # participation ratio: 1/(1/100 + 1/100)
+    50
     """
     if n < 1 or d < 1:
         raise ValueError(f"white_noise_spectrum needs n >= 1 and d >= 1, got n={n}, d={d}")
@@ -538,15 +1008,22 @@ def white_noise_spectrum(n, d):
     return quantiles / quantiles.sum()
 
 
-def sampled_rate(spectrum, n, *, d, eps):
-    """Expected coding rate of n independent features in d dimensions whose population has this spectrum (d,), in nats.
+def sampled_rate(spectrum: ArrayLike, n: Count, *, d: Count, eps: Number) -> float:
+    """D1: the expected coding rate of n independent features whose population has this spectrum, in nats.
 
-    ½[Σ log(1 + αλᵢ/(1 + δ)) + n·log(1 + δ) − nδ/(1 + δ)],  δ = (1/n) Σ αλᵢ/(1 + αλᵢ/(1 + δ)),  α = d/ε².
+    ½ [Σ log(1 + αλᵢ/(1 + δ)) + n·log(1 + δ) − nδ/(1 + δ)],   δ = (1/n) Σ αλᵢ/(1 + αλᵢ/(1 + δ))
 
-    Always below the population's ½ Σ log(1 + αλᵢ). A flat spectrum gives `rate_isotropic`. Asymptotic in d:
-    1 % above the mean of Gaussian features at d = 16, 2 % above that of real unit features at n = d = 64.
+    It is always below the population's ½ Σ log(1 + αλᵢ). A flat spectrum gives `rate_isotropic`. Asymptotic in d: it is
+    1 % above the mean of Gaussian features at n = d = 16, and 2 % above that of real unit features at n = d = 64.
 
-    Source: Couillet & Debbah 2011, theorem 6.14 (the deterministic equivalent of a log-determinant).
+    Args:
+        spectrum: (k,) eigenvalues of the population's Γ, k ≤ d; zeros may be left out.
+        d: the dimension of the features, for α.
+
+    Source: Couillet and Debbah 2011, theorem 6.14 (the deterministic equivalent of a log-determinant).
+
+    >>> round(sampled_rate([0.25] * 4, 10**6, d=4, eps=1.0), 4)  # a million features show their population: 2 log 2
+    1.3863
     """
     from scipy.optimize import brentq
 

@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
+from analysis.experiments.energies import coding_rate_energy, frame_potential_energy
 from analysis.experiments.landscape import orthonormal_sets
 from simdino.losses import simdino_loss, simdinov2_loss
 
@@ -38,10 +39,22 @@ def sphere(rng, n, d):
     return z / np.linalg.norm(z, axis=1, keepdims=True)
 
 
+FORMS = {
+    name: form
+    for name, form in inspect.getmembers(theory, inspect.isfunction)
+    if form.__module__ == theory.__name__ and not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_closed_form_names_its_proposition_and_shows_a_number(name):
+    assert FORMS[name].__doc__.split(": ")[0] in theory.PROPOSITIONS
+    assert f"{name}(" in FORMS[name].__doc__.partition(">>> ")[2]
+
+
 @pytest.mark.parametrize("proposition", theory.PROPOSITIONS)
 def test_every_proposition_has_a_function_a_test_and_a_notebook(proposition):
-    functions = [f for _, f in inspect.getmembers(theory, inspect.isfunction) if f.__module__ == theory.__name__]
-    assert any((f.__doc__ or "").startswith(f"{proposition}: ") for f in functions)
+    assert any(form.__doc__.startswith(f"{proposition}: ") for form in FORMS.values())
     tests = "".join(
         (Path(__file__).parent / name).read_text() for name in ("test_theory.py", "experiments/test_landscape.py")
     )
@@ -95,13 +108,14 @@ def test_A2_dimension_of_the_optimal_set():
 
 @pytest.mark.parametrize("d", [2, 5])
 def test_A4_small_and_large_alpha_are_the_frame_potential_and_the_log_volume(d):
-    spectrum = np.linalg.eigvalsh(sphere(RNG(0), 20, d).T @ sphere(RNG(0), 20, d) / 20)
-    alpha = 1e-4
-    expansion = alpha / 2 - alpha**2 / 4 * (spectrum**2).sum()
-    assert 0.5 * np.log1p(alpha * spectrum).sum() == pytest.approx(expansion, abs=alpha**3)
-    alpha = 1e10
-    volume = 0.5 * np.log(spectrum).sum() + d / 2 * math.log(alpha)
-    assert 0.5 * np.log1p(alpha * spectrum).sum() == pytest.approx(volume, abs=1e-7)
+    z = torch.tensor(sphere(RNG(0), 20, d))
+    small, large = 1e-4, 1e10
+    expansion = small / 2 - small**2 / 4 * frame_potential_energy()(z).item()
+    assert -coding_rate_energy(math.sqrt(d / small))(z).item() == pytest.approx(expansion, abs=small**3)
+    volume = torch.logdet(z.mT @ z / 20).item() / 2 + d / 2 * math.log(large)
+    assert -coding_rate_energy(math.sqrt(d / large))(z).item() == pytest.approx(volume, abs=1e-7)
+    assert theory.spectral_curvature(20, d, math.sqrt(d / small)) == pytest.approx(small**2 / 2, rel=1e-4)
+    assert theory.spectral_curvature(20, d, math.sqrt(d / large)) == pytest.approx(d**2 / 2, rel=1e-8)
 
 
 @pytest.mark.parametrize(("n", "d"), [(20, 6), (4, 6)])
@@ -179,23 +193,36 @@ def test_B2_even_frame_potentials_give_the_pair_rate_exactly():
     assert relative == sorted(relative, reverse=True)  # larger batches see less of the high orders
 
 
+def test_B2_triple_rate_is_the_rate_of_three_points():
+    for seed in range(5):
+        z = sphere(RNG(seed), 3, 7)
+        cosines = z[0] @ z[1], z[1] @ z[2], z[2] @ z[0]
+        assert theory.triple_rate(*cosines, 7, 0.4) == pytest.approx(rate(z, 0.4), abs=1e-10)
+
+
 def test_B2_frame_potentials_do_not_determine_the_rate_of_three_points():
-    in_a_plane = np.array([[1, 0, 0], [0.5, math.sqrt(0.75), 0], [-0.5, math.sqrt(0.75), 0]])
-    in_space = np.linalg.cholesky(np.full((3, 3), 0.5) + 0.5 * np.eye(3))
-    np.testing.assert_allclose(abs(in_a_plane @ in_a_plane.T), in_space @ in_space.T, atol=1e-12)
-    assert rate(in_space, 0.5) > rate(in_a_plane, 0.5) + 0.2
-    s = 12 / (12 + 3)  # α = 12, b = 3: the first cyclic term is s³ c_12 c_23 c_31, here ± 1/8
-    for z, sign in ((in_a_plane, -1), (in_space, 1)):
-        exact = 0.5 * math.log(1 - 3 * s**2 / 4 + sign * 2 * s**3 / 8)
-        assert rate(z, 0.5) == pytest.approx(1.5 * math.log1p(12 / 3) + exact, abs=1e-10)
+    in_a_plane = torch.tensor([[1, 0, 0], [0.5, math.sqrt(0.75), 0], [-0.5, math.sqrt(0.75), 0]], dtype=torch.float64)
+    in_space = torch.linalg.cholesky(torch.full((3, 3), 0.5, dtype=torch.float64) + 0.5 * torch.eye(3))
+    for order in (2, 4, 6, 8):
+        potential = frame_potential_energy(order)
+        assert potential(in_a_plane).item() == pytest.approx(potential(in_space).item(), abs=1e-12)
+    plane, space = (-coding_rate_energy(0.5)(z).item() for z in (in_a_plane, in_space))
+    assert plane == pytest.approx(theory.triple_rate(0.5, 0.5, -0.5, 3, 0.5), abs=1e-10)
+    assert space == pytest.approx(theory.triple_rate(0.5, 0.5, 0.5, 3, 0.5), abs=1e-10)
+    assert space > plane + 0.2
 
 
 def test_B2_leaving_one_point_of_a_tight_frame_out_gives_a_constant():
     angle = 2 * np.pi * np.arange(5) / 5
     pentagon = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     skew = np.concatenate([np.eye(2), np.stack([np.cos(angle[:3] * 5 / 3 + 0.3), np.sin(angle[:3] * 5 / 3 + 0.3)], 1)])
-    values = [rate(np.delete(z, i, axis=0), 0.5) for z in (pentagon, skew) for i in range(5)]
-    np.testing.assert_allclose(values, values[0], atol=1e-10)
+    expected = theory.leave_one_out_rate(5, 2, 0.5)
+    for z in (pentagon, skew):
+        assert [rate(np.delete(z, i, axis=0), 0.5) for i in range(5)] == pytest.approx([expected] * 5, abs=1e-10)
+        assert -coding_rate_energy(0.5, batch=4)(torch.tensor(z)).item() == pytest.approx(expected, abs=1e-10)
+    assert theory.leave_one_out_rate(5, 5, 0.5) == pytest.approx(rate(np.eye(4, 5), 0.5), abs=1e-10)
+    with pytest.raises(ValueError, match=r"needs n >= max\(2, d\)"):
+        theory.leave_one_out_rate(4, 5, 0.5)
 
 
 def test_B2_welch_and_orthoplex_bounds():
@@ -315,13 +342,13 @@ def test_B5_modes_grow_in_the_predicted_time(stop_gradient):
 
 
 def test_B5_modes_that_share_a_direction_compete():
-    gamma, alpha, start = 0.05, 50.0, 1e-6
+    gamma, alpha, start, level = 0.05, 50.0, 1e-6, 0.05
     w = np.array([[1.0, 1.0], [0.0, 0.0]]) * math.sqrt(start)  # parallel columns
-    time = theory.mode_time(start, 0.05, 0.1, gamma, alpha)
+    time = theory.mode_time(start, level, 0.1, gamma, alpha)
     for _ in range(int(time / 0.01)):
         expansion = gamma * alpha * np.linalg.solve(np.eye(2) + alpha * w @ w.T, w)
         w = w + 0.01 * (expansion - w * 0.1)
-    assert (w**2).sum(0) == pytest.approx([0.025, 0.025], rel=0.2)  # half the power each: the decoupled law fails
+    assert (w**2).sum(0) == pytest.approx([level / 2] * 2, rel=0.2)  # half the power each: the decoupled law fails
 
 
 def simulate_collapse(mu, alpha, factor, *, stop_gradient, d=4, n=48):
@@ -460,6 +487,38 @@ def test_D1_isotropic_value_of_the_published_run():
     eps, gamma = math.sqrt(8 * 0.05), (256 + 512) / (256 * 512)  # 8 ranks of 64, covariance not gathered
     assert gamma * theory.rate_isotropic(64, 256, eps) == pytest.approx(0.4294, abs=0.0007)
     assert 0.4238 / (gamma * theory.rate_maximum(64, 256, eps)) == pytest.approx(0.943, abs=5e-4)
+
+
+@pytest.mark.parametrize("n", [4, 16, 100])
+def test_D1_sampled_rate_of_a_flat_spectrum_is_the_isotropic_one(n):
+    flat = theory.sampled_rate(np.full(16, 1 / 16), n, d=16, eps=0.3)
+    assert flat == pytest.approx(theory.rate_isotropic(n, 16, 0.3), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 16), (16, 16), (64, 16), (32, 64), (64, 64)])
+def test_D1_sampled_rate_is_the_mean_over_gaussian_samples_and_below_the_populations(n, d):
+    """Asymptotic in d: what is left of the error falls as 1/d."""
+    spectrum = 1 / np.arange(1, d + 1)
+    spectrum /= spectrum.sum()
+    rates = [rate(RNG(seed).standard_normal((n, d)) * np.sqrt(spectrum), 0.3) for seed in range(2000)]
+    expected = theory.sampled_rate(spectrum, n, d=d, eps=0.3)
+    assert expected == pytest.approx(np.mean(rates), rel=0.3 / d)
+    assert expected < theory.sampled_rate(spectrum, 4 * n, d=d, eps=0.3)
+    population = np.log1p(d / 0.3**2 * spectrum).sum() / 2
+    assert theory.sampled_rate(spectrum, 10**7, d=d, eps=0.3) == pytest.approx(population, rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(64, 64), (200, 32), (32, 200)])
+def test_D1_white_noise_has_its_ranks_in_closed_form(n, d):
+    lam, r, y = theory.white_noise_spectrum(n, d), min(n, d), min(n, d) / max(n, d)
+    assert lam.sum() == pytest.approx(1, abs=1e-12)
+    assert (np.diff(lam) < 0).all()
+    assert math.exp(-(lam * np.log(lam)).sum()) == pytest.approx(r * math.exp(-y / 2), rel=0.01)
+    assert 1 / (lam**2).sum() == pytest.approx(1 / (1 / n + 1 / d), rel=0.01)
+    expected = np.mean([np.linalg.svd(sphere(RNG(s), n, d), compute_uv=False) ** 2 / n for s in range(20)], axis=0)
+    np.testing.assert_allclose(lam, expected, atol=0.02 * lam[0])
+    with pytest.raises(ValueError, match="n >= 1 and d >= 1, got n=0"):
+        theory.white_noise_spectrum(0, 3)
 
 
 def pairs(rng, n, d, cosines):

@@ -1,1 +1,1 @@
-"""The toy worlds of the theory: energies and their landscape, linear encoders, injected collapse, sampling, atlas."""
+"""The toy worlds of the theory: points on a sphere, linear encoders, collapsed features, samples, an atlas of optima."""

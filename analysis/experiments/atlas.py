@@ -1,5 +1,7 @@
 """The atlas of proposition C3: the minima of neighboring losses, from the same starts, under the same measures."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
@@ -31,35 +33,62 @@ ENERGIES: dict[str, Energy] = {
 }
 
 
-def geometry(z: Float[Tensor, "n d"]) -> dict[str, float]:
-    """Second order, higher even orders and distances of n unit vectors, each by one or two numbers.
+class Geometry(NamedTuple):
+    """The second order, the higher even orders and the distances of a configuration of unit vectors."""
 
-    weakest, strongest: extreme eigenvalues of dΓ, 1 for tight frames. coherence: the largest |cosine|. order 4, order
-    6: even frame potentials between 0, a projective design, and 1, the mean of random points. nearest: the smallest
-    distance of two points. mean: the norm of the mean.
+    weakest: float  # the smallest eigenvalue of dΓ, 1 for tight frames
+    strongest: float  # the largest one
+    tightness: float  # of `measures.frames`, 1 for tight frames
+    coherence: float  # the largest |cosine|
+    order_4: float  # the frame potential, between 0 for a projective design and 1 for the mean of random points
+    order_6: float
+    nearest: float  # the smallest distance of two points
+    mean: float  # the norm of the mean
+
+
+def geometry(z: Float[Tensor, "n d"]) -> Geometry:
+    """Numbers that tell configurations of n unit vectors apart, some of which all second-order losses share.
+
+    >>> square = torch.cat([torch.eye(2), -torch.eye(2)]).double()
+    >>> found = geometry(square)
+    >>> round(found.tightness, 6), round(found.nearest, 6), round(found.mean, 6)
+    (1.0, 1.414214, 0.0)
     """
     n, d = z.shape
     lam = d * eigenvalues(z, normalize=True)
-    random = {order: (1 - sphere_potential(d, order=order)) / (n - 1) for order in (4, 6)}
-    values = {
-        "weakest": lam[-1],
-        "strongest": lam[0],
-        "tightness": tightness(z),
-        "coherence": coherence(z, normalize=True),
-    }
-    values |= {
-        f"order {p}": frame_potential_excess(z, order=p, normalize=True) / excess for p, excess in random.items()
-    }
-    values |= {"nearest": torch.pdist(z).min(), "mean": z.mean(0).norm()}
-    return {name: float(value) for name, value in values.items()}
+
+    def above_design(order: int) -> Tensor:
+        random = (1 - sphere_potential(d, order=order)) / (n - 1)  # the mean excess of random points
+        return frame_potential_excess(z, order=order, normalize=True) / random
+
+    values = (
+        lam[-1],
+        lam[0],
+        tightness(z),
+        coherence(z, normalize=True),
+        above_design(4),
+        above_design(6),
+        torch.pdist(z).min(),
+        z.mean(0).norm(),
+    )
+    return Geometry(*map(float, values))
 
 
-def free_directions(energy: Energy, z: Float[Tensor, "n d"], *, step: float = 1e-5) -> float:
-    """Nullity of the Riemannian Hessian at a minimum, rotations included; nan where the energy has a kink.
+def free_directions(energy: Energy, z: Float[Tensor, "n d"], *, step: int | float = 1e-5) -> float:
+    """The nullity of the Riemannian Hessian of an energy at a minimum, rotations included.
 
-    By differences of gradients: the second derivative of singular values (MMCR) divides by their gaps, which are zero
-    at a tight frame. A kink is a minimum where the gradient is not zero (over 1e-4): KoLeo's, where several neighbors
-    are nearest.
+    The Hessian is taken by differences of gradients, since the second derivative of singular values (MMCR) divides by
+    their gaps, which are zero at a tight frame.
+
+    Args:
+        z: (n, d) the minimum, unit vectors.
+        step: of the differences.
+    Returns:
+        a whole number; nan at a kink, which is a minimum whose gradient is not zero (over 1e-4), as those of KoLeo
+        are, where several neighbors are nearest.
+
+    >>> free_directions(ENERGIES["coding rate"], torch.eye(3).double())  # the three rotations of an orthonormal basis
+    3.0
     """
     n, d = z.shape
     basis = torch.linalg.svd(z.unsqueeze(-2)).Vh[:, 1:, :]  # (n, d-1, d)
@@ -73,19 +102,29 @@ def free_directions(energy: Energy, z: Float[Tensor, "n d"], *, step: float = 1e
     return float(nullity(torch.linalg.eigvalsh((hessian + hessian.mT) / 2).numpy(), tol=1e-6))
 
 
-def compare_optima(
-    n: int, d: int, *, restarts: int = 20, seed: int = 0
-) -> tuple[pd.DataFrame, dict[str, Float[Tensor, "n d"]]]:
-    """The best minimum of each energy among `restarts` common starts: a row of numbers, and the points.
+class Atlas(NamedTuple):
+    """The minima of all energies, by their names: numbers that tell them apart, and the points."""
 
-    Columns: `geometry`, then energy, reached (the share of restarts that end within 1e-8 of the best) and free
-    (`free_directions`). The last row, "random points", is the mean geometry of the starts.
+    table: pd.DataFrame
+    points: dict[str, Float[Tensor, "n d"]]
+
+
+def compare_optima(n: int, d: int, *, restarts: int = 20, seed: int = 0) -> Atlas:
+    """The best minimum of each of `ENERGIES` over n unit vectors in d dimensions, from starts that all have in common.
+
+    Args:
+        restarts: how many starts.
+        seed: of the starts.
+    Returns:
+        a table with a row for each energy, and the points of its minimum. The columns are the fields of `Geometry`,
+        energy, reached (the share of restarts that end within 1e-8 of the best) and free (`free_directions`). The last
+        row, "random points", has the mean geometry of the starts, and one of them for its points.
     """
     rows, points = {}, {}
     for name, energy in ENERGIES.items():
         found = minimize(energy, n, d, restarts=restarts, seed=seed, tol=1e-10, max_iter=500)
         best = found.energies.min()
-        rows[name] = geometry(found.z) | {
+        rows[name] = geometry(found.z)._asdict() | {
             "energy": best.item(),
             "reached": (found.energies < best + 1e-8).double().mean().item(),
             "free": free_directions(energy, found.z),
@@ -94,4 +133,4 @@ def compare_optima(
     starts = random_points(n, d, restarts=restarts, seed=seed)
     rows["random points"] = pd.DataFrame([geometry(z) for z in starts]).mean().to_dict() | {"energy": np.nan}
     points["random points"] = starts[0]
-    return pd.DataFrame.from_dict(rows, orient="index"), points
+    return Atlas(pd.DataFrame.from_dict(rows, orient="index"), points)

@@ -1,11 +1,11 @@
-"""Linear encoders z = Wx of the loss: optimized, descended, distilled, trained on views of images, and on the sphere.
+"""The boundary of total collapse (B6): what decides it in the features, where growth begins, and simulations of it.
 
-Σ = E xxᵀ and Σ_a = ½ E (x - x')(x - x')ᵀ for two views x, x' of an image; μ their generalized eigenvalues, the share of
-a mode's variance that differs between views. The loss of a linear encoder is tr WΣ_aWᵀ - (γ/2) logdet(I + αWΣWᵀ).
-Nothing here knows the predictions of `theory`. Powers are the eigenvalues of WΣWᵀ, largest first.
+The features of a collapsed network are one unit vector u and a small spread around it. μ are the shares of the spread's
+variance that differ between the views of an image, and χ is the collapse number. Nothing here knows the predictions of
+`theory`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,30 +18,53 @@ from .linear_encoders import crossing_times, view_covariances
 
 
 def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> Float[np.ndarray, " alive"]:
-    """Shares μ of the variance that differs between views, ascending: directions found on `train`, measured on `test`.
+    """The shares μ of the features' variance that differ between views, measured on images that were held out.
 
-    Both centered by the training mean, since the constant is no spread around total collapse. On the images that they
-    were searched on the smallest shares would be biased low. Directions with less than a millionth of the mean variance
-    are left out.
+    The directions are found on `train`: on the images that they were searched on, the smallest shares would be biased
+    low. Both sets are centered by the mean of `train`, since the constant is no spread around total collapse.
+
+    Args:
+        train: (2, n, m) features of two views of each of n images, which give the directions and the mean.
+        test: (2, k, m) features of two views of each of k other images, which give the shares.
+    Returns:
+        the shares, ascending; directions with less than a millionth of the mean variance are left out.
+
+    >>> shared, own = [1.0, 1.0, -1.0, -1.0], ([1.0, -1.0, 1.0, -1.0], [1.0, -1.0, -1.0, 1.0])
+    >>> views = torch.stack([torch.tensor([shared, x]).T for x in own])  # the second coordinates are uncorrelated
+    >>> (view_shares(views, views).round(4) + 0.0).tolist()
+    [0.0, 1.0]
     """
     mean = train.mean((0, 1))
     (sigma, sigma_a), (seen, seen_a) = (view_covariances(x - mean) for x in (train, test))
     _, v = eigh(sigma_a, sigma + 1e-6 * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
     found, differing, all_ = (np.einsum("ij,ik,kj->j", v, a, v) for a in (sigma, seen_a, seen))
-    return np.sort((differing / all_)[found > 0.5])  # else most of the found variance is the ridge's
+    alive = found > 0.5  # else most of the found variance is the ridge's
+    return np.sort(differing[alive] / all_[alive])
 
 
-def growth_boundary(
-    chi: Float[np.ndarray, " k"], spread: Float[np.ndarray, "k t"]
-) -> tuple[Float[np.ndarray, " k"], float | np.floating]:
-    """Growth of log spread from the third to the last quarter of its times, and the χ at which it first passes 0.
+class GrowthBoundary(NamedTuple):
+    """How much the spread of runs grew, and where growth begins."""
 
-    chi: a geometric grid, ascending; between two of its values the growth is interpolated. nan if it never passes.
+    growth: Float[np.ndarray, " k"]  # of log spread, per run
+    chi: float | np.floating  # nan where no run grew
+
+
+def growth_boundary(chi: Float[np.ndarray, " k"], spread: Float[np.ndarray, "k t"]) -> GrowthBoundary:
+    """The growth of log spread from the third to the last quarter of each run, and the χ at which it first passes 0.
+
+    Args:
+        chi: (k,) the collapse number of each run, an ascending geometric grid; the growth is interpolated in between.
+        spread: (k, t) the spread of each run over time.
+
+    >>> time = np.arange(8.0)
+    >>> chi, spread = np.array([1.0, 4.0]), np.exp([-time, time])  # as fast a decay as a growth: half way, in log χ
+    >>> round(float(growth_boundary(chi, spread).chi), 6)
+    2.0
     """
     quarter = spread.shape[1] // 4
     growth = np.log(spread[:, -quarter:]).mean(1) - np.log(spread[:, -2 * quarter : -quarter]).mean(1)
     place = crossing_times(np.exp(growth)[:, None], 1.0, dt=np.log(chi[1] / chi[0]))[0]
-    return growth, chi[0] * np.exp(place)
+    return GrowthBoundary(growth, chi[0] * np.exp(place))
 
 
 Teacher = Literal["none", "stop-gradient", "stop-gradient, rate of the mean"]
@@ -59,10 +82,22 @@ def simulated_boundary(
 ) -> Float[np.ndarray, " s"]:
     """The γ at which total collapse turns unstable, by bisection over simulations of an affine encoder on the sphere.
 
-    z = normalize(u + Wx) with a tiny W is descended for `steps`: collapse is stable if the spread W has shrunk. Views
-    x = √(1-μ) s + √μ e share s; s and the two e are white, centered and uncorrelated in the sample of n images.
-    teacher: "none" (both views carry gradients), "stop-gradient" (teacher = student), and the same with the rate of
-    (student + teacher)/2, the default of the official code (`expa_type=1`).
+    z = normalize(u + Wx),   x = √(1-μ) s + √μ e
+
+    The loss is descended from a tiny W, and collapse is stable if the spread W has shrunk at the end. The two views of
+    an image share s; s and the two e are white, centered and uncorrelated in the sample.
+
+    Args:
+        mu: (s,) the share of the variance that differs between views, for each setting.
+        alpha: (s,) α = d/ε² for each setting.
+        teacher: "none" (both views carry gradients), "stop-gradient" (teacher = student), or the same with the rate of
+            (student + teacher)/2, the default of the official code (`expa_type=1`).
+        d: the dimension of the features.
+        n: how many images.
+        steps: of each descent.
+        rounds: of the bisection, which starts from γ between 1e-4 and 10.
+    Returns:
+        (s,) the γ of each setting.
     """
     mu, alpha = torch.tensor(mu), torch.tensor(alpha)
     low, high = torch.full_like(mu, 1e-4).log(), torch.full_like(mu, 10.0).log()
@@ -73,8 +108,16 @@ def simulated_boundary(
     return ((low + high) / 2).exp().numpy()
 
 
-def _spread_growth(mu, alpha, gamma, teacher, d, n, steps):
-    """Ratio of the final to the initial spread of the encoders (s, d, 2), all settings descended at once."""
+def _spread_growth(
+    mu: Float[Tensor, " s"],
+    alpha: Float[Tensor, " s"],
+    gamma: Float[Tensor, " s"],
+    teacher: Teacher,
+    d: int,
+    n: int,
+    steps: int,
+) -> Float[Tensor, " s"]:
+    """The ratio of the final to the initial spread of the encoders (s, d, 2), all settings descended at once."""
     generator = torch.Generator().manual_seed(0)
     parts = torch.randn(n, 6, generator=generator, dtype=mu.dtype)
     parts = torch.linalg.qr(parts - parts.mean(0)).Q * n**0.5

@@ -1,11 +1,12 @@
-"""Linear encoders z = Wx of the loss: optimized, descended, distilled, trained on views of images, and on the sphere.
+"""Linear encoders z = Wx of the loss: optimized, descended, distilled, and trained on views of images.
 
-Σ = E xxᵀ and Σ_a = ½ E (x - x')(x - x')ᵀ for two views x, x' of an image; μ their generalized eigenvalues, the share of
-a mode's variance that differs between views. The loss of a linear encoder is tr WΣ_aWᵀ - (γ/2) logdet(I + αWΣWᵀ).
-Nothing here knows the predictions of `theory`. Powers are the eigenvalues of WΣWᵀ, largest first.
+Σ = E xxᵀ and Σ_a = ½ E (x - x')(x - x')ᵀ for two views x, x' of an image; μ are their generalized eigenvalues, the
+shares of a mode's variance that differ between views. The loss of a linear encoder is
+tr WΣ_aWᵀ - (γ/2) logdet(I + αWΣWᵀ). Its powers are the eigenvalues of WΣWᵀ, largest first. Nothing here knows the
+predictions of `theory`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,47 +19,82 @@ from torch.nn.functional import normalize
 from simdino.losses import simdino_loss
 
 
-def linear_problem(
-    mu: Float[np.ndarray, " m"], *, seed: int = 0
-) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m m"]]:
-    """Covariances (Σ, Σ_a) whose generalized eigenvalues are mu, in a random, not orthogonal basis."""
+class Covariances(NamedTuple):
+    """What a linear encoder sees of its inputs: their covariance Σ, and Σ_a, the part that differs between views."""
+
+    sigma: Float[np.ndarray, "m m"]
+    sigma_a: Float[np.ndarray, "m m"]
+
+
+def linear_problem(mu: Float[np.ndarray, " m"], *, seed: int = 0) -> Covariances:
+    """Covariances whose generalized eigenvalues are given, in a random basis that is not orthogonal.
+
+    Args:
+        mu: (m,) the generalized eigenvalues of (Σ_a, Σ).
+
+    >>> modes(*linear_problem(np.array([0.5, 0.1]))).round(6).tolist()
+    [0.1, 0.5]
+    """
     rng, m = np.random.default_rng(seed), len(mu)
     left, right = (np.linalg.qr(rng.standard_normal((m, m)))[0] for _ in range(2))
     basis = left * np.linspace(0.8, 1.2, m) @ right
-    return basis @ basis.T, basis * mu @ basis.T
+    return Covariances(basis @ basis.T, basis * mu @ basis.T)
 
 
-def graph_problem(joint: Float[np.ndarray, "m m"]) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m m"]]:
-    """(Σ, Σ_a) of free functions on m views, one-hot inputs, of which joint[x, x'] is the probability as a pair.
+def graph_problem(joint: Float[np.ndarray, "m m"]) -> Covariances:
+    """Covariances of free functions on m views, which are linear in the one-hot code of the view.
 
-    Σ is diagonal, with the probabilities of the views, and Σ_a = Σ - joint: their generalized eigenvalues are those of
-    the normalized Laplacian of the augmentation graph, the first of them 0, of the constant function.
+    Σ is diagonal, with the probabilities of the views, and Σ_a = Σ - joint. Their generalized eigenvalues are those of
+    the normalized Laplacian of the augmentation graph, the first of which is 0, that of the constant function.
+
+    Args:
+        joint: (m, m) the probability that two views are a pair, of one image; it is made symmetric.
+
+    Source: HaoChen et al. 2021 (arXiv 2106.04156), for the augmentation graph.
+
+    >>> modes(*graph_problem(np.full((2, 2), 0.25))).round(6).tolist()  # views that tell nothing of each other
+    [0.0, 1.0]
     """
     joint = (joint + joint.T) / 2
     sigma = np.diag(joint.sum(1))
-    return sigma, sigma - joint
+    return Covariances(sigma, sigma - joint)
 
 
-def view_covariances(views: Float[Tensor, "2 n m"]) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m m"]]:
-    """Estimates of (Σ, Σ_a), uncentered, from two views of each of n images as rows."""
+def view_covariances(views: Float[Tensor, "2 n m"]) -> Covariances:
+    """Estimates of Σ and Σ_a, uncentered, from two views of each of n images.
+
+    >>> views = torch.tensor([[[1.0, 1.0], [-1.0, 1.0]], [[1.0, -1.0], [-1.0, -1.0]]])
+    >>> view_covariances(views).sigma_a.tolist()  # the second coordinate changes its sign: ½ · 2²
+    [[0.0, 0.0], [0.0, 2.0]]
+    """
     x = views.double().numpy()
-    difference = x[0] - x[1]
-    return np.einsum("vni,vnj->ij", x, x, optimize=True) / (2 * x.shape[1]), difference.T @ difference / (
-        2 * x.shape[1]
-    )
+    difference, count = x[0] - x[1], 2 * x.shape[1]
+    return Covariances(np.einsum("vni,vnj->ij", x, x, optimize=True) / count, difference.T @ difference / count)
 
 
 def modes(sigma: Float[np.ndarray, "m m"], sigma_a: Float[np.ndarray, "m m"]) -> Float[np.ndarray, " m"]:
-    """The generalized eigenvalues μ of (Σ_a, Σ), ascending."""
+    """The generalized eigenvalues μ of (Σ_a, Σ), ascending: the shares of variance that differ between views.
+
+    >>> modes(np.eye(2), np.diag([0.5, 0.1])).round(6).tolist()
+    [0.1, 0.5]
+    """
     return eigh(sigma_a, sigma, eigvals_only=True).clip(min=0)  # Σ_a ≥ 0: what is below is rounding
 
 
 @torch.no_grad()
 def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) -> Float[np.ndarray, " h"]:
-    """Generalized eigenvalues μ, ascending, of what the last linear layer of an encoder gets from views, its bias a 1.
+    """The generalized eigenvalues μ of the features that the last linear layer of an encoder gets, ascending.
 
-    encoder: a `Linear`, or a `Sequential` that ends with one. Given its input the last layer is a linear encoder, so
-    that `theory.water_filling` of these μ is where it rests, whatever is below it.
+    Given its input the last layer is a linear encoder, so that `theory.water_filling` of these μ is where it rests,
+    whatever is below it. A bias is one more input, which is always 1.
+
+    Args:
+        encoder: a `Linear`, or a `Sequential` that ends with one.
+        views: (2, n, m) what the encoder gets, two views of each of n images.
+
+    >>> views = torch.tensor([[[1.0, 1.0], [-1.0, 1.0]], [[1.0, 1.0], [-1.0, 1.0]]])  # equal views
+    >>> last_layer_modes(torch.nn.Linear(2, 1, bias=False), views).round(6).tolist()
+    [0.0, 0.0]
     """
     *below, last = encoder if isinstance(encoder, torch.nn.Sequential) else [encoder]
     x = torch.nn.Sequential(*below)(views)
@@ -67,7 +103,15 @@ def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) ->
 
 
 def powers(w: Float[np.ndarray, "*t d m"], sigma: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "*t d"]:
-    """Eigenvalues of WΣWᵀ, largest first."""
+    """The powers of an encoder, the eigenvalues of WΣWᵀ, largest first.
+
+    Args:
+        w: (..., d, m) an encoder W, or several.
+        sigma: (m, m) the covariance Σ of the inputs.
+
+    >>> powers(np.diag([1.0, 2.0]), np.eye(2)).tolist()
+    [4.0, 1.0]
+    """
     return np.linalg.eigvalsh(w @ sigma @ w.mT)[..., ::-1]
 
 
@@ -76,14 +120,22 @@ def linear_optimum(
     sigma_a: Float[np.ndarray, "m m"],
     *,
     d: int,
-    gamma: float,
-    alpha: float,
-    norm: float | None = None,
+    gamma: int | float,
+    alpha: int | float,
+    norm: int | float | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "d m"]:
     """The encoder W that minimizes the loss, by L-BFGS from a random start.
 
-    norm: the value at which E‖z‖² = tr WΣWᵀ is held by rescaling W; None leaves it free.
+    Args:
+        sigma, sigma_a: (m, m) the covariances of the inputs.
+        d: the dimension of the features.
+        norm: the value at which E‖z‖² = tr WΣWᵀ is held by rescaling W; None leaves it free.
+        seed: of the start.
+
+    >>> w = linear_optimum(np.eye(1), np.array([[0.125]]), d=1, gamma=1.0, alpha=1.0)
+    >>> powers(w, np.eye(1)).round(4).tolist()  # γ/(2μ) - 1/α
+    [3.0]
     """
     white = np.linalg.inv(np.linalg.cholesky(sigma))
     m, eye = white @ sigma_a @ white.T, np.eye(d)  # in whitened inputs
@@ -110,23 +162,38 @@ def descent(
     sigma_a: Float[np.ndarray, "m m"],
     *,
     d: int,
-    gamma: float,
-    alpha: float,
-    momentum: float | None,
-    lr: float,
+    gamma: int | float,
+    alpha: int | float,
+    momentum: int | float | None,
+    lr: int | float,
     steps: int,
     every: int = 1,
-    scale: float = 0.3,
+    scale: int | float = 0.3,
     orthogonal: bool = False,
     rate_of: Literal["student", "mean"] = "student",
     seed: int = 0,
 ) -> Float[np.ndarray, "t d m"]:
-    """The encoder every few steps of gradient descent, the start included.
+    """The path of an encoder under gradient descent on the loss, or under self-distillation.
 
-    momentum=None: both views carry gradients, d/dW of the alignment is 2WΣ_a. momentum=ρ: the other view is seen by a
-    teacher without gradient, W_t ← ρW_t + (1-ρ)W after each step (ρ = 0: the student itself), and the derivative is
-    WΣ - W_t(Σ - Σ_a); rate_of: the rate is that of W, or of (W + W_t)/2, which passes half of its gradient. The start
-    has entries of standard deviation `scale`, or orthogonal columns of that norm.
+    If both views carry gradients, the derivative of the alignment in W is 2WΣ_a. If the other view is seen by a teacher
+    W_t without gradient, it is WΣ - W_t(Σ - Σ_a), and W_t ← ρW_t + (1-ρ)W after each step.
+
+    Args:
+        sigma, sigma_a: (m, m) the covariances of the inputs.
+        d: the dimension of the features.
+        momentum: ρ of the teacher, 0 for one that is the student itself; None lets both views carry gradients.
+        every: how many steps lie between two encoders that are kept.
+        scale: the standard deviation of the entries of the start, or the norm of its columns if they are orthogonal.
+        orthogonal: start from orthogonal columns.
+        rate_of: take the rate of the student W, or of (W + W_t)/2, which passes half of its gradient on.
+        seed: of the start.
+    Returns:
+        (t, d, m) the encoders that were kept, the start first.
+
+    >>> options = {"d": 1, "gamma": 1.0, "alpha": 1.0, "momentum": None, "lr": 0.5, "steps": 500, "every": 500}
+    >>> path = descent(np.eye(1), np.array([[0.125]]), **options)
+    >>> powers(path[-1], np.eye(1)).round(4).tolist()  # γ/(2μ) - 1/α
+    [3.0]
     """
     w = np.random.default_rng(seed).standard_normal((d, len(sigma)))
     w = scale * (np.linalg.qr(w)[0] if orthogonal else w)
@@ -144,9 +211,21 @@ def descent(
 
 
 def solutions(
-    problems: list[tuple[Float[np.ndarray, " m"], dict]], *, lr: float = 0.25, steps: int = 6000, seed: int = 0
+    problems: list[tuple[Float[np.ndarray, " m"], dict]], *, lr: int | float = 0.25, steps: int = 6000, seed: int = 0
 ) -> dict[str, list[Float[np.ndarray, " d"]]]:
-    """Powers found for (μ, {d, gamma, alpha}) in a random basis: by L-BFGS, also at E‖z‖² = 1, and by descent."""
+    """The powers of optimal linear encoders in random bases, found in three ways.
+
+    Args:
+        problems: for each, its modes μ (m,) and the options d, gamma and alpha of its loss.
+        lr, steps: of the descent.
+        seed: of the bases and of the starts.
+    Returns:
+        for each way ("optimized" by L-BFGS, "optimized, E‖z‖² = 1" and "gradient descent") the powers for each problem.
+
+    >>> found = solutions([(np.array([0.125]), {"d": 1, "gamma": 1.0, "alpha": 1.0})], steps=500)
+    >>> {way: powers[0].round(4).tolist() for way, powers in found.items()}  # γ/(2μ) - 1/α where it is free
+    {'optimized': [3.0], 'optimized, E‖z‖² = 1': [1.0], 'gradient descent': [3.0]}
+    """
     found = {"optimized": [], "optimized, E‖z‖² = 1": [], "gradient descent": []}
     for mu, options in problems:
         sigma, sigma_a = linear_problem(mu, seed=seed)
@@ -158,9 +237,20 @@ def solutions(
 
 
 def crossing_times(
-    powers: Float[np.ndarray, "t m"], level: float | Float[np.ndarray, " m"], *, dt: float
+    powers: Float[np.ndarray, "t m"], level: int | float | Float[np.ndarray, " m"], *, dt: int | float
 ) -> Float[np.ndarray, " m"]:
-    """When each mode first exceeds its level, interpolated in its logarithm; nan for a mode that never does."""
+    """The times at which modes first exceed a level, interpolated in the logarithms of their powers.
+
+    Args:
+        powers: (t, m) the power of each mode over time.
+        level: one for all modes, or (m,) one for each.
+        dt: the time between two rows.
+    Returns:
+        (m,) the times; nan for a mode that starts above its level or never exceeds it.
+
+    >>> crossing_times(np.array([[1.0, 1.0], [16.0, 2.0]]), 4.0, dt=1.0).tolist()
+    [0.5, nan]
+    """
     above = powers > level
     i = above.argmax(0)
     column = np.arange(powers.shape[1])
@@ -173,17 +263,24 @@ def train_encoder(
     encoder: torch.nn.Module,
     views: Float[Tensor, "2 n m"],
     *,
-    gamma: float,
-    eps: float,
+    gamma: int | float,
+    eps: int | float,
     unit: bool,
     batch: int = 500,
     steps: int = 2000,
-    lr: float = 1e-2,
+    lr: int | float = 1e-2,
     seed: int = 0,
 ) -> torch.nn.Module:
-    """Train an encoder (m -> d) in place on random batches of two views with `simdino_loss` and Adam; return it.
+    """Train an encoder in place, on random batches of two views with `simdino_loss` and Adam, and return it.
 
-    Both views carry gradients. unit: features are put on the unit sphere. The learning rate falls to 0 as a cosine.
+    Both views carry gradients, and the learning rate falls from `lr` to 0 as a cosine.
+
+    Args:
+        encoder: a network from m to d dimensions.
+        views: (2, n, m) two views of each of n images.
+        unit: put the features on the unit sphere.
+        batch: how many images in a batch.
+        seed: of the batches.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(encoder.parameters(), lr)

@@ -1,7 +1,7 @@
-"""What a number depends on besides the features: the size of the sample, the error bar, the kind of collapse.
+"""What a number depends on besides the features: the size of the sample, and what its error bar is worth.
 
-The features given are the whole population here, and samples are drawn from them with replacement: so the truth is
-known, and is that of real features.
+The features given are the whole population here, and samples are drawn from them with replacement. So the truth is
+known, and it is that of real features.
 """
 
 import math
@@ -23,14 +23,29 @@ from ..theory import sampled_rate
 SAMPLED_MEASURES = ("effective rank", "participation ratio", "coding rate")
 
 
-def sampling_bias(z: Array, sizes: Sequence[int], *, eps: float, draws: int = 16, seed: int = 0) -> pd.DataFrame:
+def sampling_bias(z: Array, sizes: Sequence[int], *, eps: int | float, draws: int = 16, seed: int = 0) -> pd.DataFrame:
     """Three measures of samples of several sizes, as they come and corrected, beside the truth.
 
-    z: the population, unit rows (N, d). A row per measure, n and estimate ("plain" or "corrected": the block jackknife
-    with 16 blocks, for the participation ratio the unbiased estimate): mean and sd over draws, truth, and what theory
-    predicts the plain mean to be, NaN for what has no closed form: 1/PR_n = 1/n + (1 − 1/n)/PR and `sampled_rate`.
+    Theory predicts the plain mean of two of them: of the participation ratio by 1/PR_n = 1/n + (1 − 1/n)/PR, and of the
+    coding rate by `theory.sampled_rate`.
 
-    ValueError: rows off the sphere, fewer than 16 rows in a sample.
+    Args:
+        z: (N, d) the population, unit rows.
+        sizes: the sizes n of the samples.
+        eps: ε of the coding rate.
+        draws: how many samples of each size.
+        seed: of the draws.
+    Returns:
+        a row for each of `SAMPLED_MEASURES`, each n and each estimate: "plain", or "corrected" by the block jackknife
+        with 16 blocks (for the participation ratio the unbiased estimate). The columns are the measure, n, n/d, the
+        estimate, its mean and sd over the draws, the truth and the predicted mean, NaN where there is no closed form.
+    Raises:
+        ValueError: for rows off the sphere, and for samples of fewer than 16 rows.
+
+    >>> table = sampling_bias(torch.eye(4), [16], eps=0.5, draws=2)
+    >>> plain = table[table["estimate"] == "plain"].set_index("measure")
+    >>> plain.loc["participation ratio", ["truth", "predicted"]].round(4).to_dict()  # 1/PR = 1/16 + (15/16)/4
+    {'truth': 4.0, 'predicted': 3.3684}
     """
     z = as_features(z)
     require_unit_rows(z)
@@ -52,12 +67,23 @@ def sampling_bias(z: Array, sizes: Sequence[int], *, eps: float, draws: int = 16
 
 
 def intervals(
-    z: Array, n: int, *, draws: int, resamples: int = 100, level: float = 0.95, seed: int = 0
+    z: Array, n: int, *, draws: int, resamples: int = 100, level: int | float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Confidence intervals of the effective rank from samples of n: bootstrap over rows, and jackknife over blocks.
+    """Confidence intervals of the effective rank from samples: the bootstrap over rows, and the jackknife over blocks.
 
-    z: the population (N, d). A row per draw and method ("bootstrap" or "jackknife"): low, high, truth and covers. The
-    bootstrap is the usual one, quantiles over resampled rows, as `torchmetrics.wrappers.BootStrapper` has it.
+    The bootstrap is the usual one, quantiles over resampled rows, as `torchmetrics.wrappers.BootStrapper` has it. Its
+    intervals miss the truth: resampled rows repeat, so that it has the bias of the sample twice.
+
+    Args:
+        z: (N, d) the population.
+        n: the size of the samples.
+        draws: how many samples.
+        resamples: of the bootstrap.
+        level: the share of the intervals that should hold the truth.
+        seed: of the draws.
+    Returns:
+        a row for each draw and method ("bootstrap" or "jackknife"), with the columns low, high, truth and covers,
+        which says whether the truth lies between the two.
     """
     z, generator = as_features(z).double(), torch.Generator().manual_seed(seed)
     truth, tail = effective_rank(z).item(), (1 - level) / 2
@@ -71,15 +97,17 @@ def intervals(
     return pd.DataFrame(rows, columns=["draw", "method", "low", "high", "truth", "covers"])
 
 
-def _sample(z: Float[Tensor, "N d"], n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
+def _sample(z: Float[Tensor, "N d"], n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:
+    """n rows, drawn with replacement."""
     return z[torch.randint(len(z), (n,), generator=generator)]
 
 
-def _measures(lam: Float[Tensor, " r"], eps: float, d: int) -> Float[Tensor, " k"]:
+def _measures(lam: Float[Tensor, " r"], eps: int | float, d: int) -> Float[Tensor, " k"]:
+    """The `SAMPLED_MEASURES` of a spectrum."""
     return torch.stack([effective_rank(lam), participation_ratio(lam), coding_rate_of_spectrum(lam, eps=eps, d=d)])
 
 
-def _estimates(moments: Moments, eps: float) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+def _estimates(moments: Moments, eps: int | float) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """The measures of one sample, as they come and corrected."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that n/d < 10 is the point here

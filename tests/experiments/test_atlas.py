@@ -16,15 +16,15 @@ from tests import configurations
 def test_geometry_of_the_twelve_vertices_of_the_icosahedron():
     lines = configurations.icosahedron().double()  # six of them
     values = geometry(torch.cat([lines, -lines]))
-    exact = {"weakest": 1, "strongest": 1, "tightness": 1, "coherence": 1, "order 4": 0, "mean": 0}
-    assert {name: values[name] for name in exact} == pytest.approx(exact, abs=1e-6)
-    assert values["nearest"] == pytest.approx(1 / math.sin(2 * math.pi / 5), abs=1e-6)
+    exact = {"weakest": 1, "strongest": 1, "tightness": 1, "coherence": 1, "order_4": 0, "mean": 0}
+    assert {name: getattr(values, name) for name in exact} == pytest.approx(exact, abs=1e-6)
+    assert values.nearest == pytest.approx(1 / math.sin(2 * math.pi / 5), abs=1e-6)
 
 
 def test_random_points_are_one_above_a_design_in_the_mean():
     rows = [geometry(z) for z in random_points(12, 3, restarts=400)]
-    for order in ("order 4", "order 6"):
-        assert np.mean([row[order] for row in rows]) == pytest.approx(1, abs=0.05)
+    assert np.mean([row.order_4 for row in rows]) == pytest.approx(1, abs=0.05)
+    assert np.mean([row.order_6 for row in rows]) == pytest.approx(1, abs=0.05)
 
 
 def test_free_directions_are_the_nullity_of_the_exact_hessian():

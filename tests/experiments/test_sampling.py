@@ -2,37 +2,18 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from analysis import theory
 from analysis.experiments.injected_collapse import collapse_response
 from analysis.experiments.sampling import intervals, sampling_bias
 from analysis.measures.spectra import effective_rank, participation_ratio
-from analysis.theory import sampled_rate
 from simdino.losses import coding_rate
 from tests.configurations import gaussian, sphere
 
 D, EPS = 16, 0.3
 POWER = 1 / torch.arange(1, D + 1).double()
 POPULATION = torch.nn.functional.normalize(gaussian(3000, D) * POWER.sqrt(), dim=1)
-
-
-@pytest.mark.parametrize("n", [4, 16, 100])
-def test_sampled_rate_of_a_flat_spectrum_is_the_isotropic_one(n):
-    assert sampled_rate(torch.ones(D) / D, n, d=D, eps=EPS) == pytest.approx(theory.rate_isotropic(n, D, EPS), rel=1e-9)
-
-
-@pytest.mark.parametrize("n", [8, 16, 64])
-def test_sampled_rate_is_the_mean_over_gaussian_samples_and_below_the_populations(n):
-    lam = POWER / POWER.sum()
-    rates = [coding_rate(gaussian(n, D, seed=s) * lam.sqrt(), eps=EPS).item() for s in range(200)]
-    assert sampled_rate(lam, n, d=D, eps=EPS) == pytest.approx(np.mean(rates), rel=0.015)
-    assert sampled_rate(lam, n, d=D, eps=EPS) < sampled_rate(lam, 4 * n, d=D, eps=EPS)
-    assert sampled_rate(lam, 10**7, d=D, eps=EPS) == pytest.approx(
-        (1 + D / EPS**2 * lam).log().sum().item() / 2, rel=1e-5
-    )
 
 
 def test_sampling_bias_is_predicted_and_mostly_removed():
