@@ -1,1 +1,1 @@
-"""The toy worlds of the theory: points on a sphere, linear encoders, collapsed features, samples, an atlas of optima."""
+"""The toy worlds of the theory: points on a sphere, linear encoders, collapsed features, samples, an atlas."""
