@@ -294,6 +294,23 @@ def fields(config: Config) -> dict[str, tuple[object, object]]:
     }
 
 
+def fields_table(config: Config) -> str:
+    """List every field as a variant writes it, with the type of its value or the words that it can be.
+
+    >>> print(fields_table(Config("simdino")).splitlines()[-8])
+    record.log_every=10                              int
+    """
+    rows = []
+    for name, (value, kind) in fields(config).items():
+        words = ["True", "False"] if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+        inner = get_args(kind) if get_origin(kind) is tuple else ()
+        of_tuple = ",".join("..." if word is Ellipsis else word.__name__ for word in inner)
+        rows.append(
+            f"{write_changes({name: value}):48s} {' | '.join(words) or of_tuple or getattr(kind, '__name__', kind)}"
+        )
+    return "\n".join(rows)
+
+
 def override(config: Config, values: dict[str, object]) -> Config:
     """Set fields of a configuration, those of one part together.
 

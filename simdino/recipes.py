@@ -228,8 +228,8 @@ def _notes() -> dict[str, str]:
     for method, counts in _OPERATIONS.items():
         for size, count in zip(_SIZES, counts, strict=True):
             name = f"{method}-vit{size}16-imagenet"
-            accuracy = ", ".join(map(str, _ACCURACY.get(name, ["none"])))
-            notes[name] = f"{count}e19 operations; published: {accuracy} %; not run here"
+            accuracy = "k-NN {} %, linear probe {} %".format(*_ACCURACY[name]) if name in _ACCURACY else "no accuracy"
+            notes[name] = f"{count}e19 operations; published: {accuracy}; not run here"
     return notes
 
 
