@@ -297,8 +297,8 @@ def fields(config: Config) -> dict[str, tuple[object, object]]:
 def fields_table(config: Config) -> str:
     """List every field as a variant writes it, with the type of its value or the words that it can be.
 
-    >>> print(fields_table(Config("simdino")).splitlines()[-8])
-    record.log_every=10                              int
+    >>> print(fields_table(Config("simdino")).splitlines()[0])
+    data.name=photos                                 str
     """
     rows = []
     for name, (value, kind) in fields(config).items():

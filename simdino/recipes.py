@@ -331,7 +331,7 @@ def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
             field's type; an impossible configuration.
 
     >>> recipe("simdino@optim.steps=400,optim.lr=2e-3,optim.batch_size=64").recipe
-    'simdino@optim.lr=0.002,optim.steps=400'
+    'simdino@optim.steps=400,optim.lr=0.002'
     >>> recipe("simdino@optim.steps=400", "smoke").optim.steps
     8
     """
