@@ -273,7 +273,7 @@ class Config:
 def _values(part: object) -> dict[str, object]:
     """The values of a part's fields, whole ones of real numbers as real: lr=1 is lr=1.0."""
 
-    def real(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    def real(value: object) -> object:
         return tuple(map(float, value)) if isinstance(value, tuple) else float(value)
 
     kinds = _kinds(type(part))
