@@ -33,7 +33,7 @@ PEERS = ("Pillow", "torchvision")
 
 
 def pillow_view(image: np.ndarray, size: int, crops: Crops, rng: random.Random) -> torch.Tensor:
-    """One view of one (h, w, 3) uint8 image -> (3, size, size), as torchvision's Pillow transforms do it."""
+    """Make one view (3, size, size) of one uint8 image (h, w, 3), as torchvision's Pillow transforms do it."""
     im = Image.fromarray(image)
     im = im.crop(_box(im.width, im.height, crops.global_scale, rng)).resize((size, size), Image.Resampling.BICUBIC)
     if rng.random() < 0.5 * crops.flip:
@@ -81,7 +81,7 @@ def _hue(im: Image.Image, strength: float, rng: random.Random) -> Image.Image:
 
 
 def torchvision_view(size: int, crops: Crops) -> Callable[[np.ndarray], torch.Tensor] | None:
-    """The same by torchvision's Pillow transforms; None where it is absent."""
+    """Build the same of torchvision's Pillow transforms; None where torchvision is absent."""
     try:
         from torchvision import transforms as t
     except ImportError:

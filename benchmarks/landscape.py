@@ -22,7 +22,7 @@ from analysis.experiments.landscape import minimize
 
 
 def seconds(function, device):
-    """Time of a call and its result: CPU time where the CPU does the work, so that waiting does not count."""
+    """Time a call, and return its result too: CPU time where the CPU does the work, so that waiting does not count."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
     result = function()

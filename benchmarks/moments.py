@@ -26,7 +26,7 @@ ROUNDS = 3
 
 
 def features(sigma, n):
-    """float32 rows whose population spectrum is sigma², in a basis turned by two reflections."""
+    """Draw float32 rows whose population spectrum is sigma², in a basis turned by two reflections."""
     d, generator = len(sigma), torch.Generator().manual_seed(0)
     z = torch.randn(n, d, generator=generator).mul_(sigma.float())
     for _ in range(2):
@@ -51,7 +51,7 @@ def measures(z, precision):
 
 
 def cost(function, *args, repeat):
-    """Best CPU seconds, and peak extra memory in MiB."""
+    """Measure the best CPU seconds, and the peak of extra memory in MiB."""
     best, start = float("inf"), resident("VmRSS", reset=True)
     for _ in range(repeat):
         begin = time.process_time()
@@ -61,12 +61,12 @@ def cost(function, *args, repeat):
 
 
 def in_turn(calls, rounds):
-    """[{name: (seconds, MiB)}] of every call once a round."""
+    """Call each function once in every round; list each round's seconds and MiB by name."""
     return [{name: cost(*call, repeat=1) for name, call in calls.items()} for _ in range(rounds)]
 
 
 def summary(rounds, name, over="svdvals"):
-    """Median seconds, median ratio with its range, largest memory."""
+    """Summarize rounds: median seconds, median ratio with its range, largest memory."""
     ratios = sorted(r[name][0] / r[over][0] for r in rounds)
     seconds = sorted(r[name][0] for r in rounds)[len(rounds) // 2]
     ratio = f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"

@@ -32,7 +32,7 @@ QUIET = Record(log_every=10, checkpoint_every=10**9, snapshots=1, probe=16, bank
 
 
 def cases(device: str) -> dict[str, tuple[Config, int]]:
-    """name -> (configuration, steps to time)."""
+    """Each case's configuration, and how many steps are timed."""
     small = recipe("simdino")
     out = {
         "simdino, default recipe": (small, 40),
@@ -54,7 +54,7 @@ def network_and_views(config: Config, device: str) -> tuple[Network, list[torch.
 
 
 def work(config: Config) -> float:
-    """Operations of one step: student forward and backward on all views, teacher forward on the global ones."""
+    """Count the operations of one step: student forward and backward on all views, teacher forward on the global."""
     network, views = network_and_views(config, "cpu")
     with FlopCounterMode(display=False) as student:
         sum(network(x)[0].sum() for x in views).backward()
@@ -73,7 +73,7 @@ def seconds_of(function, device: str) -> float:
 
 
 def plain(config: Config, device: str):
-    """(forward and backward of the network on the views of a batch, their operations)."""
+    """Return the network's forward and backward on the views of a batch as a function, and their operations."""
     torch.manual_seed(0)
     network, views = network_and_views(config, device)
 
@@ -88,14 +88,14 @@ def plain(config: Config, device: str):
 
 
 def product(precision: str, device: str) -> tuple:
-    """(a matrix product, its operations)."""
+    """Return a matrix product as a function, and its operations."""
     n = 8192 if device == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return lambda: a @ b, 2 * n**3
 
 
 def steps(config: Config, count: int, device: str):
-    """What `count` training steps cost: a run of two steps more, to be less one of two steps."""
+    """Return two runs as functions, the first of `count` steps more: the difference of their times is the steps'."""
 
     def run(total: int) -> None:
         short = replace(config, optim=replace(config.optim, steps=total), record=QUIET)
@@ -124,18 +124,15 @@ def main() -> None:
             c = replace(config, optim=optim)
             (forward_backward, operations), (multiply, size) = plain(c, device), product(precision[:4], device)
             jobs = (*steps(c, count, device), forward_backward, multiply)
-            rounds = [[seconds_of(job, device) for job in jobs] for _ in range(given.rounds + 1)][
-                1:
-            ]  # the first warms up
+            rounds = [[seconds_of(job, device) for job in jobs] for _ in range(given.rounds + 1)]
+            del rounds[0]  # it warms up
             step = seconds[precision] = median((long - short) / count for long, short, *_ in rounds)
-            rate, bare = work(c) / step, operations / median(r[2] for r in rounds)
-            row = (
-                rate / 1e9,
-                bare / 1e9,
-                rate / bare,
-                rate / size * median(r[3] for r in rounds),
-                c.optim.batch_size / step,
+            rate, bare, peak = (
+                work(c) / step,
+                operations / median(r[2] for r in rounds),
+                size / median(r[3] for r in rounds),
             )
+            row = (rate / 1e9, bare / 1e9, rate / bare, rate / peak, c.optim.batch_size / step)
             print("{:32s} {:>14s} {:8.0f} {:8.0f} {:11.2f} {:10.2f} {:9.0f}".format(name, precision, *row))
         print(f"{'':32s} bf16 is {seconds['fp32'] / seconds['bf16']:.2f} times as fast as fp32 (target on a CPU: 1.7)")
     for profile, kept in (("defaults", Record()), ("the cpu profile", recipe("simdino").record)):
@@ -144,7 +141,7 @@ def main() -> None:
 
 
 def recording(config: Config, device: str) -> float:
-    """All snapshots of a run over its training."""
+    """Measure what all snapshots of a run cost, as a share of its training."""
     count = len(snapshot_steps(config.optim.steps, config.record.snapshots))
     images = load(config.data.name, size=config.data.size, device=device)
     probe, network = probe_images(images, config, device), Network(config.model, size=32, channels=1).to(device)

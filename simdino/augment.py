@@ -1,4 +1,4 @@
-"""Batched multi-crop on the images' device: every image and every view draws its own parameters from one generator."""
+"""Multi-crop of whole batches on the images' device: each view of each image draws its own parameters."""
 
 import math
 from functools import lru_cache
@@ -19,17 +19,25 @@ CHUNK_PIXELS = 2**16  # worked on together on a CPU, so that all passes stay in 
 def multi_crop(
     images: UInt8[Tensor, "n c h w"], crops: Crops, generator: torch.Generator, *, part: tuple[int, int] = (0, 1)
 ) -> tuple[Float[Tensor, "g n c s s"], Float[Tensor, "l n c t t"]]:
-    """Random global and local views of each image, as DINO's multi-crop; each image and view has its own draw.
+    """Draw random global and local views of each image, as DINO's multi-crop.
 
-    In order, as in the official code: crop of random area and aspect (log-uniform in 3/4..4/3), bicubic antialiased
+    In order, as in the official code: a crop of random area and aspect (log-uniform in 3/4..4/3), bicubic antialiased
     resize, flip; with probability jitter_p brightness, contrast, saturation and hue; gray; Gaussian blur, σ uniform in
-    .1...2 px; solarization of global views above 128/255; mean and std (averaged to one value for gray images).
-    One difference: the order of the four color operations is drawn once a view (in torchvision once an image). Gray
-    images (c = 1) skip saturation, hue and gray.
-    part (k, m): the images are the k-th of m equal parts of a batch, and get the views that they get in the whole.
-    images (n, c, h, w) uint8, c 1 or 3. Returns (global_crops, n, c, global_size, global_size) and (local_crops, n, c,
-    local_size, local_size), float32, on the images' device. Equal generators give equal views; one on the CPU does so
+    0.1..2 px; solarization of global views above 128/255; mean and std (averaged to one value for gray images). One
+    difference: the order of the four color operations is drawn once for a view, where torchvision draws it for each
+    image. Gray images (c = 1) skip saturation, hue and gray. Equal generators give equal views; one on the CPU does so
     for every device.
+
+    Args:
+        images: uint8 (n, c, h, w), c 1 or 3.
+        crops: how many views, of which sizes, how augmented.
+        generator: of all the randomness.
+        part: (k, m): the images are the k-th of m equal parts of a batch, and get the views that they get in the whole.
+    Returns:
+        Global views (g, n, c, s, s) and local views (l, n, c, t, t), float32, on the images' device.
+    Raises:
+        ValueError: images of another type or shape; mean and std for another number of channels.
+
     Source: Caron et al. 2021 (arXiv 2104.14294), appendix; torchvision's definitions of each operation.
     """
     _check(images)
@@ -55,7 +63,7 @@ def multi_crop(
 
 
 class Draw(NamedTuple):
-    """The parameters of one view, each (n,) float: one value per image."""
+    """The parameters of one view, each (n,) float: a value for each image."""
 
     top: Tensor
     left: Tensor
@@ -79,7 +87,16 @@ def random_draw(
     odds: tuple[float, float],
     generator: torch.Generator,
 ) -> Draw:
-    """The random parameters of n views of h×w images (`hw`), on the generator's device; odds of blur, solarization."""
+    """Draw the random parameters of one view of n images, on the generator's device.
+
+    Args:
+        n: how many images.
+        hw: their height and width.
+        crops: how views are augmented.
+        scale: smallest and largest share of an image's area.
+        odds: of blur and of solarization.
+        generator: of the randomness.
+    """
     blur_p, solarize_p = odds
     u = torch.rand(10, n, generator=generator, device=generator.device)
     jittered = u[0] < crops.jitter_p
@@ -104,10 +121,18 @@ def random_draw(
 def random_boxes(
     n: int, hw: tuple[int, int], scale: tuple[float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height, width, each (n,): torchvision's RandomResizedCrop, whole pixels.
+    """Draw boxes of whole pixels as torchvision's RandomResizedCrop.
 
-    Area share uniform in `scale`, aspect log-uniform in 3/4..4/3; the first of ten draws that fits in the image, else
-    the largest centered box of such an aspect.
+    The share of the area is uniform in `scale`, the aspect log-uniform in 3/4..4/3. The first of ten draws that fits in
+    the image is taken, else the largest centered box of such an aspect.
+
+    Args:
+        n: how many boxes.
+        hw: height and width of the images.
+        scale: smallest and largest share of the area.
+        generator: of the randomness.
+    Returns:
+        Top, left, height and width, each (n,).
     """
     h, w = hw
     u = torch.rand(4, n, 10, generator=generator, device=generator.device)
@@ -125,7 +150,7 @@ def random_boxes(
 
 
 def _view(images: Tensor, draws: Tensor, size: int, order: list[int]) -> Tensor:
-    """One view of each image, (n, c, size, size) in [0, 1], the color operations in the given order."""
+    """Make one view of each image, (n, c, size, size) in [0, 1], the color operations in the given order."""
     draw, at = Draw(*draws), Draw(*draws.to(images.device))
     x = resized_crop(images, at.top, at.left, at.height, at.width, at.flip, size)
     color = x.shape[1] == 3
@@ -153,7 +178,7 @@ def _where(flag: Tensor, x: Tensor) -> Tensor:
 
 
 def center_view(images: UInt8[Tensor, "n c h w"], size: int, crops: Crops) -> Float[Tensor, "n c s s"]:
-    """The view for evaluation: short side resized to `size` (bicubic, antialiased), center square, normalized."""
+    """Make the view for evaluation: short side resized to `size` (bicubic, antialiased), center square, normalized."""
     _check(images)
     n, _, h, w = images.shape
     side = torch.full((n,), float(min(h, w)), device=images.device)
@@ -170,10 +195,21 @@ def resized_crop(
     flip: Float[Tensor, " n"],
     size: int,
 ) -> Float[Tensor, "n c s s"]:
-    """Each image's own box of whole pixels, resized to size×size in [0, 1], left-right mirrored where flip is 1.
+    """Resize each image's own box of whole pixels to size×size in [0, 1].
 
-    Y = A X Bᵀ with one interpolation matrix per image and axis: Keys' cubic (a = −½), widened by the reduction
-    (antialiased), its taps clipped to the box. Values past [0, 1] are clipped, as by Pillow.
+    Y = A X Bᵀ, one interpolation matrix per image and axis
+
+    The matrices are Keys' cubic (a = −½), widened by the reduction (antialiased), with taps clipped to the box. Values
+    past [0, 1] are clipped, as by Pillow.
+
+    Args:
+        images: uint8 (n, c, h, w).
+        top: first row of the box (n,).
+        left: first column (n,).
+        height: rows (n,).
+        width: columns (n,).
+        flip: 1 where the result is mirrored left to right, else 0 (n,).
+        size: side of the result in pixels.
     """
     rows = _interpolation_of(top, height, torch.zeros_like(flip), images.shape[2], size)
     columns = _interpolation_of(left, width, flip, images.shape[3], size)
@@ -181,7 +217,7 @@ def resized_crop(
 
 
 def _interpolation_of(start: Tensor, length: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
-    """`_interpolation`, read from a table where that is small: a start is but a shift of the matrix."""
+    """Read `_interpolation` from a table where that is small: another start only shifts the matrix."""
     if 16 * (side + 1) * size * side > TABLE_BYTES:
         return _interpolation(start, length, flip, side, size)
     return _table(side, size, start.device)[flip.long(), length.long(), side - start.long()]
@@ -221,26 +257,28 @@ def _sandwich(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
 
 
 def adjust_brightness(x: Float[Tensor, "n c h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """factor·x, clipped to [0, 1]."""
+    """Multiply: factor·x, clipped to [0, 1]."""
     return (x * _per_image(factor)).clamp_(0, 1)
 
 
 def adjust_contrast(x: Float[Tensor, "n c h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """factor·x + (1 − factor)·(the image's mean gray), clipped to [0, 1]."""
+    """Blend with the image's mean gray: factor·x + (1 − factor)·mean, clipped to [0, 1]."""
     mean = x.mean((2, 3), keepdim=True)  # gray is linear: the mean's gray is the gray's mean
     return (x * _per_image(factor)).add_((1 - _per_image(factor)) * grayscale(mean)).clamp_(0, 1)
 
 
 def adjust_saturation(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
-    """factor·x + (1 − factor)·gray(x), clipped to [0, 1]."""
+    """Blend with the image in gray: factor·x + (1 − factor)·gray(x), clipped to [0, 1]."""
     return torch.lerp(grayscale(x), x, _per_image(factor)).clamp_(0, 1)
 
 
 def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
-    """The HSV hue shifted by `turns` of the color circle.
+    """Shift the HSV hue by `turns` of the color circle.
 
-    With chroma c = max − min and hue H: channel k is min + c·clamp(6·|H − H_k| − 1, 0, 1), where H_k = 1/2, 5/6, 1/6
-    is the complement of red, green, blue and |·| is measured around the circle.
+    channel k = min + c·clamp(6·|H − H_k| − 1, 0, 1)
+
+    with chroma c = max − min and hue H, where H_k = 1/2, 5/6, 1/6 is the complement of red, green, blue, and |·| is
+    measured around the circle.
     """
     r, g, b = x.unbind(1)
     least = x.amin(1)
@@ -256,7 +294,7 @@ def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float
 
 
 def grayscale(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
-    """0.299 R + 0.587 G + 0.114 B; a gray image is returned as it is."""
+    """Turn color into gray, 0.299 R + 0.587 G + 0.114 B; a gray image stays as it is."""
     if x.shape[1] == 1:
         return x
     r, g, b = x.split(1, 1)
@@ -264,7 +302,7 @@ def grayscale(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
 
 
 def gaussian_blur(x: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """Separable Gaussian of each image's own σ > 0 in pixels, 9 taps summing to 1, edges reflected."""
+    """Blur each image by a separable Gaussian of its own σ > 0 pixels: 9 taps that sum to 1, edges reflected."""
     offsets = torch.arange(TAPS + 1, device=x.device)
     taps = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2))  # (n, 5)
     taps = taps / (2 * taps.sum(1, keepdim=True) - 1)
@@ -285,7 +323,7 @@ def _shifts(side: int, device: torch.device) -> Tensor:
 
 
 def solarize(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """1 − x where x ≥ 128/255, else x."""
+    """Invert what is bright: 1 − x where x ≥ 128/255, else x."""
     above = (x - 127.99 / 255).sign_()  # arithmetic, as torch.where is slow on a CPU
     return above.mul_(0.5 - x).add_(0.5)
 
@@ -298,11 +336,21 @@ def block_masks(
     p: float = 0.5,
     generator: torch.Generator,
 ) -> Bool[Tensor, "n rows columns"]:
-    """Masks of random blocks for masked image modeling: True where a patch is hidden, on the generator's device.
+    """Draw masks of random blocks for masked image modeling, on the generator's device.
 
     ⌊p·n⌋ of the n masks, at random places, hide about a share of the grid that is stratified over `ratio`; the others
-    hide nothing. Blocks of 4 patches up to what is still wanted (at most half the grid), aspect log-uniform in
+    hide nothing. Blocks of 4 patches up to what is still wanted (at most half the grid), with an aspect log-uniform in
     0.3..1/0.3, are added until the share is reached or ten in a row did not fit: a mask may end slightly short of it.
+
+    Args:
+        n: how many masks.
+        grid: rows and columns of patches.
+        ratio: smallest and largest share of the patches that a mask hides.
+        p: share of the masks that hide something.
+        generator: of the randomness.
+    Returns:
+        True where a patch is hidden.
+
     Source: Bao et al. 2021 (BEiT, arXiv 2106.08254), as in the official DINOv2 code.
     """
     (rows, columns), count, device = grid, int(p * n), generator.device

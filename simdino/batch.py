@@ -1,7 +1,7 @@
 """The runs of the batch reproduction: which a notebook needs, what they cost, and a process for several of them.
 
-    simdino batch --profile cpu            a table of what a profile trains, with the expected minutes
-    simdino batch runs/<run> ... --profile cpu     train these, one after another
+    simdino batch --profile cpu                       a table of what a profile trains, with the expected minutes
+    simdino batch runs/RUN ... --profile cpu          train these runs, one after another
 
 A notebook's parameters cell is the only place that says what it needs: `recipes` (recipes or variants), `study` (one of
 `simdino.studies`, or a list of them) and `seeds` (None: those of the profile, or of the study).
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from simdino.config import Config, Model, recognized
+from simdino.config import NAME_LENGTH, Config, Model, recognized
 from simdino.recipes import PROFILES, recipe
 from simdino.runs import CHECKOUT
 from simdino.studies import settings
-from simdino.train import get_run, join_ranks, ranks
+from simdino.train import REFUSALS, get_run, join_ranks, ranks
 from simdino.vit import Network
 
 JOB_SECONDS = 80.0  # of training in one process: starting one costs about 4
@@ -32,7 +32,11 @@ _STEP, _OPERATIONS, _PIXELS, _RECORDING = 0.007, 0.0045, 0.074, 0.15
 
 
 def parameters(notebook: str | Path) -> dict[str, object]:
-    """The literals that a notebook's parameters cell assigns; ValueError if it has no such cell, or more than one."""
+    """Read the literals that a notebook's parameters cell assigns.
+
+    Raises:
+        ValueError: a notebook that cannot be read, or one without exactly one such cell.
+    """
     try:
         cells = json.loads(Path(notebook).read_text())["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -45,7 +49,12 @@ def parameters(notebook: str | Path) -> dict[str, object]:
 
 
 def needed(notebook: str | Path, profile: str) -> list[Config]:
-    """The configurations whose runs a notebook needs under a profile."""
+    """List the configurations whose runs a notebook needs under a profile, each once.
+
+    Args:
+        notebook: its file; the parameters cell says recipes, studies and seeds.
+        profile: a key of `simdino.recipes.PROFILES`.
+    """
     p = parameters(notebook)
     seeds = p.get("seeds") or PROFILES[recognized(profile, PROFILES, "profile")].seeds
     studies = [p["study"]] if isinstance(p.get("study"), str) else p.get("study") or []
@@ -56,7 +65,7 @@ def needed(notebook: str | Path, profile: str) -> list[Config]:
 
 
 def jobs(configs: Iterable[Config]) -> list[list[Config]]:
-    """All runs, each once, in groups for one process each: short enough that a few cores share them evenly."""
+    """Group runs into one process each, short enough that a few cores share them evenly; no run is in two groups."""
     configs = {config.run_name: config for config in configs}
     seconds = {name: core_seconds(config) for name, config in configs.items()}
     limit, groups, filled = min(JOB_SECONDS, sum(seconds.values()) / 8), [], 0.0
@@ -70,7 +79,7 @@ def jobs(configs: Iterable[Config]) -> list[list[Config]]:
 
 
 def core_seconds(config: Config) -> float:
-    """What a run is expected to cost on one core of a CPU, from its configuration; on a GPU, a measure of size only."""
+    """Estimate from a configuration the seconds that its run costs on one core of a CPU; on a GPU, only its size."""
     c, o, r = config.crops, config.optim, config.record
     pixels = o.batch_size * (c.global_crops * c.global_size**2 + c.local_crops * c.local_size**2)
     step = _STEP + _PIXELS * pixels / 1e6
@@ -80,7 +89,7 @@ def core_seconds(config: Config) -> float:
 
 
 def operations(config: Config) -> float:
-    """Multiplications and additions in the networks of a run; a backward pass costs two forward ones."""
+    """Count the multiplications and additions in the networks of a run; a backward pass costs two forward ones."""
     c, o = config.crops, config.optim
     channels = 1 if config.data.name in ("photos", "digits", "mnist", "fashion_mnist") else 3
     big = _forward(config.model, channels, c.global_size, c.global_size)
@@ -91,7 +100,7 @@ def operations(config: Config) -> float:
 
 @functools.cache
 def _forward(model: Model, channels: int, built: int, size: int) -> int:
-    """Multiplications and additions of one image's forward pass."""
+    """Count the multiplications and additions of one image's forward pass."""
     network = Network(model, size=built, channels=channels)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, channels, size, size))
@@ -99,7 +108,17 @@ def _forward(model: Model, channels: int, built: int, size: int) -> int:
 
 
 def training_table(notebooks: Sequence[Path], profile: str) -> str:
-    """What a profile trains, a row a notebook: runs, of which no row above has them, their steps, expected minutes."""
+    """Tabulate what a profile trains, a row for each notebook, and a last one for all together.
+
+    Columns: the runs that the notebook needs, how many of them no notebook above needs, the steps that runs have, and
+    the expected minutes of the new ones.
+
+    Args:
+        notebooks: their files.
+        profile: a key of `simdino.recipes.PROFILES`.
+    Returns:
+        A table in Markdown.
+    """
     seen, rows = set(), []
     for notebook in notebooks:
         configs = needed(notebook, profile)
@@ -117,22 +136,32 @@ def training_table(notebooks: Sequence[Path], profile: str) -> str:
 
 
 def named(run: str, profile: str) -> Config:
-    """The configuration of a run by its name; ValueError if this version gives another name to what it says."""
+    """Return the configuration of a run, given the name of its directory.
+
+    Raises:
+        ValueError: what is not the name of a run; one that this version or profile gives to nothing; one that does
+            not say its recipe in full, as a path in it was written with "_", or as it was cut.
+    """
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]{10}", run)
     if not match:
         raise ValueError(f"{run!r} is not the name of a run, <recipe>-s<seed>-<hash>")
-    config = recipe(match[1], profile, int(match[2]))
-    if config.run_name != run:
-        raise ValueError(f"{run} is of another version or profile: here it is {config.run_name}")
-    return config
+    name, seed = match[1], int(match[2])
+    config = recipe(name, profile, seed) if len(name) < NAME_LENGTH else None
+    if config and config.run_name == run:
+        return config
+    if not config or "data.root=" in name:
+        command = f"simdino train {name.partition('@')[0]}@... --profile {profile} --seed {seed}"
+        raise ValueError(f"{run} does not say its recipe in full; {command} trains it")
+    raise ValueError(f"{run} is of another version or profile: here it is {config.run_name}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; a mistake is one sentence and an exit status that is not 0, after the other runs."""
-    parser = argparse.ArgumentParser(prog="simdino batch", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", help="run directories, or the DONE in them; none: print the table")
-    parser.add_argument("--profile", default="cpu", help=", ".join(PROFILES))
-    parser.add_argument("--notebooks", default=CHECKOUT / "notebooks", type=Path)
+    """Run the command line: a mistake is one sentence and an exit status that is not 0, after the other runs."""
+    description = "Tabulate what the notebooks train under a profile, or train some of these runs."
+    parser = argparse.ArgumentParser(prog="simdino batch", description=description, allow_abbrev=False)
+    parser.add_argument("runs", nargs="*", help="run directories, or the DONE in them (default: print the table)")
+    parser.add_argument("--profile", default="cpu", help=f"{', '.join(PROFILES)} (default: cpu)")
+    parser.add_argument("--notebooks", default=CHECKOUT / "notebooks", type=Path, help="folder (default: notebooks)")
     options, failed = parser.parse_args(arguments), []
     try:
         if not options.runs:
@@ -145,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     for path, config in wanted:
         try:
             get_run(config, path.parent)
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        except REFUSALS as error:
             failed.append(f"{parser.prog}: {path}: {error}\n")
-    if failed and ranks()[0] == 0:
+    if failed and ranks().rank == 0:
         parser.exit(1, "".join(failed))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from simdino.runs import SOURCE, read_json_lines, read_metadata, read_tensors, w
 
 
 def save_checkpoint(path: Path, step: int, seconds: dict, branches: dict, optimizer, centers: dict) -> None:
-    """Networks, optimizer, centers and step; all randomness follows from the step."""
+    """Write networks, optimizer, centers, step and seconds; all randomness follows from the step."""
     tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
     for name, p in branches["student"].named_parameters():
         tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
@@ -20,14 +21,18 @@ def save_checkpoint(path: Path, step: int, seconds: dict, branches: dict, optimi
 
 
 def _origin(branches: dict) -> dict[str, str]:
-    """What must be the same for a run to be continued exactly."""
+    """What has to be the same for a run to be continued exactly."""
     device = next(branches["student"].parameters()).device
     return {"source": SOURCE, "torch": torch.__version__, "device": device.type}
 
 
 def clear(path: Path, branches: dict) -> None:
-    """Remove a run that cannot be continued exactly: another source, torch or kind of device began it, or it never
-    reached a checkpoint. Anything else in its place is left alone, and a ValueError.
+    """Remove a run that cannot be continued exactly.
+
+    That is one that another source, torch or kind of device began, or that never reached a checkpoint.
+
+    Raises:
+        ValueError: something else is in its place, which is left alone.
     """
     checkpoint = path / "checkpoint.safetensors"
     metadata = read_metadata(checkpoint) if checkpoint.is_file() else {}
@@ -38,11 +43,19 @@ def clear(path: Path, branches: dict) -> None:
     shutil.rmtree(path)
 
 
-def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, float, float]:
-    """Restore a checkpoint in place; (step to go on from, seconds spent, seconds of recording), 0 without one."""
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    step: int = 0  # to go on from
+    seconds: float = 0.0  # spent
+    recording_seconds: float = 0.0  # of these, on snapshots
+
+
+def resume(path: Path, branches: dict, optimizer, centers: dict) -> Progress:
+    """Restore a run's checkpoint, if it has one, into networks, optimizer and centers; say how far it has come."""
     checkpoint = path / "checkpoint.safetensors"
     if not checkpoint.is_file():
-        return 0, 0.0, 0.0
+        return Progress()
     tensors, metadata = read_tensors(checkpoint), read_metadata(checkpoint)
     device = next(branches["student"].parameters()).device
 
@@ -56,7 +69,7 @@ def resume(path: Path, branches: dict, optimizer, centers: dict) -> tuple[int, f
             optimizer.state[p] = state
     for name, center in centers.items():
         center.copy_(tensors[name])
-    return int(metadata["step"]), float(metadata["seconds"]), float(metadata["recording_seconds"])
+    return Progress(int(metadata["step"]), float(metadata["seconds"]), float(metadata["recording_seconds"]))
 
 
 def cut_log(path: Path, step: int) -> None:

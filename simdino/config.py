@@ -1,6 +1,6 @@
 """Every number of a run, as frozen dataclasses; `simdino.recipes` has the configurations with a name.
 
-A run is named by the hash of its resolved configuration, so two runs with one name are one run.
+A run is named after its recipe, its seed and the hash of its whole configuration: two runs with one name are one run.
 """
 
 import dataclasses
@@ -9,15 +9,29 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Literal, get_args, get_origin, get_type_hints
 
 PUBLISHED_EPS = 0.05**0.5  # the paper's ε; its square is the official code's `eps`
+NAME_LENGTH = 120  # of the recipe in a run's name: file systems allow 255 characters in all
 
 
 def recognized(word: str, known: Collection[str], kind: str) -> str:
-    """`word` if it is among `known`; else a ValueError that names the nearest right one."""
+    """Return a word that is among the known ones.
+
+    Args:
+        word: what somebody wrote.
+        known: the words that mean something.
+        kind: what the word should be, for the message.
+    Raises:
+        ValueError: it is not among them; the message names the nearest one and lists them all.
+
+    >>> recognized("ema", ("ema", "student"), "teacher")
+    'ema'
+    """
     if word in known:
         return word
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0)
@@ -31,13 +45,25 @@ def _kinds(part: type) -> dict[str, object]:
 
 
 def stream(purpose: str, *numbers: int) -> int:
-    """A seed of its own for each use of randomness: of each run, step, epoch, so that no two draw alike."""
+    """Derive a seed of its own for each use of randomness.
+
+    Args:
+        purpose: what is drawn, such as "crops" or "weights".
+        numbers: what tells the draws of one purpose apart: the run's seed, a step, an epoch.
+    Returns:
+        A number in [0, 2⁶³), from a hash of all arguments: two purposes, seeds or steps practically never share one.
+
+    >>> stream("crops", 0, 1) == stream("crops", 0, 1), stream("crops", 0, 1) == stream("order", 0, 1)
+    (True, False)
+    """
     digest = hashlib.sha256(" ".join(map(str, (purpose, *numbers))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
 class Data:
+    """The images: a named set of `simdino.data`."""
+
     name: str = "photos"  # a key of simdino.data.DATASETS
     root: str | None = None  # where the files are, for the sets that a user brings
     size: int = 32  # side of the square images, pixels
@@ -68,6 +94,8 @@ class Crops:
 
 @dataclass(frozen=True)
 class Model:
+    """The network: backbone, projection head and, for DINO, prototypes."""
+
     arch: Literal["vit", "convnet"] = "vit"
     stem: Literal["patch", "conv"] = "conv"  # one strided convolution (official), or log2(patch) of stride 2
     patch: int = 8
@@ -131,7 +159,10 @@ class DINOv2(DINO):
 
 @dataclass(frozen=True)
 class Optim:
-    """Shares are of the steps, so that a profile with fewer steps is the same run in short."""
+    """Optimization: schedules, clipping, the teacher.
+
+    Lengths of schedules are shares of the steps, so that a profile with fewer steps trains the same run in short.
+    """
 
     steps: int = 1000
     batch_size: int = 64  # images a step, over all ranks
@@ -172,6 +203,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Config:
+    """Everything that a run follows from; `recipe` only names it.
+
+    Raises:
+        ValueError: a value that means nothing, or values that do not fit together.
+    """
+
     recipe: str
     seed: int = 0
     data: Data = field(default_factory=Data)
@@ -222,12 +259,64 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return f"{self.recipe}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        """The name of the run's directory, `<recipe>-s<seed>-<hash>`.
+
+        In the recipe, characters that a folder's name cannot have are replaced by "_", and it is cut at NAME_LENGTH;
+        the hash, of every field's value, tells runs apart.
+        """
+        parts = {part: _values(value) for part, value in vars(self).items() if dataclasses.is_dataclass(value)}
+        text = json.dumps({"recipe": self.recipe, "seed": self.seed} | parts, sort_keys=True)
+        folder = re.sub(r"[^\w@.,=+-]", "_", self.recipe, flags=re.ASCII)[:NAME_LENGTH]
+        return f"{folder}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _values(part: object) -> dict[str, object]:
+    """The values of a part's fields, whole ones of real numbers as real: lr=1 is lr=1.0."""
+
+    def real(value: object) -> object:
+        return tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+
+    kinds = _kinds(type(part))
+    return {k: real(v) if float in (kinds[k], *get_args(kinds[k])) else v for k, v in vars(part).items()}
+
+
+def fields(config: Config) -> dict[str, tuple[object, object]]:
+    """Every field that a variant can change, by its name, "optim.lr", in order: its value and its type.
+
+    >>> fields(Config("simdino"))["optim.lr"]
+    (0.004, <class 'float'>)
+    """
+    parts = {part: value for part, value in vars(config).items() if dataclasses.is_dataclass(value)}
+    return {
+        f"{part}.{name}": (getattr(value, name), kind)
+        for part, value in parts.items()
+        for name, kind in _kinds(type(value)).items()
+    }
+
+
+def fields_table(config: Config) -> str:
+    """List every field as a variant writes it, with the type of its value or the words that it can be.
+
+    >>> print(fields_table(Config("simdino")).splitlines()[0])
+    data.name=photos                                 str
+    """
+    rows = []
+    for name, (value, kind) in fields(config).items():
+        words = ["True", "False"] if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+        inner = get_args(kind) if get_origin(kind) is tuple else ()
+        of_tuple = ",".join("..." if word is Ellipsis else word.__name__ for word in inner)
+        rows.append(
+            f"{write_changes({name: value}):48s} {' | '.join(words) or of_tuple or getattr(kind, '__name__', kind)}"
+        )
+    return "\n".join(rows)
 
 
 def override(config: Config, values: dict[str, object]) -> Config:
-    """The configuration with other values of fields, {"optim.lr": 0.002}; those of one part are set together."""
+    """Set fields of a configuration, those of one part together.
+
+    >>> override(Config("simdino"), {"optim.lr": 0.002, "optim.ema": 0.9}).optim.lr
+    0.002
+    """
     parts: dict[str, dict[str, object]] = {}
     for name, value in values.items():
         part, _, leaf = name.partition(".")
@@ -236,35 +325,48 @@ def override(config: Config, values: dict[str, object]) -> Config:
 
 
 def read_changes(config: Config, text: str) -> dict[str, object]:
-    """The changes of fields that a text names, "optim.lr=0.002,crops.global_scale=0.2,1", typed and in fields' order.
+    """Read what a variant changes of a configuration, "optim.lr=0.002,crops.global_scale=0.2,1".
 
-    Commas without a field after them are those of a tuple. ValueError: a field that there is not, with the nearest
-    right one; one given twice; a value that is not of its field's type.
+    A comma begins another change where `<part>.<field>=` follows; any other belongs to the value: a tuple's, or a
+    path's. What equals the configuration's own value is no change and is left out.
+
+    Args:
+        config: the configuration that is changed.
+        text: the changes, in any order.
+    Returns:
+        Typed values by field, in the order of the fields.
+    Raises:
+        ValueError: a field that there is not, with the nearest right one; one given twice; a value that is not of
+            its field's type.
+
+    >>> read_changes(Config("simdino"), "optim.lr=2e-3,data.root=/data/a,b=c,optim.ema=0.95")
+    {'data.root': '/data/a,b=c', 'optim.lr': 0.002}
     """
-    parts = {part: value for part, value in vars(config).items() if dataclasses.is_dataclass(value)}
-    kinds = {f"{part}.{k}": v for part, value in parts.items() for k, v in _kinds(type(value)).items()}
-    words: dict[str, str] = {}
-    for word in text.split(","):
-        name, equals, value = word.partition("=")
-        if not equals and not words:
-            raise ValueError(f"changes of a recipe are written <field>=<value>,..., not {text!r}")
+    known, words = fields(config), {}
+    for change in re.split(r",(?=[a-z]+\.[a-z_]+=)", text):
+        name, equals, word = change.partition("=")
         if not equals:
-            name, value = (last := list(words)[-1]), f"{words.pop(last)},{word}"
-        known = [kind for kind in kinds if kind.split(".")[0] == name.split(".")[0]] or kinds
-        if recognized(name, known, "field") in words:
+            raise ValueError(f"changes of a recipe are written <field>=<value>,..., not {text!r}")
+        near = [field for field in known if field.split(".")[0] == name.split(".")[0]] or known
+        if recognized(name, near, "field") in words:
             raise ValueError(f"{name} is given twice in {text!r}")
-        words[name] = value
-    return {name: _typed(name, words[name], kind) for name, kind in kinds.items() if name in words}
+        words[name] = word
+    typed = {name: _typed(name, words[name], kind) for name, (_, kind) in known.items() if name in words}
+    return {name: value for name, value in typed.items() if value != known[name][0]}
 
 
 def write_changes(values: dict[str, object]) -> str:
-    """The text that `read_changes` reads, each value as Python writes it."""
+    """Write changes as `read_changes` reads them, each value as Python writes it.
+
+    >>> write_changes({"crops.global_scale": (0.2, 1.0), "optim.lr": 0.002})
+    'crops.global_scale=0.2,1.0,optim.lr=0.002'
+    """
     words = {k: ",".join(map(repr, v)) if isinstance(v, tuple) else str(v) for k, v in values.items()}
     return ",".join(f"{name}={word}" for name, word in words.items())
 
 
 def _typed(name: str, text: str, kind: object) -> object:
-    """What a text says as a value of a field's type; ValueError if it is none."""
+    """The value of a field's type that a text means."""
     if get_origin(kind) is Literal:
         return recognized(text, get_args(kind), name)
     if get_origin(kind) is tuple:
@@ -276,10 +378,12 @@ def _typed(name: str, text: str, kind: object) -> object:
         return recognized(text, ("True", "False"), name) == "True"
     if kind in (int, float):
         try:
-            value = kind(text)
+            value = kind(text) + 0  # −0.0 is 0.0
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
             raise ValueError(f"{name} must be {'a whole' if kind is int else 'a finite'} number, not {text!r}")
         return value
+    if kind == str | None:  # a path, or none
+        return PurePath(text).as_posix() if text != "None" else None
     return text

@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".ti
 
 
 class Dataset(NamedTuple):
-    """Images (N, c, h, w) and class indices (N,) of a training and a held-out part; `classes[i]` names class i."""
+    """Images and class indices of a training and a held-out part; `classes[i]` names class i."""
 
     train: UInt8[Tensor, "n c h w"] | Files
     train_labels: Int64[Tensor, " n"]
@@ -56,15 +56,22 @@ def load(
 ) -> Dataset:
     """Load a named image set: `digits` and `photos` need no files, the others read what is at `root`.
 
-    name: a key of `DATASETS`. `folder`: root/train/<class>/* with root/test or root/val, or root/<class>/* where every
-    fifth file of a class, by name, is held out. `cifar10`, `cifar100`: the original binary files. `mnist`,
-    `fashion_mnist`: the original idx files, packed (.gz) or not. `npz`: root is one file with the arrays `data`
-    (encoded images end to end), `offsets`, `labels`, `split` (0 = train) and `names`.
-    root: from the current folder or, if there is no such path, from the checkout: runs start in any folder.
-    size: side in pixels (short side resized, bicubic and antialiased, then the center cropped); None: native size.
-    lazy: a folder's images are `Files`, decoded when they are asked for, for sets that memory does not hold.
-    Returns a `Dataset`: images uint8 (N, c, h, w), labels int64 (N,), all on `device`.
-    Errors: ValueError (unknown name, damaged file, unequal sizes) or FileNotFoundError, naming the file.
+    A `folder` is root/train/<class>/* with root/test or root/val, or root/<class>/* where every fifth file of a class,
+    by name, is held out. `cifar10` and `cifar100` are the original binary files, `mnist` and `fashion_mnist` the
+    original idx files, packed (.gz) or not. An `npz` is one file with the arrays `data` (encoded images end to end),
+    `offsets`, `labels`, `split` (0 is training) and `names`.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: a path from the current folder or, if there is no such path, from the checkout: runs start in any folder.
+        size: side in pixels (short side resized, bicubic and antialiased, then the center cropped); None is native.
+        device: where images and labels are.
+        lazy: whether a folder's images are `Files`, decoded when they are asked for: for sets that memory cannot hold.
+    Returns:
+        Images uint8 (N, c, h, w) and labels int64 (N,) of both parts.
+    Raises:
+        ValueError: an unknown name, a damaged file, or images of unequal sizes.
+        FileNotFoundError: a file that is not there, by its name.
     """
     if root is not None and not (root := Path(root).expanduser()).exists():
         root = CHECKOUT / root if (CHECKOUT / root).exists() else root
@@ -97,7 +104,7 @@ def load(
 
 
 def digits(root: None, size: int | None) -> tuple:
-    """scikit-learn's 1,797 handwritten digits, gray 8x8, gray levels 0..16 spread to 0..255.
+    """Read scikit-learn's 1,797 handwritten digits, gray 8x8, gray levels 0..16 spread to 0..255.
 
     The last 360 are the test part: the set is ordered by writer, so most of them come from writers not trained on.
     """
@@ -110,13 +117,13 @@ def digits(root: None, size: int | None) -> tuple:
 
 
 def photos(root: None, size: int | None) -> tuple:
-    """8,000 + 1,600 gray 32x32 crops of the 16 photographs inside scikit-image; the label is the picture.
+    """Cut 8,000 + 1,600 gray 32x32 crops out of the 16 photographs inside scikit-image; the label is the picture.
 
     Each picture is cut into five upright bands: test crops lie in the second and fourth, training crops in the others,
     all 4 px clear of the border, so the parts share no pixel. Every second crop is 32 px of the picture, the others
-    64 px halved. All pictures are turned gray because 8 of the 16 are: color would give the rest away. Crops with
-    next to no contrast (standard deviation under 4 of 255: empty sky, black frame) are drawn anew in both parts.
-    Drawn with a fixed seed. Raw pixels (20-NN, cosine) are right for 18 in 100, centered 27, chance 6.
+    are 64 px halved. All pictures are turned gray because 8 of the 16 are: color would give the rest away. Crops with
+    next to no contrast (standard deviation under 4 of 255: empty sky, black frame) are drawn anew in both parts. The
+    draws have a fixed seed. By raw pixels (20-NN, cosine) 18 in 100 are right, by centered ones 27, by chance 6.
     """
     require("skimage", "scikit-image", "photos")
     folder = Path(find_spec("skimage").origin).parent / "data"
@@ -163,7 +170,7 @@ def _photo_crop(im, side: int, test: bool, rng: np.random.Generator) -> np.ndarr
 
 
 def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
-    """root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out."""
+    """Read root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out."""
     held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), None)
     if (root / "train").is_dir():
         if held_out is None:
@@ -199,7 +206,7 @@ def _image_files(path: Path) -> list[Path]:
 
 
 def npz(root: Path, size: int | None) -> tuple:
-    """One .npz of encoded images end to end (`data`, `offsets`) with `labels`, `split` (0 = train) and `names`."""
+    """Read one .npz of encoded images end to end (`data`, `offsets`), `labels`, `split` (0 is training), `names`."""
     try:
         with np.load(root, allow_pickle=False) as z:
             missing = {"data", "offsets", "labels", "split", "names"} - set(z.files)
@@ -218,13 +225,13 @@ def npz(root: Path, size: int | None) -> tuple:
 
 
 def cifar10(root: Path, size: int | None) -> tuple:
-    """The original binary version: data_batch_1.bin to _5.bin and test_batch.bin, 1 + 3,072 bytes an image."""
+    """Read the original binary version: data_batch_1.bin to _5.bin, test_batch.bin; 1 + 3,072 bytes per image."""
     train = [f"data_batch_{i}.bin" for i in range(1, 6)]
     return _cifar(root, "cifar10", "cifar-10-batches-bin", train, "test_batch.bin", "batches.meta.txt")
 
 
 def cifar100(root: Path, size: int | None) -> tuple:
-    """The original binary version with the 100 fine labels: train.bin and test.bin, 2 + 3,072 bytes an image."""
+    """Read the original binary version with the 100 fine labels: train.bin, test.bin; 2 + 3,072 bytes per image."""
     return _cifar(root, "cifar100", "cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt")
 
 
@@ -255,12 +262,12 @@ def _cifar(root: Path, name: str, directory: str, train: list[str], test: str, n
 
 
 def mnist(root: Path, size: int | None) -> tuple:
-    """The original idx files: train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k ones, .gz or not."""
+    """Read the original idx files: train-images-idx3-ubyte, train-labels-idx1-ubyte, the two t10k ones; .gz or not."""
     return *_idx_set(root, "mnist"), [str(i) for i in range(10)]
 
 
 def fashion_mnist(root: Path, size: int | None) -> tuple:
-    """The original idx files of Fashion-MNIST, named as MNIST's, .gz or not."""
+    """Read the original idx files of Fashion-MNIST, named as MNIST's, .gz or not."""
     return *_idx_set(root, "fashion_mnist"), FASHION
 
 
@@ -276,7 +283,7 @@ def _idx_set(root: Path, name: str) -> list[np.ndarray]:
 
 
 def _idx(root: Path, file: str, name: str) -> np.ndarray:
-    """An idx file: 0, 0, type (8 = uint8), number of axes, big-endian lengths, then the bytes."""
+    """Read an idx file: 0, 0, type (8 is uint8), number of axes, big-endian lengths, then the bytes."""
     path = next((p for p in (root / file, root / f"{file}.gz") if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{root} has neither {file} nor {file}.gz{_page(name)}.")
@@ -293,7 +300,7 @@ def _idx(root: Path, file: str, name: str) -> np.ndarray:
 
 
 def _resized(x: UInt8[Tensor, "n c h w"], size: int | None) -> UInt8[Tensor, "n c s t"]:
-    """Short side to `size`, then the center square."""
+    """Resize the short side to `size`, then take the center square."""
     if size is None or x.shape[2:] == (size, size):
         return x
     h, w = x.shape[2:]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 
 class Files:
-    """Image files under the contract of the tensor of all of them, uint8 (N, 3, size, size): decoded when indexed."""
+    """Image files that behave as the tensor of all their images, uint8 (N, 3, size, size), decoded when indexed."""
 
     def __init__(self, files: Sequence[Path], size: int):
         self.files, self.size, self.shape = list(files), size, (len(files), 3, size, size)
@@ -35,7 +35,14 @@ def batches(
     workers: int,
     device: str | torch.device,
 ) -> Iterator[UInt8[Tensor, "b c h w"]]:
-    """The images of one batch of indices after another, on the device; files are decoded ahead by processes."""
+    """Yield the images of one batch after another.
+
+    Args:
+        images: all of them, as a tensor or as files.
+        order: the indices of each batch (b,).
+        workers: processes that decode files ahead.
+        device: where the batches are needed.
+    """
     if isinstance(images, Tensor):
         yield from (images[index] for index in order)
         return
@@ -49,7 +56,16 @@ def _same(batch: Tensor) -> Tensor:
 
 
 def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarray:
-    """Encoded images (name for messages, path or file object) -> (N, 3, h, w) uint8, on a few threads."""
+    """Decode images on a few threads.
+
+    Args:
+        encoded: of each image a name, for messages, and a path or file object.
+        size: side in pixels (short side resized, then the center square); None keeps the images' own.
+    Returns:
+        All images, uint8 (N, 3, h, w).
+    Raises:
+        ValueError: what is no readable image, by its name, or images of different sizes without `size`.
+    """
     require("PIL", "pillow", "reading image files")
     from PIL import Image, ImageOps
 
@@ -74,6 +90,6 @@ def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarr
 
 
 def require(module: str, package: str, purpose: str) -> None:
-    """Refuse, in one sentence, what an optional package is missing for."""
+    """Refuse, in one sentence, what an optional package is needed for and absent."""
     if find_spec(module) is None:
-        raise ModuleNotFoundError(f"{purpose} needs {package}: pip install -e .[train]")
+        raise ModuleNotFoundError(f"{purpose} needs {package}: pip install -e '.[train]'")

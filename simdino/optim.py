@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,18 @@ from simdino.vit import Network
 
 
 def parameter_groups(network: Network, o: Optim) -> list[dict]:
-    """Parameters by `factor` of the learning rate and `decay`, of the weight decay: 0 for biases and normalization.
+    """Group a network's parameters by their factors of the learning rate and of the weight decay.
 
-    factor = layer_decay^(depth + 1 − layer), layer 0 being tokens and patch embedding (times patch_embed_lr), layer
-    i + 1 block i, and depth + 1 what comes after, the heads included.
+    factor = layer_decay^(depth + 1 − layer)
+
+    Layer 0 is the tokens and the patch embedding (times patch_embed_lr), layer i + 1 is block i, and depth + 1 is what
+    comes after, the heads included. Biases and normalization have no weight decay.
+
+    Args:
+        network: whose parameters.
+        o: the settings layer_decay and patch_embed_lr.
+    Returns:
+        Groups for a torch optimizer: `params`, with `factor` and `decay` (0 or 1) besides.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     top = len(network.backbone.blocks) + 1
@@ -29,8 +38,20 @@ def parameter_groups(network: Network, o: Optim) -> list[dict]:
     return [{"params": some, "factor": factor, "decay": decay} for (factor, decay), some in groups.items()]
 
 
-def schedules(o: Optim, step: int) -> tuple[float, float, float]:
-    """Learning rate (linear warm-up, then cosine), weight decay and teacher momentum (cosines) at a step."""
+class Schedule(NamedTuple):
+    """What changes from step to step."""
+
+    lr: float
+    weight_decay: float
+    ema: float  # the teacher's momentum
+
+
+def schedules(o: Optim, step: int) -> Schedule:
+    """Look up a step's learning rate (a linear warm-up, then a cosine), weight decay and momentum (cosines).
+
+    >>> schedules(Optim(steps=100, lr=1.0, warmup=0.1), 5).lr
+    0.5
+    """
 
     def cosine(first: float, last: float, done: float) -> float:
         return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
@@ -40,24 +61,33 @@ def schedules(o: Optim, step: int) -> tuple[float, float, float]:
         rate = _ramp(o, o.lr_start, o.lr, warmup, step)
     else:
         rate = cosine(o.lr, o.lr_end, (step - warmup) / max(o.steps - warmup, 1))
-    return rate, cosine(o.weight_decay, o.weight_decay_end, done), cosine(o.ema, o.ema_end, done)
+    return Schedule(rate, cosine(o.weight_decay, o.weight_decay_end, done), cosine(o.ema, o.ema_end, done))
 
 
 def teacher_temperature(o: Optim, last: float, step: int) -> float:
-    """DINO's teacher temperature at a step: from teacher_temp_start linearly up to `last`, if it is warmed up."""
+    """Look up a step's teacher temperature: linear from teacher_temp_start to `last`, then `last`.
+
+    >>> [teacher_temperature(Optim(steps=10, teacher_temp_start=0.02), 0.05, step) for step in (0, 9)]
+    [0.02, 0.05]
+    """
     warmup = round(o.teacher_temp_warmup * o.steps) if o.teacher_temp_start else 0
     return _ramp(o, o.teacher_temp_start, last, warmup, step) if step < warmup else last
 
 
 def _ramp(o: Optim, first: float, last: float, length: int, step: int) -> float:
-    """The value at a step of a linear warm-up of `length` steps, which the last of them reaches, or the next."""
+    """The value at a step of a linear warm-up over `length` steps; its end is reached in the last, or just after."""
     return first + (last - first) * step / max(length - (o.warmup_reaches == "last"), 1)
 
 
 def clip_gradients(network: Network, o: Optim) -> Tensor:
-    """Scale gradients down to norm o.clip: of all together, of each module (backbone, heads), or of each tensor.
+    """Scale gradients down to a norm of at most o.clip; 0 leaves them as they are.
 
-    Returns the norm of all before clipping. o.clip 0: left as they are.
+    Args:
+        network: whose parameters' gradients.
+        o: the settings `clip` and `clip_by`: the norm of all together, of each module (backbone, heads), or of each
+            tensor.
+    Returns:
+        The norm of all together before clipping.
     """
     parameters = [p for p in network.parameters() if p.grad is not None]
     if not o.clip:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from simdino.config import (
     DINO,
@@ -42,12 +43,12 @@ _DINO = Config(
 
 
 def _masked(model: Model) -> Model:
-    """The network of a version 2: a mask token, and patches through the head that the image feature has."""
+    """Give a network what version 2 needs: a mask token, and patches through the image feature's head."""
     return replace(model, mask_token=True, patch_head="shared")
 
 
 def _joint(config: Config, gamma: float) -> Config:
-    """Both views carry gradients: twice the alignment's gradient, so that it is clipped at twice the norm."""
+    """Let gradients flow through both views: the alignment's is twice as large, and clipped at twice the norm."""
     optim = replace(config.optim, teacher="student-with-gradient", clip=2 * config.optim.clip)
     return replace(config, objective=SimDINO(gamma=gamma), optim=optim)
 
@@ -110,7 +111,7 @@ _PUBLISHED_CROPS = Crops(
 
 
 def _imagenet(objective: str, size: str) -> Config:
-    """A published recipe, number by number; what differs from the official code is said in docs/recipes.md."""
+    """A published recipe, number by number; docs/recipes.md says what differs from the official code."""
     first, simple = not objective.endswith("v2"), objective.startswith("sim")
     rows = 128 if objective == "simdinov2" else 64  # images a rank
     eps, gamma = official_scaling(256, rows, 0.05, world_size=8)
@@ -171,48 +172,100 @@ RECIPES: dict[str, Config] = {name: replace(config, recipe=name) for name, confi
 RECIPES |= {c.recipe: c for o in ("simdino", "simdinov2", "dino", "dinov2") for s in _SIZES for c in [_imagenet(o, s)]}
 
 
-# What a recipe costs and reaches: k-NN accuracy of the backbone's feature; mean ± sd over seeds where measured here.
-NOTES: dict[str, str] = {
-    "simdino": "42 core-seconds; k-NN 0.644 ± 0.007 (n = 5), effective rank 52.9 of 64",
-    "simdino-no-teacher": "30 core-seconds; k-NN 0.642 ± 0.014 (n = 5), effective rank 53.7 of 64",
-    "simdino-no-expansion": "36 core-seconds; k-NN 0.462 ± 0.021 (n = 5), effective rank 1.1 of 64; 5 of 5 collapse",
-    "dino": "39 core-seconds; k-NN 0.553 ± 0.006 (n = 5), effective rank 5.6 of 64",
-    "dino-no-centering": "37 core-seconds; k-NN 0.464 ± 0.031 (n = 5), effective rank 2.1 of 64; 1 of 5 collapse",
-    "dino-no-teacher": "31 core-seconds; k-NN 0.312 ± 0.038 (n = 5), effective rank 1.5 of 64; 3 of 5 collapse",
-    "simdinov2": "46 core-seconds; k-NN 0.640 ± 0.009 (n = 5), effective rank 49.3 of 64",
-    "dinov2": "45 core-seconds; k-NN 0.555 ± 0.018 (n = 5), effective rank 6.9 of 64",
-    "simdino-gamma-balanced": "38 core-seconds; k-NN 0.642 ± 0.008 (n = 5), effective rank 35.7 of 64",
-    "simdino-gamma-bounded": "38 core-seconds; k-NN 0.611 ± 0.011 (n = 5), effective rank 55.7 of 64",
-    "simdino-gamma-official": "41 core-seconds; k-NN 0.613 ± 0.012 (n = 5), effective rank 55.6 of 64",
-    "simdino-joint": "30 core-seconds; k-NN 0.638 ± 0.012 (n = 5), effective rank 48.8 of 64",
-    "simdino-joint-2gamma": "31 core-seconds; k-NN 0.644 ± 0.016 (n = 5), effective rank 53.6 of 64",
-    "simdino-mean-rate-no-teacher": "31 core-seconds; k-NN 0.644 ± 0.010 (n = 5), effective rank 48.8 of 64",
-    "simdinov2-separate": "46 core-seconds; k-NN 0.638 ± 0.009 (n = 5), effective rank 48.0 of 64",
-    "simdinov2-separate-patch-rate": "47 core-seconds; k-NN 0.619 ± 0.014 (n = 5), effective rank 48.9 of 64",
+# --- What a recipe costs and reaches: the only record of it, of which docs/recipes.md has tables
+
+
+class Reached(NamedTuple):
+    """What a small recipe costs and reaches under the profile cpu, over its seeds."""
+
+    seconds: int  # of one core
+    knn: float  # accuracy of the backbone's feature, mean
+    knn_sd: float
+    rank: float  # effective rank of the loss' features, of Model.out, mean
+    rank_sd: float
+    collapsed: int  # runs
+
+
+REACHED: dict[str, Reached] = {
+    "simdino": Reached(42, 0.644, 0.007, 52.9, 0.3, 0),
+    "simdino-no-teacher": Reached(30, 0.642, 0.014, 53.7, 0.4, 0),
+    "simdino-no-expansion": Reached(36, 0.462, 0.021, 1.1, 0.0, 5),
+    "dino": Reached(39, 0.553, 0.006, 5.6, 0.1, 0),
+    "dino-no-centering": Reached(37, 0.464, 0.031, 2.1, 0.5, 1),
+    "dino-no-teacher": Reached(31, 0.312, 0.038, 1.5, 0.7, 3),
+    "simdinov2": Reached(46, 0.640, 0.009, 49.3, 0.7, 0),
+    "dinov2": Reached(45, 0.555, 0.018, 6.9, 0.2, 0),
+    "simdino-gamma-balanced": Reached(38, 0.642, 0.008, 35.7, 1.0, 0),
+    "simdino-gamma-bounded": Reached(38, 0.611, 0.011, 55.7, 0.3, 0),
+    "simdino-gamma-official": Reached(41, 0.613, 0.012, 55.6, 0.5, 0),
+    "simdino-joint": Reached(30, 0.638, 0.012, 48.8, 0.4, 0),
+    "simdino-joint-2gamma": Reached(31, 0.644, 0.016, 53.6, 0.4, 0),
+    "simdino-mean-rate-no-teacher": Reached(31, 0.644, 0.010, 48.8, 0.5, 0),
+    "simdinov2-separate": Reached(46, 0.638, 0.009, 48.0, 0.6, 0),
+    "simdinov2-separate-patch-rate": Reached(47, 0.619, 0.014, 48.9, 0.5, 0),
 }
-# The published ones: operations of a run, counted; accuracy (k-NN, linear) as its authors publish it.
+# Operations of a published run, 1e19, counted, of ViT-S, ViT-B and ViT-L; not run here.
 _OPERATIONS = {"simdino": (1.5, 5.9, 21), "simdinov2": (1.6, 6.2, 22), "dino": (1.4, 5.4, 19), "dinov2": (1.4, 5.4, 19)}
+# Accuracies that the authors of SimDINO publish, %: k-NN, linear probe.
 _ACCURACY = {
-    "simdino-vitb": "74.9, 77.3",
-    "simdino-vitl": "75.6, 77.4",
-    "simdinov2-vitb": "78.1, 79.7",
-    "simdinov2-vitl": "81.1, 82.4",
-    "dino-vitb": "72.9, 76.3",
-    "dinov2-vitb": "76.0, 77.2",
-    "dinov2-vitl": "80.8, 82.0",
+    "simdino-vitb16-imagenet": (74.9, 77.3),
+    "simdino-vitl16-imagenet": (75.6, 77.4),
+    "simdinov2-vitb16-imagenet": (78.1, 79.7),
+    "simdinov2-vitl16-imagenet": (81.1, 82.4),
+    "dino-vitb16-imagenet": (72.9, 76.3),
+    "dinov2-vitb16-imagenet": (76.0, 77.2),
+    "dinov2-vitl16-imagenet": (80.8, 82.0),
 }
-NOTES |= {
-    f"{o}-vit{s}16-imagenet": f"{n}e19 operations; published: {_ACCURACY.get(f'{o}-vit{s}', 'none')} %; not run here"
-    for o, counts in _OPERATIONS.items()
-    for s, n in zip(_SIZES, counts, strict=True)
-}
+
+
+def _notes() -> dict[str, str]:
+    """What each recipe costs and reaches, in a line."""
+    notes, seeds = {}, len(PROFILES["cpu"].seeds)
+    for name, r in REACHED.items():
+        reached = f"k-NN {r.knn:.3f} ± {r.knn_sd:.3f} (n = {seeds}), effective rank {r.rank} of {_OUT}"
+        collapse = f"; {r.collapsed} of {seeds} collapse" if r.collapsed else ""
+        notes[name] = f"{r.seconds} core-seconds; {reached}{collapse}"
+    for method, counts in _OPERATIONS.items():
+        for size, count in zip(_SIZES, counts, strict=True):
+            name = f"{method}-vit{size}16-imagenet"
+            accuracy = "k-NN {} %, linear probe {} %".format(*_ACCURACY[name]) if name in _ACCURACY else "no accuracy"
+            notes[name] = f"{count}e19 operations; published: {accuracy}; not run here"
+    return notes
+
+
+def recipes_page(page: str) -> str:
+    """Renew the tables of docs/recipes.md, each between two markers, from the record that the notes are made of.
+
+    Args:
+        page: the page's text.
+    Returns:
+        The text with today's tables.
+    """
+    seeds, methods = len(PROFILES["cpu"].seeds), ("SimDINO", "SimDINOv2", "DINO", "DINOv2")
+    columns = f"core-seconds | k-NN | effective rank of the loss' features (d = {_OUT}) | collapsed, of {seeds}"
+    small = [f"| recipe | {columns} |", "|---|---|---|---|---|"]
+    for name, r in REACHED.items():
+        accuracy, rank = f"{r.knn:.3f} ± {r.knn_sd:.3f}", f"{r.rank} ± {r.rank_sd}"
+        small.append(f"| `{name}` | {r.seconds} | {accuracy} | {rank} | {r.collapsed} |")
+    published = ["| | ViT-S/16 | ViT-B/16 | ViT-L/16 |", "|---|---|---|---|"]
+    for method in methods:
+        found = (_ACCURACY.get(f"{method.lower()}-vit{size}16-imagenet", ()) for size in _SIZES)
+        published.append(f"| {method} | {' | '.join(' / '.join(map(str, pair)) for pair in found)} |")
+    for name, table in {"small": small, "published": published}.items():
+        first, last = f"<!-- table: {name} -->\n", "<!-- end -->"
+        body = "\n".join([*table, ""])
+        page = re.sub(f"{first}.*?{last}", lambda _, new=first + body + last: new, page, flags=re.DOTALL)
+    return page
+
+
+# --- How far the batch reproduction goes
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How far the batch reproduction goes: how many steps (a share of the recipe's), which seeds, what is recorded."""
+    """How far the batch reproduction goes: how many steps, which seeds, what is recorded, which images."""
 
-    steps: float
+    steps: float  # share of the recipe's
     seeds: tuple[int, ...]
     record: Record | None = None  # None: as the recipe says
     changes: dict[str, object] = field(default_factory=dict)  # fields of the recipes of photographs
@@ -259,24 +312,35 @@ PROFILES: dict[str, Profile] = {
 }
 
 
+NOTES: dict[str, str] = _notes()
+
+
 def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
-    """The configuration of a recipe under a profile, or of a variant: "simdino@optim.lr=0.002,optim.steps=400".
+    """Return the configuration of a recipe, or of a variant of one, under a profile.
 
-    A variant's fields stand above the profile's, but for `optim.steps`, of which a profile takes its share. Its name
-    in full is the run's recipe, values as Python writes them and in fields' order: one change has one name.
+    A variant is written `<recipe>@<field>=<value>,...` and its values stand above the profile's; only of
+    `optim.steps` the profile takes its share. The result is named by the recipe and by what really differs from it,
+    in the order of the fields and as Python writes values: one setting has one name, however it was written.
 
-    ValueError: an unknown recipe, profile or field, with the nearest right one; a value that is not of its field's type
-    or cannot be part of a path.
+    Args:
+        name: a key of RECIPES, or a variant.
+        profile: a key of PROFILES.
+        seed: of all the randomness of the run.
+    Raises:
+        ValueError: an unknown recipe, profile or field, with the nearest right one; a value that is not of its
+            field's type; an impossible configuration.
+
+    >>> recipe("simdino@optim.steps=400,optim.lr=2e-3,optim.batch_size=64").recipe
+    'simdino@optim.steps=400,optim.lr=0.002'
+    >>> recipe("simdino@optim.steps=400", "smoke").optim.steps
+    8
     """
     name, at, text = name.partition("@")
     config, p = RECIPES[recognized(name, RECIPES, "recipe")], PROFILES[recognized(profile, PROFILES, "profile")]
     config = replace(config, record=p.record or config.record)
     if config.data == Data():
         config = override(config, p.changes)
-    if at:
-        config = override(config, changes := read_changes(config, text))
-        name = f"{name}@{write_changes(changes)}"
-        if not re.fullmatch(r"[\w@.,=+-]{1,200}", name, re.ASCII):
-            raise ValueError(f"{name!r} cannot name a run's directory: letters, digits and . , = + - can, 200 in all")
+    if at and (changes := read_changes(config, text)):
+        config, name = override(config, changes), f"{name}@{write_changes(changes)}"
     steps = max(1, round(config.optim.steps * p.steps))
     return replace(config, recipe=name, seed=seed, optim=replace(config.optim, steps=steps))

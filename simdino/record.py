@@ -1,4 +1,4 @@
-"""Instrumentation: the features of fixed images, kept at log-spaced steps. Features, not opinions."""
+"""Instrumentation: the features of fixed images, kept at log-spaced steps. Features are kept, not opinions on them."""
 
 import time
 from dataclasses import replace
@@ -15,14 +15,24 @@ from simdino.vit import Network
 
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
-    """Step 0, the last, and `count` steps spaced evenly in log step between 1 and the last."""
+    """Choose the steps at which features are kept: 0, the last, and `count` evenly spaced in log step from 1.
+
+    >>> sorted(snapshot_steps(1000, 3))
+    [0, 1, 10, 100, 1000]
+    """
     return {0, steps} | {round(steps ** (i / count)) for i in range(count)}
 
 
 def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tensor]:
-    """The images that every snapshot sees, the same for each seed, and two fixed augmentations of the first few.
+    """Choose the images that every snapshot sees, the same for each seed.
 
-    bank_images, bank_labels (training set), test_images, test_labels (held out), views `(2, k, c, s, s)`.
+    Args:
+        images: the run's.
+        config: how many of them, and the augmentation.
+        device: where they are needed.
+    Returns:
+        bank_images and bank_labels of the training part, test_images and test_labels of the held-out part, and views
+        (2, k, c, s, s), two fixed augmentations of the first k test images.
     """
     r = config.record
     choose = torch.Generator().manual_seed(stream("probe"))
@@ -43,12 +53,21 @@ def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tens
 def record_snapshot(
     path: Path, step: int, config: Config, probe: dict[str, Tensor], branches: dict[str, Network]
 ) -> float:
-    """Write the snapshot of one step: "<branch>/<tap>/<set>" to features; returns the seconds it took.
+    """Write the snapshot of one step: features by the name "<branch>/<tap>/<set>".
 
-    Test images give every tap (blocks pooled to one vector an image), the first few also their patches `(k, p, d)`, as
-    the backbone gives them and, if the objective has patches, as the loss sees them; the views `(2, k, d)` the
-    backbone's and the head's, the bank the backbone's. Views and bank are seen by the network that is evaluated, the
-    last of the branches: the teacher if there is one that learns.
+    Of the test images every tap is kept, blocks pooled to one vector per image; of the first few also the patches
+    (k, p, d), as the backbone gives them and, if the objective has patches, as the loss sees them. Of the views
+    (2, k, d) backbone and head are kept, of the bank the backbone. Views and bank are seen by the network that is
+    evaluated, the last of the branches: the teacher if there is one that learns.
+
+    Args:
+        path: the run's directory.
+        step: the step that is next.
+        config: the run's.
+        probe: what `probe_images` chose.
+        branches: the networks, by name.
+    Returns:
+        The seconds that it took.
     """
     start, taps = time.perf_counter(), {}
     for branch, network in branches.items():
@@ -68,9 +87,16 @@ def record_snapshot(
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for the few shapes here
 def record_features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
-    """Every tap of a network, one vector an image `(n, d)`: of augmented views as they are, of uint8 images resized.
+    """Compute every tap of a network, one vector (n, d) per image.
 
-    In float32, since bfloat16's rounding would fill the tail of a collapsed spectrum; without stochastic depth.
+    It is computed in float32, since bfloat16's rounding would fill the tail of a collapsed spectrum, and without
+    stochastic depth.
+
+    Args:
+        network: in whatever mode, which it keeps.
+        images: augmented views, taken as they are, or uint8 images, resized first.
+        config: the run's.
+        chunk: how many images are in memory at once.
     """
     parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept here
     network.eval()
@@ -87,7 +113,10 @@ def record_features(network: Network, images: Tensor, config: Config, *, chunk: 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
 def patch_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
-    """The patches of a few uint8 images `(k, p, d)`: `backbone`, its tokens; `head`, what the loss makes of them."""
+    """Compute the patches (k, p, d) of a few uint8 images: `backbone`, its tokens; `head`, what the loss sees of them.
+
+    There is no `head` where the objective has no patches.
+    """
     x, training = center_view(images, config.crops.global_size, config.crops), network.training
     every = torch.ones(len(x), (x.shape[2] // config.model.patch) ** 2, dtype=torch.bool, device=x.device)
     network.eval()

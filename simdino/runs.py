@@ -2,7 +2,7 @@
 
 runs/<recipe>-s<seed>-<hash>/
     config.json  environment.json         what was asked for, and where it ran
-    metrics.jsonl                         one row a logged step
+    metrics.jsonl                         a row for each logged step
     probe.safetensors                     the images whose features are recorded, with labels
     snapshots/step_00000123.safetensors   their features: "<branch>/<tap>/<set>"
     checkpoint.safetensors                everything that the next step depends on
@@ -31,13 +31,17 @@ CHECKOUT = Path(__file__).parents[1]  # the project's folder, where it is a chec
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk, read lazily; a missing or damaged file is a ValueError that names it."""
+    """A run on disk, each file of which is read when it is asked for.
+
+    Raises:
+        ValueError: a missing or damaged file, by its name.
+    """
 
     path: Path
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
-        """The run in a directory; refused when its configuration is missing or unreadable."""
+        """Open the run in a directory; ValueError if its configuration is missing or unreadable."""
         run = cls(Path(path))
         if not (run.path / "config.json").is_file():
             raise ValueError(f"{run.path} is not a run directory: it has no config.json")
@@ -46,10 +50,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of its directory."""
         return self.path.name
 
     @property
     def done(self) -> bool:
+        """Whether it is complete."""
         return (self.path / "DONE").is_file()
 
     @functools.cached_property
@@ -64,7 +70,7 @@ class Run:
 
     @property
     def metrics(self) -> "pandas.DataFrame":  # noqa: F821
-        """One row a logged step."""
+        """A row for each logged step: losses, rate and alignment, schedules, seconds."""
         import pandas as pd
 
         return pd.DataFrame(read_json_lines(self.path / "metrics.jsonl", whole=self.done))
@@ -77,23 +83,27 @@ class Run:
 
     @property
     def probe(self) -> dict[str, Tensor]:
-        """The recorded images, uint8 `(n, c, h, w)`, and labels: bank_images, bank_labels, test_images, test_labels."""
+        """The recorded images, uint8 (n, c, h, w), and labels: bank_images, bank_labels, test_images, test_labels."""
         return read_tensors(self.path / "probe.safetensors")
 
     def snapshot(self, step: int) -> dict[str, Tensor]:
-        """Features at a recorded step: "<branch>/<tap>/<set>", e.g. "teacher/backbone/test" `(n, d)`."""
+        """The features at a recorded step, by "<branch>/<tap>/<set>": "teacher/backbone/test" is (n, d)."""
         if step not in self.steps:
             raise ValueError(f"{self.name} has no snapshot of step {step}; it has {self.steps}")
         return read_tensors(snapshot_path(self.path, step))
 
 
 def snapshot_path(run: Path, step: int) -> Path:
-    """Where a run keeps the features of one step."""
+    """Return the file in which a run keeps the features of one step.
+
+    >>> snapshot_path(Path("run"), 10).name
+    'step_00000010.safetensors'
+    """
     return run / "snapshots" / f"step_{step:08d}.safetensors"
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file; a missing or damaged one is a ValueError that names it."""
+    """Read a JSON file; a missing or damaged one is a ValueError that names it."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -101,9 +111,13 @@ def read_json(path: Path) -> dict:
 
 
 def read_json_lines(path: Path, *, whole: bool = True) -> list[dict]:
-    """A file of one JSON object a line; a damaged line is a ValueError that names it.
+    """Read a file of JSON objects, one on each line.
 
-    whole: False while the file is being written, when its last line may still lack its end and is left out.
+    Args:
+        path: the file.
+        whole: False while it is being written: a last line that still lacks its end is then left out.
+    Raises:
+        ValueError: a missing file or a damaged line, by its number.
     """
     try:
         lines = path.read_text().splitlines(keepends=True)
@@ -121,7 +135,7 @@ def read_json_lines(path: Path, *, whole: bool = True) -> list[dict]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; a missing or damaged one is a ValueError that names it."""
+    """Read a safetensors file; a missing or damaged one is a ValueError that names it."""
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -129,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in a safetensors file's header."""
+    """Read the metadata in a safetensors file's header; a missing or damaged one is a ValueError that names it."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}
@@ -138,7 +152,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name, then rename: it exists whole or not at all."""
+    """Write a safetensors file under a temporary name, then rename it: it exists whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     cpu = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
@@ -147,28 +161,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename: it exists whole or not at all."""
+    """Write a text file under a temporary name, then rename it: it exists whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically; dataclasses as dictionaries."""
+    """Write a JSON file, whole or not at all; a dataclass becomes a dictionary."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-# What a run follows from besides its configuration: not what only names configurations, which it keeps resolved.
+# The code that a run follows from: all but the files that only name configurations, since a run keeps its own.
 _NAMES = ("recipes.py", "studies.py", "batch.py")
 TRAINING = [f for f in sorted(Path(__file__).parent.glob("*.py")) if f.name not in _NAMES]
-# Of the code that this process runs: read once, since the files may be edited while it does.
+# The hash of the code that this process runs: taken once, since the files may be edited meanwhile.
 SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in TRAINING)).hexdigest()[:16]
 
 
 def environment(device: str = "cpu") -> dict:
-    """Where a result was made: commit, versions, hardware, threads, and the hash of simdino's source."""
+    """Describe where a result is made: commit, versions, hardware, threads, and the hash of simdino's source."""
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "commit": _commit(),
@@ -182,7 +196,7 @@ def environment(device: str = "cpu") -> dict:
 
 @functools.cache
 def _commit() -> str:
-    """The checked-out commit, marked if the code or a notebook differs from it; figures that change do not count."""
+    """The checked-out commit, marked as dirty if code or a notebook differs from it; figures do not count."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]

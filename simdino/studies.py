@@ -14,18 +14,26 @@ METHODS = ("simdino", "dino", "simdinov2", "dinov2")
 
 
 class Setting(NamedTuple):
-    """One point of a study: a method's recipe with some factors changed, as the variant that `recipe` understands."""
+    """One point of a study: a method's recipe with some factors changed."""
 
     method: str
     at: dict[str, float | str]  # factor -> multiple of the recipe's value, or the name of another; {}: as it is
-    recipe: str
+    recipe: str  # the recipe or variant, as a run of it is named
     seeds: tuple[int, ...]
 
 
 def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = None) -> list[Setting]:
-    """The settings of a study under a profile, each with its seeds (None) or with those that are given.
+    """List the settings that a study compares under a profile.
 
-    ValueError: an unknown study or profile, with the nearest right one.
+    Args:
+        study: a key of STUDIES.
+        profile: a key of `simdino.recipes.PROFILES`.
+        seeds: of every setting; None leaves each its own.
+    Raises:
+        ValueError: an unknown study or profile, with the nearest right one.
+
+    >>> settings("self_distillation")[1].recipe
+    'simdino@optim.steps=300,optim.teacher=student-with-gradient,record.snapshots=1'
     """
     recognized(profile, PROFILES, "profile")
     found = STUDIES[recognized(study, STUDIES, "study")](profile)
@@ -71,10 +79,10 @@ _ARCHITECTURES: dict[str, Callable[[Config], dict[str, object]]] = {
 
 
 def _robustness(profile: str) -> list[Setting]:
-    """One factor at a time, and two together: the learning rate and the one that the method's loss turns on.
+    """Change one factor at a time, and two together: the learning rate and the one that the method's loss turns on.
 
-    Version 2 has fewer factors. Neighbors have one seed on a CPU, recipes those of the profile. smoke: of each factor
-    the largest multiple, and the ConvNet.
+    Version 2 has fewer factors. On a CPU changed recipes have one seed, the recipes themselves those of the profile.
+    The profile smoke has the largest multiple of each factor, and the ConvNet.
     """
     found, smoke, all_seeds = [], profile == "smoke", PROFILES[profile].seeds
     seeds = all_seeds if profile.startswith("gpu") else all_seeds[:1]
@@ -97,7 +105,7 @@ def _robustness(profile: str) -> list[Setting]:
 
 
 def _scaled(config: Config, fields: Sequence[str], multiple: float) -> dict[str, object]:
-    """Fields at a multiple of their values: of momenta 1/(1 − m), of a pair of areas the lower; 0 stays and is left."""
+    """Multiply fields: a momentum m by its memory 1/(1 − m), of a pair of areas the lower; what stays is left out."""
     changes = {}
     for field in fields:
         part, leaf = field.split(".")
@@ -123,9 +131,9 @@ _TEACHERS: dict[float | str, dict[str, object]] = {
 
 
 def _self_distillation(profile: str) -> list[Setting]:
-    """The teacher's momentum from 0 to 0.999, held; a frozen teacher; none. Version 2: with and without one.
+    """Hold the teacher's momentum at values from 0 to 0.999; freeze the teacher; have none.
 
-    smoke: without one only.
+    Version 2, and the profile smoke, compare only the recipe and none.
     """
     found, seeds = [], PROFILES[profile].seeds
     for method in METHODS:

@@ -1,37 +1,40 @@
-"""One training run, top to bottom: `simdino train <recipe> [--profile cpu] [--optim.lr 0.002 ...]`.
+"""One training run, top to bottom: `simdino train RECIPE[@field=value,...]`.
 
-On several devices: `torchrun --nproc-per-node 8 -m simdino.train <recipe>`. A batch, its views and its masks are the
-same on any number of ranks. All randomness of a step follows from (seed, step), so a resumed run continues exactly
+On several devices: `torchrun --nproc-per-node 8 -m simdino train RECIPE`. A batch, its views and its masks are the same
+on any number of ranks. All randomness of a step follows from the seed and the step, so a resumed run continues exactly
 (on a CPU, to the bit).
 """
 
 import argparse
-import fcntl
 import functools
 import json
 import math
 import os
+import re
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from filelock import FileLock, SoftFileLock
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from simdino.augment import block_masks, multi_crop
 from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
-from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, stream
+from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, fields_table, stream
 from simdino.data import load
 from simdino.image_files import batches
 from simdino.losses import coding_rate, dino_loss, dinov2_loss, gather_rows, simdino_loss, simdinov2_loss
 from simdino.optim import clip_gradients, parameter_groups, schedules, teacher_temperature
-from simdino.recipes import NOTES, PROFILES, recipe
+from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.record import probe_images, record_snapshot, snapshot_steps
 from simdino.runs import CHECKOUT, SOURCE, Run, environment, write_json, write_tensors, write_text
 from simdino.vit import Network
@@ -39,19 +42,30 @@ from simdino.vit import Network
 RUNS = CHECKOUT / "runs" if (CHECKOUT / "pyproject.toml").is_file() else Path("runs")
 
 
-def get_run(config: Config, root: str | Path | None = None, *, device: str | None = None, progress: bool = True) -> Run:
-    """The run of a configuration: read if it is on disk, resumed if it was cut short, trained if it is absent.
+# What ends a command with one sentence: bad input, a damaged file, an absent package, a loss that is not finite.
+REFUSALS = (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError)
 
-    root: the directory of the runs; None is runs/ of the checkout, whatever folder a notebook runs in.
-    Two processes that ask for one run train it once. A cut-short run is resumed only under the source that began
-    it, else it starts anew; a complete one of another source is returned with a warning.
+
+def get_run(config: Config, root: str | Path | None = None, *, device: str | None = None, progress: bool = True) -> Run:
+    """Return the run of a configuration: read where it is on disk, resumed where it was cut short, else trained.
+
+    Two processes that ask for one run train it once: the second waits. A run that was cut short is resumed only under
+    the source that began it, and otherwise starts anew; a complete one of another source is returned with a warning.
+
+    Args:
+        config: what to train, say from `simdino.recipes.recipe`.
+        root: the directory of the runs; None is runs/ of the checkout, whatever folder a notebook runs in.
+        device: "cpu" or "cuda"; None is cuda where there is one.
+        progress: whether a bar shows how far training is.
+    Raises:
+        ValueError: images, network or ranks that do not fit the configuration; something else in the run's place.
+        OSError: a folder that cannot be written or locked.
+        FloatingPointError: a loss or a gradient that is not finite.
     """
     path, device = Path(root or RUNS) / config.run_name, usable(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        if ranks()[0] == 0:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel however this process ends
-        if not _of_first_rank((path / "DONE").is_file(), device):
+    done = path / "DONE"
+    with _locked(path) if ranks().rank == 0 and not done.is_file() else nullcontext():
+        if not _of_first_rank(done.is_file(), device):
             with torch.random.fork_rng():  # the caller's random numbers are not ours to move
                 _train(config, path, device=device, progress=progress)
         _of_first_rank(True, device)  # which has written the end of it
@@ -59,6 +73,27 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
     if run.environment["source"] != SOURCE:
         warnings.warn(f"{path} was trained by another version of simdino/; delete it to train it anew", stacklevel=2)
     return run
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from training a run meanwhile; the lock ends with the process, however that ends."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings(action="ignore"):
+            lock.acquire()
+        if isinstance(lock, SoftFileLock):  # what filelock falls back to outlives a process that is killed
+            lock.release()
+            raise NotImplementedError("the file system has no locks")
+    except (OSError, NotImplementedError) as error:
+        raise OSError(
+            f"runs need a folder that can be written and locked, and {path.parent} is none: {error}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
@@ -153,6 +188,15 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
         write_text(path / "DONE", json.dumps(seconds) + "\n")
 
 
+class GroupLoss(NamedTuple):
+    """The loss of one group of images, and what it is of."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]  # its named parts
+    outputs: Tensor  # the student's, of all views (g + l, n, d)
+    features: Tensor  # the head's, of the student's global views (g, n, d)
+
+
 def group_loss(
     config: Config,
     student: torch.nn.Module,
@@ -161,12 +205,19 @@ def group_loss(
     masks: Tensor | None,
     centers: dict[str, Tensor],
     step: int,
-) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-    """The loss of one group of images, its named parts, the student's outputs that it is of, `(g + l, n, d)`, and the
-    head's features of the global views `(g, n, d)`.
+) -> GroupLoss:
+    """Compute the loss of one group of images: their crops through both networks, and the objective of the outputs.
 
-    crops: global `(g, n, c, s, s)` and local views `(l, n, c, t, t)`; masks: the hidden patches `(g, n, p)`, if the
-    objective has patches. The targets are the teacher's, of the global views unmasked.
+    The targets are the teacher's outputs of the global views, nothing of which is hidden from it.
+
+    Args:
+        config: the run's.
+        student: a network, perhaps wrapped to run on several ranks.
+        teacher: the network that makes the targets.
+        crops: global views (g, n, c, s, s) and local views (l, n, c, t, t).
+        masks: the hidden patches of the global views (g, n, p), or None for an objective without patches.
+        centers: DINO's, by name (k,); empty for SimDINO.
+        step: which one it is, for the teacher's temperature.
     """
     o, n = config.optim, crops[0].shape[1]
     full_gradient = o.teacher == "student-with-gradient"
@@ -181,7 +232,7 @@ def group_loss(
     s, t = (x.unflatten(0, (-1, n)) for x in (torch.cat(outs), target))  # (g + l, n, d), (g, n, d)
     z = taps[0]["head"].unflatten(0, (-1, n)).detach()  # (g, n, d)
     patches = () if masks is None else (taps[0]["selected"], target_taps["selected"], patch_weights(masks))
-    if ranks()[1] > o.groups:  # the ranks share one group: its rate is that of all its rows
+    if ranks().world > o.groups:  # the ranks share one group: its rate is that of all its rows
         z = gather_rows(z)
         if isinstance(config.objective, SimDINO):  # a mean of cross-entropies needs no more than the mean of gradients
             s, t, *patches = map(gather_rows, (s, t, *patches))
@@ -197,11 +248,19 @@ def group_loss(
             loss, terms = dinov2_loss(s, t, *patches, features, **options)
         case DINO():
             loss, terms = dino_loss(s, t, **options)
-    return loss, terms, s, z
+    return GroupLoss(loss, terms, s, z)
 
 
 def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
-    """The student, and the teacher unless it is the student: a network of its own, all of whose blocks take part."""
+    """Build the student and, unless the student is its own teacher, the teacher: equal weights, no stochastic depth.
+
+    Args:
+        config: the run's; its seed decides the weights.
+        channels: of the images.
+        device: where the networks are.
+    Returns:
+        The networks by name, "student" first.
+    """
     o, shape = config.optim, {"size": config.crops.global_size, "channels": channels}
     torch.manual_seed(stream("weights", config.seed))
     branches = {"student": Network(config.model, **shape).to(device)}
@@ -215,9 +274,14 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
 
 
 def mean_centers(moved: list[dict[str, Tensor]], masks: Tensor | None, world: int) -> dict[str, Tensor]:
-    """DINO's centers after a step: the mean of those that its groups led to, each counting as many rows as it saw.
+    """Average the centers that a step's groups led to, each weighted by the rows that it saw.
 
-    masks `(g, n, p)` of the whole batch, which `world` ranks have in equal parts, one after another.
+    Args:
+        moved: each group's centers after the step, by name (k,).
+        masks: hidden patches of the whole batch (g, n, p), or None.
+        world: how many ranks share the batch, in equal parts one after another.
+    Returns:
+        The centers for the next step, by name (k,).
     """
     counts = {"center": torch.ones(len(moved))}
     if masks is not None:  # of each of a rank's groups, the patches that are masked on all ranks
@@ -230,15 +294,26 @@ def mean_centers(moved: list[dict[str, Tensor]], masks: Tensor | None, world: in
 
 
 def feature_monitors(z: Tensor, eps: float) -> dict[str, Tensor]:
-    """Alignment and rate of the student's global views `(g, n, d)`, measured alike for every objective."""
+    """Measure alignment and rate of the student's features, alike for every objective.
+
+    Args:
+        z: the head's features of the global views (g, n, d).
+        eps: the paper's ε, for the rate.
+    """
     return {"alignment": (z[0] - z[1]).square().sum(-1).mean() / 2, "rate": coding_rate(z, eps=eps).mean()}
 
 
 def gradient_monitors(s: Tensor, terms: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """How hard SimDINO's two terms pull at the features s `(v, n, d)` of the global views.
+    """Measure how hard SimDINO's two terms pull at the features of the global views.
 
-    gradient_alignment = ‖g·∂alignment/∂s‖_F ≤ 2/√n and gradient_rate = ‖g·γ·∂rate/∂s‖_F ≤ γ·½·√(αr/n), α = d/ε²,
-    r = min(n, d), of a view, root mean square over the g of them.
+    gradient_alignment = ‖g·∂alignment/∂s‖_F ≤ 2/√n,  gradient_rate = ‖g·γ·∂rate/∂s‖_F ≤ γ·½·√(αr/n)
+
+    with α = d/ε² and r = min(n, d): norms of one view's gradient, root mean square over the g global views.
+
+    Args:
+        s: the student's outputs (v, n, d).
+        terms: the loss' parts, "alignment" and "rate" among them.
+        config: the run's; of DINO there is nothing to measure, and the result is empty.
     """
     if not isinstance(config.objective, SimDINO):
         return {}
@@ -247,14 +322,21 @@ def gradient_monitors(s: Tensor, terms: dict[str, Tensor], config: Config) -> di
     return {f"gradient_{name}": weights[name] * math.sqrt(g) * pull.norm() for name, pull in pulls.items()}
 
 
-def ranks() -> tuple[int, int]:
-    """This process' rank and how many there are; (0, 1) alone."""
+class Ranks(NamedTuple):
+    """Which of several processes this one is."""
+
+    rank: int
+    world: int  # how many there are
+
+
+def ranks() -> Ranks:
+    """Return this process' rank and how many there are: 0 of 1 where it is alone."""
     running = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+    return Ranks(dist.get_rank(), dist.get_world_size()) if running else Ranks(0, 1)
 
 
 def join_ranks(device: str | None = None) -> None:
-    """Join the other processes that torchrun started, each with a GPU of its own; nothing without torchrun."""
+    """Join the other processes that torchrun started, each with a GPU of its own; without torchrun, do nothing."""
     if "LOCAL_RANK" in os.environ and not dist.is_initialized():
         if on_gpu := usable(device).startswith("cuda"):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -262,22 +344,27 @@ def join_ranks(device: str | None = None) -> None:
 
 
 def _of_first_rank(value: bool, device: str) -> bool:
-    """The first rank's value, on all ranks, which wait for it."""
+    """Give all ranks the first one's value, for which they wait."""
     flag = torch.tensor(float(value), device=device)
-    if ranks()[1] > 1:
+    if ranks().world > 1:
         dist.broadcast(flag, 0)
     return bool(flag)
 
 
 def _mean_over_ranks(row: dict[str, Tensor]) -> dict[str, float]:
+    """Average numbers over the ranks, which all call this."""
     values = torch.stack([v.detach().double() for v in row.values()])
-    if ranks()[1] > 1:
+    if ranks().world > 1:
         dist.all_reduce(values)
-    return dict(zip(row, (values / ranks()[1]).tolist(), strict=True))
+    return dict(zip(row, (values / ranks().world).tolist(), strict=True))
 
 
 def usable(device: str | None) -> str:
-    """The device that was asked for, or cuda where there is one (each rank its own); ValueError if it is not usable."""
+    """Return the device that was asked for or, for None, cuda where there is one, each rank its own.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -287,7 +374,17 @@ def usable(device: str | None) -> str:
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """The images of one step: a fresh permutation every epoch, its incomplete last batch left out."""
+    """Return the images of one step, of a fresh permutation every epoch; an incomplete last batch is left out.
+
+    Args:
+        n: how many images there are.
+        batch_size: images a step.
+        seed: the run's.
+        step: which one, over all epochs.
+
+    >>> torch.cat([batch_indices(6, 2, seed=0, step=i) for i in range(3)]).sort().values.tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
     epoch, batch = divmod(step, n // batch_size)
     return _permutation(n, stream("order", seed, epoch))[batch * batch_size : (batch + 1) * batch_size]
 
@@ -298,7 +395,7 @@ def _permutation(n: int, seed: int) -> Tensor:
 
 
 def patch_masks(config: Config, step: int) -> Tensor | None:
-    """The hidden patches `(g, n, p)` of the global views of a step's batch; None where the objective has no patches."""
+    """Draw which patches of a step's global views are hidden, (g, n, p); None for an objective without patches."""
     if not config.patches:
         return None
     side, c, n = config.crops.global_size // config.model.patch, config.crops, config.optim.batch_size
@@ -308,12 +405,29 @@ def patch_masks(config: Config, step: int) -> Tensor | None:
 
 
 def patch_weights(masks: Tensor) -> Tensor:
-    """1/(masked patches of the crop)/(crops, masked or not) of each packed patch `(m,)`."""
+    """Weigh the masked patches so that each masked crop counts alike: 1/(masked patches of the crop)/(all crops).
+
+    Args:
+        masks: the hidden patches, crop by crop (n, p).
+    Returns:
+        A weight for each hidden patch (m,), crop after crop; those of a masked crop sum to 1/n.
+
+    >>> patch_weights(torch.tensor([[True, True, False], [False, False, False]])).tolist()
+    [0.25, 0.25]
+    """
     return (masks / masks.sum(1, keepdim=True).clamp(min=1))[masks] / len(masks)
 
 
 def rate_references(config: Config, device: str) -> dict[str, float]:
-    """What the logged rate is read against, for this group size: isotropic random features, and the ceiling."""
+    """Compute what the logged rate is read against, for as many images as a group has.
+
+    Args:
+        config: the run's.
+        device: where the isotropic features are drawn.
+    Returns:
+        `eps`, the paper's ε; `rate_isotropic`, the mean rate of random unit features; `rate_ceiling`, the largest
+        rate there is, r/2·log(1 + d/(ε²r)) with r = min(n, d). Rates are in nats.
+    """
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
     n, d = config.optim.batch_size // config.optim.groups, config.model.out
     draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(stream("isotropic"))).to(device)
@@ -322,34 +436,65 @@ def rate_references(config: Config, device: str) -> dict[str, float]:
     return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
 
 
+_USAGE = "simdino train RECIPE[@field=value,...] [--profile P] [--seed N] [--root DIR] [--device D] [--fields]"
+_VARIANTS = """
+A variant of a recipe changes fields of its configuration, which --fields lists:
+
+  simdino train simdino@optim.lr=0.002,optim.steps=400
+  simdino train simdino@crops.global_scale=0.2,1.0
+  simdino train dino@data.name=folder,data.root=photos,data.size=32      # photos/<class>/*.png
+
+On several devices: torchrun --nproc-per-node 8 -m simdino train RECIPE
+
+recipes:
+"""
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; a mistake is one sentence and an exit status that is not 0."""
+    """Run the command line: a mistake is one sentence and an exit status that is not 0."""
     parser = argparse.ArgumentParser(
         prog="simdino train",
-        description="Train a recipe. Every field of its configuration is an option: <recipe> --help-all lists them.",
-        epilog="recipes:\n" + "\n".join(f"  {name:28s} {note}" for name, note in NOTES.items()),
+        usage=_USAGE,
+        description="Train a recipe into a run directory: a run that is there is left, one cut short goes on.",
+        epilog=_VARIANTS + "\n".join(f"  {name:30s} {note}" for name, note in NOTES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe")
-    parser.add_argument("--profile", default="cpu", help=", ".join(PROFILES))
-    parser.add_argument("--root", default="runs", help="directory of the runs")
-    parser.add_argument("--device", help="cpu or cuda; the default is cuda where there is one")
-    known, rest = parser.parse_known_args(arguments)
-    rest = ["--help" if a == "--help-all" else a for a in rest]
+    parser.add_argument("recipe", help="a recipe, or a variant of one: both below")
+    parser.add_argument("--profile", default="cpu", help=f"{', '.join(PROFILES)} (default: cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="of all the randomness of the run (default: 0)")
+    parser.add_argument("--root", default="runs", help="directory of the runs (default: runs)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--fields", action="store_true", help="print every field with its value and type; train nothing"
+    )
+    given, rest = parser.parse_known_args(arguments)
     try:
-        import tyro  # only the command line needs it
-
-        default = recipe(known.recipe, known.profile)
-        prog = f"{parser.prog} {known.recipe}"
-        config = tyro.cli(tyro.conf.AvoidSubcommands[Config], default=default, args=rest, prog=prog)
-        join_ranks(known.device)
-        run = get_run(config, known.root, device=known.device)
-    except (ValueError, OSError, FloatingPointError) as error:
+        if rest:
+            raise ValueError(_remedy(given.recipe, rest))
+        config = recipe(given.recipe, given.profile, given.seed)
+        if given.fields:
+            print(fields_table(config))
+            if (share := PROFILES[given.profile].steps) != 1:
+                print(f"Profile {given.profile} trains {share:g} of the optim.steps that a recipe or variant says.")
+            return
+        join_ranks(given.device)
+        run = get_run(config, given.root, device=given.device)
+    except REFUSALS as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    except ImportError as error:
-        parser.exit(1, f"{parser.prog}: {error}: pip install -e '.[train]' has what training needs\n")
-    if ranks()[0] == 0:
+    if ranks().rank == 0:
         print(f"{run.path}: {run.steps[-1]} steps; read it with simdino report {run.path}")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _remedy(name: str, rest: list[str]) -> str:
+    """Say how what is no option is written: --optim.lr 0.002 as simdino@optim.lr=0.002."""
+    options = [re.split("[ =]", option, maxsplit=1) for option in f" {' '.join(rest)}".split(" --")[1:]]
+    changes = {field.replace("-", "_"): ",".join(words).replace(" ", ",") for field, *words in options if "." in field}
+    if not changes:
+        return f"there is no option {' '.join(rest)}; --help lists them"
+    if name.partition("@")[0] not in RECIPES:  # the recipe came last, and an option's value was taken for it
+        name, changes = "RECIPE", dict.fromkeys(changes, "...")
+    written = ",".join(f"{field}={value}" for field, value in changes.items())
+    return f"--{options[0][0]} is no option: write {name}{',' if '@' in name else '@'}{written}"

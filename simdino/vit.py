@@ -1,6 +1,7 @@
 """The network: a backbone (vision transformer or ConvNet) and a projection head, under the official names.
 
-Every forward returns (output, taps): the intermediate features by name, so that instrumentation needs no hooks.
+Every forward of a backbone, a head or the whole returns (output, taps): taps are the intermediate features by name, so
+that instrumentation needs no hooks.
 """
 
 import itertools
@@ -33,11 +34,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def split(self, x: Tokens) -> Float[Tensor, "3 n h t e"]:
-        """Queries, keys and values of every head."""
+        """Compute queries, keys and values of every head."""
         return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def weights(self, x: Tokens) -> Float[Tensor, "n h t t"]:
-        """How much each token (row) reads from each; rows sum to 1."""
+        """Compute how much each token (row) reads from each other; rows sum to 1."""
         q, k, _ = self.split(x)
         return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
 
@@ -88,7 +89,7 @@ class LayerScale(nn.Module):
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Stochastic depth per sample: a residual is 0 with probability `rate`, else divided by 1 - rate."""
+    """Drop whole residuals, sample by sample: each is 0 with probability `rate`, else divided by 1 − rate."""
     if not rate:
         return x
     keep = 1 - rate
@@ -96,7 +97,11 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
 
 
 def drop_path_rates(config: Model, depth: int) -> list[float]:
-    """The rate of each block."""
+    """Return the rate of stochastic depth of each block.
+
+    >>> drop_path_rates(Model(drop_path=0.2), 3)
+    [0.0, 0.1, 0.2]
+    """
     first = 0.0 if config.drop_path_rule == "linear" else config.drop_path
     return np.linspace(first, config.drop_path, depth).tolist()
 
@@ -122,10 +127,13 @@ class Block(nn.Module):
 
 
 def patch_embed(config: Model, channels: int) -> nn.Sequential:
-    """Image to patch tokens `(n, d, gh, gw)` by one strided convolution (official), or by a stack of stride-2 ones.
+    """Build what turns images into patch tokens (n, d, gh, gw): one strided convolution, or a stack of stride 2.
 
-    The stack learns faster on small images. It has no normalization over the batch: that alone would keep
-    features apart and hide collapse.
+    The one convolution is the official stem. The stack learns faster on small images; it has no normalization over
+    the batch, which alone would keep features apart and hide collapse.
+
+    Raises:
+        ValueError: a stack for a patch that is no power of two.
     """
     if config.stem == "patch":
         return nn.Sequential(OrderedDict(proj=nn.Conv2d(channels, config.dim, config.patch, config.patch)))
@@ -140,9 +148,18 @@ def patch_embed(config: Model, channels: int) -> nn.Sequential:
 
 
 def masked_stem(stem: nn.Module, x: Images, masks: Masks, token: Tensor | None, patch: int) -> Maps:
-    """The stem's output with the mask token at the masked patches.
+    """Apply a stem and put the mask token at the masked patches.
 
     Their pixels go in as 0, so that a stem whose windows overlap carries nothing of them to their neighbors.
+
+    Args:
+        stem: from images to maps.
+        x: images (n, c, h, w).
+        masks: True where a patch is hidden (n, p), or None.
+        token: the mask token (1, d).
+        patch: side of a patch in pixels.
+    Raises:
+        ValueError: masks without a token, or of another number of patches.
     """
     if masks is None:
         return stem(x)
@@ -160,9 +177,14 @@ def masked_stem(stem: nn.Module, x: Images, masks: Masks, token: Tensor | None, 
 
 
 def resized_positions(x: Tokens, gh: int, gw: int, *, offset: float = 0.0, antialias: bool = False) -> Tensor:
-    """Position embeddings (class token, then a square grid) for another grid: bicubic, in float32 at least.
+    """Interpolate position embeddings to another grid: bicubic, in float32 at least.
 
-    offset: DINO and DINOv2 scale by (new size + 0.1)/old size, which moves the sampling points by a fraction.
+    Args:
+        x: those of the class token and a square grid (1, 1 + p, d).
+        gh: rows of the new grid.
+        gw: its columns.
+        offset: 0.1 in DINO and DINOv2, which scale by (new size + 0.1)/old size: sampling points move by a fraction.
+        antialias: whether a smaller grid is low-passed.
     """
     cls, patches = x[:, :1], x[:, 1:]
     g = math.isqrt(patches.shape[1])
@@ -176,7 +198,7 @@ def resized_positions(x: Tokens, gh: int, gw: int, *, offset: float = 0.0, antia
 
 
 class ViT(nn.Module):
-    """Vision transformer; `forward` gives the image feature `(n, d)` and the tokens of every block."""
+    """Vision transformer; `forward` gives the image feature (n, d) and the tokens of every block."""
 
     def __init__(self, config: Model, *, size: int, channels: int = 3):
         super().__init__()
@@ -194,7 +216,7 @@ class ViT(nn.Module):
             nn.init.trunc_normal_(token, std=config.token_std)
 
     def embed(self, x: Images, masks: Masks = None) -> Tokens:
-        """What enters the first block: class token, registers, patches or the mask token in their place."""
+        """Compute what enters the first block: class token, registers, patches or the mask token in their place."""
         config = self.config
         x = masked_stem(self.patch_embed, x, masks, self.mask_token, config.patch)  # (n, d, gh, gw)
         n, _, *grid = x.shape
@@ -212,15 +234,15 @@ class ViT(nn.Module):
         return self.image_feature(tokens), taps
 
     def patch_tokens(self, tokens: Tokens) -> Float[Tensor, "n p d"]:
-        """The tokens without class token and registers."""
+        """Return the tokens without class token and registers."""
         return tokens[:, 1 + self.config.registers :]
 
     def image_feature(self, tokens: Tokens) -> Float[Tensor, "n d"]:
-        """One vector an image: the class token, or the mean of the patch tokens."""
+        """Return one vector per image: the class token, or the mean of the patch tokens."""
         return tokens[:, 0] if self.config.pool == "cls" else self.patch_tokens(tokens).mean(1)
 
     def attention_weights(self, x: Images, *, block: int = -1) -> Float[Tensor, "n heads t t"]:
-        """The attention of one block; row 0 is where the class token looks."""
+        """Compute the attention of one block; row 0 is where the class token looks."""
         x, block = self.embed(x), range(len(self.blocks))[block]
         for earlier in self.blocks[:block]:
             x = earlier(x)
@@ -242,7 +264,7 @@ class ConvBlock(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Small residual network under ViT's contract: three stages, which end in one token of width `dim` a patch.
+    """Small residual network that behaves as a ViT: three stages, which end in one token of width `dim` per patch.
 
     Each image is normalized by itself: batch normalization alone would keep features apart and hide collapse.
     """
@@ -269,11 +291,11 @@ class ConvNet(nn.Module):
         return self.image_feature(tokens), taps
 
     def patch_tokens(self, tokens: Tokens) -> Tokens:
-        """All of them: one a patch."""
+        """Return all tokens: there is one for each patch."""
         return tokens
 
     def image_feature(self, tokens: Tokens) -> Float[Tensor, "n d"]:
-        """One vector an image: the mean of the tokens."""
+        """Return one vector per image: the mean of the tokens."""
         return tokens.mean(1)
 
 
@@ -306,8 +328,10 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """Backbone and head; taps: the tokens of each block, `tokens` of the last, normalized, `backbone` the image
-    feature, `head`, `prototypes`; where patches have a head also `patches` `(n, p, d)`, its input.
+    """Backbone and head.
+
+    Taps: `block0`, ... the tokens of each block; `tokens`, those of the last, normalized; `backbone`, the image
+    feature; `head`; `prototypes`; and where patches have a head `patches` (n, p, d), its input.
     """
 
     def __init__(self, config: Model, *, size: int, channels: int = 3):
@@ -319,10 +343,13 @@ class Network(nn.Module):
         self.patch_head = Head(config) if config.out and config.patch_head == "separate" else None
 
     def forward(self, x: Images, masks: Masks = None, select: Masks = None) -> Output:
-        """Image feature through the head. `masks` (row-major over the patches) hide patches from the backbone.
+        """Send the image feature through the head.
 
-        The patches in `select` go, packed `(m, d)`, through `patch_head` if there is one, else through `head`: the
-        tap `selected`.
+        Args:
+            x: images (n, c, h, w).
+            masks: the patches that are hidden from the backbone, row by row (n, p).
+            select: the patches (n, p) that go, packed (m, d), through `patch_head` if there is one, else through
+                `head`: the tap `selected`.
         """
         feature, taps = self.backbone(x, masks)
         taps["backbone"] = feature

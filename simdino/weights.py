@@ -46,18 +46,22 @@ def load_weights(
     config: Model | None = None,
     size: int | None = None,
 ) -> Loaded:
-    """The network of a checkpoint, built from the shapes of its tensors, with its weights.
+    """Build the network of a checkpoint from the shapes of its tensors, with its weights.
 
-    Reads training and release files (.pth, .pt, .safetensors) of DINO, DINOv2 (registers, block chunks, SwiGLU),
-    SimDINO and SimDINOv2, vision transformers under timm's names, what `save_weights` wrote, and a run's
-    checkpoint. A file without a head gives a network without one.
+    Training and release files (.pth, .pt, .safetensors) are read of DINO, DINOv2 (registers, block chunks, SwiGLU),
+    SimDINO and SimDINOv2, vision transformers under timm's names, what `save_weights` wrote, and a run's checkpoint. A
+    file without a head gives a network without one.
 
-    branch: which of the two networks of a training file. size: side of the images in pixels, if not the one that the
-    position embeddings were trained for: they are resized. config: the network's description, where shapes do not
-    tell it (a run: `Model(**run.config["model"])`). Without it, heads are 64 wide and class tokens are the image's
-    feature, and positions are resized as by DINOv2's registers if there are registers, else as by DINO.
-
-    ValueError: a file that cannot be read without running its code, or that holds no such network.
+    Args:
+        path: the file.
+        branch: which of the two networks of a training file.
+        config: the network's description, where shapes do not tell it (of a run, `Model(**run.config["model"])`).
+            Without it, heads are 64 wide, class tokens are the image's feature, and positions are resized as in DINOv2
+            with registers if there are registers, else as in DINO.
+        size: side of the images in pixels, if it is not the one that the position embeddings were trained for: they
+            are then resized.
+    Raises:
+        ValueError: a file that cannot be read without running its code, or that holds no such network.
     """
     path = Path(path)
     tensors, names = _renamed(_branch(_read(path), branch, path))
@@ -85,9 +89,15 @@ def load_weights(
 def save_weights(network: Network, path: str | Path, *, names: Literal["ours", "timm"] = "ours") -> None:
     """Write a network to safetensors.
 
-    "ours": DINO's names, backbone and heads, with the network's description, so that `load_weights` gives the same
-    network back. "timm": the backbone alone for timm's vision transformers of equal sizes (num_classes=0, class
-    token pooling, qkv_bias); with registers as its reg4_dinov2 models want it: the class token includes its position.
+    Args:
+        network: which one.
+        path: the file.
+        names: "ours" is DINO's names, backbone and heads, with the network's description, so that `load_weights` gives
+            the same network back. "timm" is the backbone alone, for timm's vision transformers of equal sizes
+            (num_classes=0, class token pooling, qkv_bias); with registers as its reg4_dinov2 models want them: the
+            class token includes its position.
+    Raises:
+        ValueError: timm has no names for such a backbone.
     """
     tensors, metadata = network.state_dict(), {"format": "pt"}
     if names == "ours":
@@ -105,7 +115,7 @@ def save_weights(network: Network, path: str | Path, *, names: Literal["ours", "
 
 
 def _read(path: Path) -> Mapping:
-    """What a file holds: tensors by name, perhaps in dictionaries of dictionaries."""
+    """Read what a file holds: tensors by name, perhaps in dictionaries of dictionaries."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
     if not path.is_file():
@@ -121,7 +131,7 @@ def _read(path: Path) -> Mapping:
 
 
 def _branch(state: Mapping, branch: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of one network, out of a training file's dictionaries or prefixes."""
+    """Pick the tensors of one network out of a training file's dictionaries or prefixes."""
     state = {str(k): v for k, v in state.items()}
     for wrapper in ("model", "state_dict"):
         if isinstance(state.get(wrapper), Mapping):
@@ -137,7 +147,7 @@ def _branch(state: Mapping, branch: str, path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under our names, and the file's name of each."""
+    """Put tensors under our names; return them, and the file's name of each."""
     names = {}
     for name in state:
         ours = name
@@ -153,7 +163,7 @@ def _renamed(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def _inferred(tensors: dict[str, Tensor], path: Path) -> Model:
-    """The description of a vision transformer, from the names and shapes of its tensors."""
+    """Infer the description of a vision transformer from the names and shapes of its tensors."""
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     needed = [f"backbone.{k}" for k in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")]
     mlp = next((k for k in ("backbone.blocks.0.mlp.fc1.weight", "backbone.blocks.0.mlp.w3.weight") if k in shape), None)
@@ -193,7 +203,7 @@ def _inferred(tensors: dict[str, Tensor], path: Path) -> Model:
 
 
 def _described(text: str, path: Path) -> Model:
-    """The description that `save_weights` put beside the tensors."""
+    """Read the description that `save_weights` put beside the tensors."""
     try:
         return Model(**json.loads(text))
     except (TypeError, ValueError) as error:
@@ -201,7 +211,7 @@ def _described(text: str, path: Path) -> Model:
 
 
 def _sized(positions: Tensor, config: Model, size: int | None, path: Path) -> tuple[Tensor, int, bool]:
-    """Position embeddings for images of a size, that size, and whether they had to be resized."""
+    """Fit position embeddings to images of a size; return them, that size, and whether they were resized."""
     t = positions.shape[1] if positions.ndim == 3 else 0
     if t > 1 and math.isqrt(t) ** 2 == t:  # timm with registers: the class token includes its own
         positions, t = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1), t + 1

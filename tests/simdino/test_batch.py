@@ -74,6 +74,15 @@ def test_a_run_is_found_by_its_name():
         named("simdino-s0-0123456789", "cpu")
     with pytest.raises(ValueError, match="is not the name of a run"):
         named("simdino", "cpu")
+    plain = recipe("simdino@data.name=folder,data.root=photos,data.size=64", seed=3)
+    assert named(plain.run_name, "cpu") == plain
+
+
+@pytest.mark.parametrize("root", ["/data/images", "a" * 200])
+def test_a_run_whose_name_does_not_say_its_recipe_in_full_is_refused_with_the_remedy(root):
+    run = recipe(f"simdino@data.name=folder,data.root={root}", "smoke", 3).run_name
+    with pytest.raises(ValueError, match=r"; simdino train simdino@\.\.\. --profile smoke --seed 3 trains it"):
+        named(run, "smoke")
 
 
 def test_one_process_trains_what_is_absent_of_several_runs(tmp_path, capsys):
@@ -148,8 +157,3 @@ def test_operations_are_those_of_the_passes_that_a_step_makes():
 @pytest.mark.parametrize("name", [name for name in RECIPES if "vits16" in name])
 def test_the_note_of_a_published_recipe_says_its_operations(name):
     assert operations(recipe(name)) == pytest.approx(float(NOTES[name].split()[0]), rel=0.05)
-
-
-def test_every_recipe_has_a_note():
-    assert NOTES.keys() == RECIPES.keys()
-    assert all(NOTES.values())

@@ -312,5 +312,5 @@ def test_a_missing_root_is_named_with_the_official_page(tmp_path):
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(image_files, "find_spec", lambda name: None)
     for name, package in (("digits", "scikit-learn"), ("photos", "scikit-image")):
-        with pytest.raises(ModuleNotFoundError, match=rf"{name} needs {package}: pip install -e \.\[train\]"):
+        with pytest.raises(ModuleNotFoundError, match=rf"{name} needs {package}: pip install -e '\.\[train\]'"):
             load(name)

@@ -296,6 +296,23 @@ def test_half_precision_and_autocast_do_not_reach_into_the_losses():
     torch.testing.assert_close(found, expected)
 
 
+def test_losses_of_float32_are_those_of_float64():
+    """As computed when no autocast is on: by more than float32's rounding, nothing of a loss may be coarser."""
+    s, t, center = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 64, 96), (2, 64, 96), (96,)))
+    s, t = F.normalize(s, dim=-1), F.normalize(t, dim=-1)
+    dino = {"student_temp": 0.1, "teacher_temp": 0.04, "center_momentum": 0.9}
+    for centering in ("ema", "sinkhorn"):
+        exact, parts = dino_loss(s, t, center=center, centering=centering, **dino)
+        loss, found = dino_loss(s.float(), t.float(), center=center.float(), centering=centering, **dino)
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+        for name in parts:
+            torch.testing.assert_close(found[name].double(), parts[name], rtol=1e-5, atol=1e-6)
+    exact, _ = simdino_loss(s, t, eps=0.5, gamma=0.1)
+    torch.testing.assert_close(
+        simdino_loss(s.float(), t.float(), eps=0.5, gamma=0.1)[0].double(), exact, rtol=1e-5, atol=0
+    )
+
+
 def test_one_prototype_has_nothing_to_say():
     s = torch.randn(2, 3, 1, requires_grad=True)
     for centering in ("ema", "sinkhorn"):

@@ -1,6 +1,7 @@
 """Claims: every method takes real steps and stays finite; a killed run goes on bit for bit; a step is the stated one;
 bad input ends in one sentence, a status that is not 0, and no run that counts as done."""
 
+import ast
 import json
 import math
 import signal
@@ -9,13 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
 from simdino import train as trainer
 from simdino.config import Config, Model, Optim, Record
 from simdino.optim import schedules
-from simdino.recipes import RECIPES, recipe
+from simdino.recipes import NOTES, RECIPES, recipe
 from simdino.record import snapshot_steps
 from simdino.runs import read_tensors
 from simdino.train import batch_indices, get_run, networks, patch_masks, patch_weights, rate_references
@@ -168,6 +170,42 @@ def test_two_processes_that_ask_for_one_run_train_it_once(tmp_path):
     assert get_run(TINY, tmp_path).metrics["step"].tolist() == list(range(12))
 
 
+def test_a_finished_run_needs_no_lock(tmp_path, monkeypatch):
+    """So that it can be read from a folder that cannot be written."""
+    run = get_run(TINY, tmp_path, progress=False)
+    (tmp_path / f".{TINY.run_name}.lock").unlink()
+    monkeypatch.setattr(trainer, "FileLock", lambda *_: pytest.fail("locked"))
+    assert get_run(TINY, tmp_path) == run
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock"), None])
+def test_a_file_system_without_locks_is_refused_in_a_sentence(error, tmp_path, monkeypatch):
+    """Of one that has no locks at all, filelock only takes note of a file, which a killed process would leave."""
+
+    class Lock(filelock.SoftFileLock if error is None else filelock.FileLock):
+        def _acquire(self):
+            if error is not None:
+                raise error
+            super()._acquire()
+
+    monkeypatch.setattr(trainer, "FileLock", Lock)
+    with pytest.raises(OSError, match=r"a folder that can be written and locked, and .* is none: .*(lock|flock)"):
+        get_run(TINY, tmp_path / "runs", progress=False)
+    assert [path for path in (tmp_path / "runs").iterdir() if path.suffix != ".lock"] == []
+
+
+POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+
+
+@pytest.mark.parametrize("package", ["simdino", "analysis"])
+def test_nothing_needs_a_posix_system(package):
+    for path in (REPOSITORY / package).rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        assert names & POSIX == set(), path
+
+
 def test_patch_weights_count_each_masked_crop_alike():
     """1/(masked patches of the crop)/(crops): those of one crop sum to 1/crops, and all to the share that is masked."""
     masks = torch.tensor([[True, True, False], [False, False, False], [True, False, False], [True, True, True]])
@@ -243,26 +281,49 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     [
         (["simdinp"], "did you mean 'simdino'"),
         (["simdino", "--profile", "cpi"], "did you mean 'cpu'"),
-        (["simdino", "--optim.lrr", "3"], "--optim.lr"),
-        (["simdino", "--optim.lr", "-1"], "optim.lr must be positive"),
-        (["simdino", "--data.name", "cifar10", "--data.root", "/nowhere"], "/nowhere"),
-        (["simdino", "--data.name", "cifar11"], "cifar10"),
+        (["simdino@optim.lrr=3"], "unknown field 'optim.lrr'; did you mean 'optim.lr'"),
+        (["simdino@optim.lr=-1"], "optim.lr must be positive"),
+        (["simdino@data.name=cifar10,data.root=/nowhere"], "/nowhere"),
+        (["simdino@data.name=cifar11"], "cifar10"),
         (["simdino", "--device", "gpu"], "device 'gpu' cannot be used"),
-        (["simdino", "--optim.batch-size", "100000"], "larger than the"),
+        (["simdino@optim.batch_size=100000"], "larger than the"),
+        (["simdino", "--optim.lr", "0.002"], "--optim.lr is no option: write simdino@optim.lr=0.002"),
+        (
+            ["dino@optim.ema=0.9", "--optim.batch-size=32", "--crops.global-scale", "0.2", "1"],
+            "write dino@optim.ema=0.9,optim.batch_size=32,crops.global_scale=0.2,1",
+        ),
+        (["--optim.lr", "0.002", "simdino"], "--optim.lr is no option: write RECIPE@optim.lr=..."),
+        (["simdino", "--fast"], "there is no option --fast"),
     ],
 )
-def test_bad_input_on_the_command_line(arguments, sentence, tmp_path):
-    done = command(*arguments, "--root", str(tmp_path))
-    assert done.returncode != 0
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_on_the_command_line_is_one_sentence(arguments, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        trainer.main([*arguments, "--root", str(tmp_path)])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
     assert not [f for f in tmp_path.iterdir() if f.is_dir()]
 
 
-def test_the_command_line_trains_and_says_where(tmp_path):
-    done = command("simdino", "--profile", "smoke", "--root", str(tmp_path), "--optim.steps", "2", "--seed", "7")
+def test_the_command_line_trains_a_variant_and_says_where(tmp_path):
+    done = command("simdino@optim.steps=100", "--profile", "smoke", "--root", str(tmp_path), "--seed", "7")
     assert done.returncode == 0, done.stderr
     (path,) = [f for f in tmp_path.iterdir() if f.is_dir()]
-    assert path.name.startswith("simdino-s7-")
+    assert path.name == recipe("simdino@optim.steps=100", "smoke", 7).run_name
     assert str(path) in done.stdout
     assert (path / "DONE").is_file()
+
+
+def test_the_command_line_lists_recipes_and_fields(capsys):
+    with pytest.raises(SystemExit):
+        trainer.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "simdino train simdino@optim.lr=0.002" in shown
+    assert all(f"  {name} " in shown and note in shown for name, note in NOTES.items())
+    trainer.main(["simdino@optim.lr=2e-3", "--profile", "smoke", "--fields"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["optim.lr=0.002", "float"] in lines
+    assert ["crops.global_scale=0.4,1.0", "float,float"] in lines
+    assert ["model.arch=vit", "vit", "|", "convnet"] in lines
+    assert lines[-1][:5] == ["Profile", "smoke", "trains", "0.02", "of"]

@@ -83,8 +83,8 @@ def test_groups_of_a_batch_are_not_one_group(tmp_path):
 
 
 def test_torchrun_starts_a_recipe_and_one_rank_says_where(tmp_path):
-    options = ["--profile", "smoke", "--device", "cpu", "--root", str(tmp_path), "--optim.steps", "2"]
-    done = on_two_ranks("-m", "simdino", "train", "simdino", *options)
+    options = ["--profile", "smoke", "--device", "cpu", "--root", str(tmp_path)]
+    done = on_two_ranks("-m", "simdino", "train", "simdino@optim.steps=100", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 steps; read it with") == 1
     (path,) = tmp_path.glob("*/DONE")
@@ -92,8 +92,8 @@ def test_torchrun_starts_a_recipe_and_one_rank_says_where(tmp_path):
 
 
 def test_ranks_that_cannot_share_a_batch_are_refused(tmp_path):
-    options = ["--profile", "smoke", "--device", "cpu", "--root", str(tmp_path), "--optim.groups", "3"]
-    done = on_two_ranks("-m", "simdino", "train", "simdino", *options, "--optim.batch-size", "60")
+    options = ["--profile", "smoke", "--device", "cpu", "--root", str(tmp_path)]
+    done = on_two_ranks("-m", "simdino", "train", "simdino@optim.groups=3,optim.batch_size=60", *options)
     assert done.returncode != 0
     assert "2 ranks cannot share a batch of 60 in 3 groups evenly" in done.stderr
 
