@@ -34,7 +34,6 @@ EXTRAS = [
     "sklearn",
     "skimage",
     "PIL",
-    "tyro",
     "papermill",
     "torchmetrics",
     "lightning",

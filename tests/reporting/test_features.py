@@ -296,7 +296,7 @@ def test_no_public_name_is_a_module_of_the_package_too():
 
 
 def test_the_package_imports_without_extras_and_without_its_commands():
-    extras = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "tyro", "papermill", "IPython"]
+    extras = ["matplotlib", "seaborn", "sklearn", "skimage", "PIL", "papermill", "IPython"]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\nfrom analysis import *\n"
     code += "commands = {'simdino.analysis.commands', 'simdino.analysis.claims', 'simdino.analysis.plots'}\n"
     code += "assert not commands & sys.modules.keys(), commands & sys.modules.keys()"
