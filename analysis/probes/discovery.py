@@ -282,6 +282,8 @@ def average_precision_interval(
 
 
 class _CutObject(NamedTuple):
+    """An object, and the eigenvalue λ of the cut that found it."""
+
     mask: Bool[Tensor, "gh gw"]
     eigenvalue: float
 

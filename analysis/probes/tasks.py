@@ -49,7 +49,7 @@ KS = (10, 20, 100, 200)  # neighbors of "knn", as many as the training set has
 SHOTS = (1, 5, 10)  # images of each class of "few-shot", as many as the training set has
 SMALLEST_OBJECT = 1 / 256  # of an image's area; smaller regions are no true objects. COCO's small ones are under 1/225
 
-Row = Callable[..., Result]  # `Result` of a set, a backbone and a task, which wants a measure, its value and the rest
+MakeResult = Callable[..., Result]  # of one set, backbone and task: from a measure, its value and the rest
 
 
 def probe_backbones(
@@ -175,43 +175,45 @@ def _label_results(
         options = {"size": size or _whole_patches(x.shape[2:], backbone.patch), "progress": progress}
         z, z_test = (image_features(backbone, part, **options) for part in (x, x_test))
         for task in tasks:
-            row = partial(Result, Path(name).stem, backbone.name, task)
-            yield from LABEL_TASKS[task](row, z, y, z_test, y_test, seed=seed, progress=progress)
+            result = partial(Result, Path(name).stem, backbone.name, task)
+            yield from LABEL_TASKS[task](result, z, y, z_test, y_test, seed=seed, progress=progress)
 
 
-def _knn(row: Row, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **_) -> Iterator[Result]:
+def _knn(
+    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **_
+) -> Iterator[Result]:
     ks = [k for k in KS if k <= len(train)] or [len(train)]
     for k, accuracy in knn_accuracy(train, train_labels, test, test_labels, k=ks).items():
-        yield _accuracy(row, f"k-NN, k = {k}", accuracy, len(test))
+        yield _accuracy(result, f"k-NN, k = {k}", accuracy, len(test))
 
 
 def _few_shot(
-    row: Row, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, seed: int, **_
+    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, seed: int, **_
 ) -> Iterator[Result]:
     least = train_labels.unique(return_counts=True)[1].min()
     shots = [k for k in SHOTS if k <= least]
     for k, accuracies in few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, seed=seed).items():
         mean, sd = accuracies.mean().item(), accuracies.std().item()
-        yield row(f"{k}-shot", mean, sd=sd, n=len(test), note=f"n = {len(accuracies)} draws")
+        yield result(f"{k}-shot", mean, sd=sd, n=len(test), note=f"n = {len(accuracies)} draws")
 
 
 def _linear(
-    row: Row, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
+    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
 ) -> Iterator[Result]:
     probe = linear_probe(train, train_labels, test, test_labels, **options)
-    yield _accuracy(row, "linear probe", probe.accuracy, len(test), note=f"lr = {probe.chosen:g}")
+    yield _accuracy(result, "linear probe", probe.accuracy, len(test), note=f"lr = {probe.chosen:g}")
 
 
 def _logistic(
-    row: Row, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
+    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
 ) -> Iterator[Result]:
     probe = logistic_regression(train, train_labels, test, test_labels, **options)
-    yield _accuracy(row, "logistic regression", probe.accuracy, len(test), note=f"λ = {probe.chosen:g}")
+    yield _accuracy(result, "logistic regression", probe.accuracy, len(test), note=f"λ = {probe.chosen:g}")
 
 
-def _accuracy(row: Row, measure: str, accuracy: Tensor, n: int, note: str = "") -> Result:
+def _accuracy(result: MakeResult, measure: str, accuracy: Tensor, n: int, note: str = "") -> Result:
     low, high = accuracy_interval(accuracy, n)
-    return row(measure, accuracy.item(), low, high, n=n, note=note)
+    return result(measure, accuracy.item(), low, high, n=n, note=note)
 
 
 # --- Images with masks
@@ -246,11 +248,11 @@ def _mask_results(
         patches = [extract_features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_resized_masks(y, wanted) for _, y in parts]
         for task in tasks:
-            row = partial(Result, Path(name).stem, backbone.name, task)
-            yield from MASK_TASKS[task](row, *map(_Part, patches, masks), images, seed)
+            result = partial(Result, Path(name).stem, backbone.name, task)
+            yield from MASK_TASKS[task](result, *map(_Part, patches, masks), images, seed)
 
 
-def _segment(row: Row, train: _Part, test: _Part, images: MaskSet, seed: int) -> Iterator[Result]:
+def _segment(result: MakeResult, train: _Part, test: _Part, images: MaskSet, seed: int) -> Iterator[Result]:
     options = {"classes": len(images.classes), "ignore": images.ignore}
     segmenters = {
         "linear": linear_segmenter(*train, **options, seed=seed),
@@ -261,13 +263,13 @@ def _segment(row: Row, train: _Part, test: _Part, images: MaskSet, seed: int) ->
         confusion = segmentation_confusion(segmenter, *test, **options)
         low, high = confusion.miou_interval()
         n = confusion.labeled_images
-        yield row(f"mIoU, {kind}", confusion.miou.item(), low, high, n=n)
+        yield result(f"mIoU, {kind}", confusion.miou.item(), low, high, n=n)
         for label, iou in zip(images.classes, confusion.iou.tolist(), strict=True):
             if not math.isnan(iou):  # the class is in the test set
-                yield row(f"IoU of {label}, {kind}", iou, n=n, detail=True)
+                yield result(f"IoU of {label}, {kind}", iou, n=n, detail=True)
 
 
-def _discover(row: Row, train: _Part, test: _Part, images: MaskSet, _) -> Iterator[Result]:
+def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _) -> Iterator[Result]:
     if images.things is None:
         return
     patches, masks = (torch.cat(both) for both in zip(train, test, strict=True))  # nothing is trained: both count
@@ -282,14 +284,14 @@ def _discover(row: Row, train: _Part, test: _Part, images: MaskSet, _) -> Iterat
     hits = sum(correctly_localized(found_boxes[i], boxes) for i, boxes in true_boxes.items())
     blind = sum(correctly_localized(whole_image, boxes) for boxes in true_boxes.values()) / n
     corloc = torch.tensor(hits / n, dtype=torch.float64)
-    yield _accuracy(row, "CorLoc, TokenCut", corloc, n, note=f"the box around the whole image: {blind:.3f}")
+    yield _accuracy(result, "CorLoc, TokenCut", corloc, n, note=f"the box around the whole image: {blind:.3f}")
     found = [maskcut(z) for z in patches]  # also where there is no object, which costs precision
     ious = [mask_iou(upsample_masks(objects.masks, size), true) for objects, true in zip(found, truth, strict=True)]
     scores, n = [objects.scores for objects in found], len(found)
     precision, (low, high) = average_precision(ious, scores), average_precision_interval(ious, scores)
     note = f"{sum(map(len, truth))} regions are true objects"
-    yield row("mask AP, MaskCut", precision.mean().item(), low, high, n=n, note=note)
-    yield row("mask AP50, MaskCut", precision[0].item(), n=n)
+    yield result("mask AP, MaskCut", precision.mean().item(), low, high, n=n, note=note)
+    yield result("mask AP50, MaskCut", precision[0].item(), n=n)
 
 
 # --- Videos with masks
@@ -316,14 +318,14 @@ def _video_results(
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
             known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
     for backbone, each in zip(backbones, scores, strict=True):
-        row = partial(Result, Path(name).stem, backbone.name, task)
+        result = partial(Result, Path(name).stem, backbone.name, task)
         values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in each])  # (objects, J F J&F)
         sequence = torch.repeat_interleave(torch.tensor([len(s) for s in each]))
         left_out = [values[sequence != i].mean(0) for i in range(len(each))]
         for column, measure in ((2, "J&F mean"), (0, "J mean"), (1, "F mean")):
             mean, n = values[:, column].mean().item(), len(each)
             low, high = leave_one_out_interval(mean, torch.stack(left_out)[:, column]) if n > 1 else (None, None)
-            yield row(measure, mean, low, high, n=n)
+            yield result(measure, mean, low, high, n=n)
 
 
 # --- Shared by all
