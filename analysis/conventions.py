@@ -136,6 +136,7 @@ def conventions_table(z: Array) -> pd.DataFrame:
 
     Args:
         z: features (n, d), n > d ≥ 2 and n > 20, as the intrinsic dimensions look at 20 neighbors.
+
     Returns:
         one row for each definition, with columns family, definition, who (uses it), call (how to compute it here)
         and value.

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from simdino.runs import CHECKOUT
-
-from .measures.inputs import Array
 
 FEATURE_NAMES = ("z", "features")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error)
@@ -25,7 +24,7 @@ class Stream(NamedTuple):
     """An array on disk: its shape, and a function that yields it in chunks of at most the given number of rows."""
 
     shape: tuple[int, ...]
-    chunks: Callable[[int], Iterator[Array]]
+    chunks: Callable[[int], Iterator[Tensor | np.ndarray]]
 
 
 def located(path: str | Path | None) -> Path | None:
@@ -34,7 +33,7 @@ def located(path: str | Path | None) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def read_features(path: Path) -> tuple[Stream, Array | None]:
+def read_features(path: Path) -> tuple[Stream, Tensor | np.ndarray | None]:
     """Read features and the labels beside them, or None.
 
     Of a .npz or .safetensors the array `z` or `features` is taken, or the only one besides `labels`; of a .parquet the
@@ -59,14 +58,14 @@ def read_features(path: Path) -> tuple[Stream, Array | None]:
         raise ValueError(f"{path.name} must hold one array, or one named z or features; it holds {list(arrays)}")
     features = arrays[found[0]]
 
-    def chunks(rows: int) -> Iterator[Array]:
+    def chunks(rows: int) -> Iterator[Tensor | np.ndarray]:
         with _named(path):
             yield from features.chunks(rows)
 
     return Stream(features.shape, chunks), labels and _whole(labels, path)
 
 
-def read_labels(path: Path) -> Array:
+def read_labels(path: Path) -> Tensor | np.ndarray:
     """Read labels (n,): text with one integer in each line (.txt, .csv), or `labels` or the only array of a file."""
     if path.suffix.lower() not in (".txt", ".csv"):
         only, labels = read_features(path)
@@ -128,7 +127,7 @@ def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 def _safetensors(path: Path) -> dict[str, Stream]:
-    def chunks(name: str, rows: int) -> Iterator[Array]:
+    def chunks(name: str, rows: int) -> Iterator[Tensor | np.ndarray]:
         with safe_open(path, "pt") as file:
             part = file.get_slice(name)
             for i in range(0, part.get_shape()[0], rows):

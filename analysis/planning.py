@@ -57,6 +57,7 @@ def preflight(
         stop_gradient: whether the teacher gets no gradient.
         rate_of: whose rate is taken, the "student"'s or that of the "mean" of student and teacher.
         measured: a logged γ·R to judge.
+
     Raises:
         ValueError: a rule for gamma that there is not.
 

@@ -449,6 +449,7 @@ def frame_potential_minimum(n: Count, d: Count, order: int | np.integer = 2) -> 
 
     Args:
         order: p, the exponent of the cosines.
+
     Raises:
         ValueError: for an odd order.
 
@@ -520,6 +521,7 @@ def water_filling(
         mu: (m,) generalized eigenvalues of (Σ_a, Σ), the shares of a mode's variance that differ between views.
         d: the dimension of the features, which is the largest number of modes with power.
         norm: the value at which E‖z‖² is held (1 for unit features), with ν from `water_level`; None leaves it free.
+
     Returns:
         the powers in the order of `mu`; inf for μ = 0 in the free problem.
 
@@ -563,6 +565,7 @@ def effective_gamma(gamma: Number, *, rate_of: str = "student") -> Number:
 
     Args:
         rate_of: "student" or "mean", whose rate the expansion term takes.
+
     Raises:
         ValueError: for any other `rate_of`.
 
@@ -853,6 +856,7 @@ def vicreg_minimum(n: Count, d: Count, *, variance: Number = 25.0) -> float:
 
     Args:
         variance: the weight of the variance term.
+
     Returns:
         the minimum; nan for n ≤ d, where it is not known.
 
@@ -887,6 +891,7 @@ def infonce_minimum(n: Count, d: Count, *, temp: Number = 0.1) -> float:
 
     Args:
         temp: τ.
+
     Returns:
         the minimum, in nats; nan where it is not known.
 
@@ -947,6 +952,7 @@ def eps_of_mean(eps: Number, cosine: Values) -> Number | Float[np.ndarray, "*bat
 
     Args:
         cosine: c, or an array of cosines.
+
     Raises:
         ValueError: for a cosine outside of (-1, 1].
 

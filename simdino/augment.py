@@ -33,8 +33,10 @@ def multi_crop(
         crops: how many views, of which sizes, how augmented.
         generator: of all the randomness.
         part: (k, m): the images are the k-th of m equal parts of a batch, and get the views that they get in the whole.
+
     Returns:
         Global views (g, n, c, s, s) and local views (l, n, c, t, t), float32, on the images' device.
+
     Raises:
         ValueError: images of another type or shape; mean and std for another number of channels.
 
@@ -131,6 +133,7 @@ def random_boxes(
         hw: height and width of the images.
         scale: smallest and largest share of the area.
         generator: of the randomness.
+
     Returns:
         Top, left, height and width, each (n,).
     """
@@ -348,6 +351,7 @@ def block_masks(
         ratio: smallest and largest share of the patches that a mask hides.
         p: share of the masks that hide something.
         generator: of the randomness.
+
     Returns:
         True where a patch is hidden.
 

@@ -116,6 +116,7 @@ def training_table(notebooks: Sequence[Path], profile: str) -> str:
     Args:
         notebooks: their files.
         profile: a key of `simdino.recipes.PROFILES`.
+
     Returns:
         A table in Markdown.
     """

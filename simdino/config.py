@@ -26,6 +26,7 @@ def recognized(word: str, known: Collection[str], kind: str) -> str:
         word: what somebody wrote.
         known: the words that mean something.
         kind: what the word should be, for the message.
+
     Raises:
         ValueError: it is not among them; the message names the nearest one and lists them all.
 
@@ -50,6 +51,7 @@ def stream(purpose: str, *numbers: int) -> int:
     Args:
         purpose: what is drawn, such as "crops" or "weights".
         numbers: what tells the draws of one purpose apart: the run's seed, a step, an epoch.
+
     Returns:
         A number in [0, 2⁶³), from a hash of all arguments: two purposes, seeds or steps practically never share one.
 
@@ -333,8 +335,10 @@ def read_changes(config: Config, text: str) -> dict[str, object]:
     Args:
         config: the configuration that is changed.
         text: the changes, in any order.
+
     Returns:
         Typed values by field, in the order of the fields.
+
     Raises:
         ValueError: a field that there is not, with the nearest right one; one given twice; a value that is not of
             its field's type.

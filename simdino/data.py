@@ -67,8 +67,10 @@ def load(
         size: side in pixels (short side resized, bicubic and antialiased, then the center cropped); None is native.
         device: where images and labels are.
         lazy: whether a folder's images are `Files`, decoded when they are asked for: for sets that memory cannot hold.
+
     Returns:
         Images uint8 (N, c, h, w) and labels int64 (N,) of both parts.
+
     Raises:
         ValueError: an unknown name, a damaged file, or images of unequal sizes.
         FileNotFoundError: a file that is not there, by its name.
@@ -213,7 +215,7 @@ def npz(root: Path, size: int | None) -> tuple:
             if missing:
                 raise ValueError(f"it has no array {', '.join(sorted(missing))}")
             data, offsets, labels, split, names = (z[k] for k in ("data", "offsets", "labels", "split", "names"))
-    except (OSError, ValueError, AttributeError, EOFError, zlib.error, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error, BadZipFile) as error:
         raise ValueError(f"{root} is not an .npz of images: {error}.") from error
     if not (len(labels) == len(split) == len(offsets) - 1) or (np.diff(offsets) <= 0).any() or offsets[-1] > len(data):
         raise ValueError(f"{root} is damaged: offsets, labels, split and data do not fit together.")

@@ -61,8 +61,10 @@ def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarr
     Args:
         encoded: of each image a name, for messages, and a path or file object.
         size: side in pixels (short side resized, then the center square); None keeps the images' own.
+
     Returns:
         All images, uint8 (N, 3, h, w).
+
     Raises:
         ValueError: what is no readable image, by its name, or images of different sizes without `size`.
     """

@@ -58,6 +58,7 @@ def gather_rows(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*gathered"]:
 
     Args:
         z: features (n, d), views (v, n, d), or one number for each row (n,).
+
     Returns:
         The same with the rows of all processes; z itself where there is one process.
 
@@ -137,6 +138,7 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
     Args:
         z: features (n, d), or a batch of such.
         eps: the paper's ε, which the formula squares; the official code's `eps` is already ε².
+
     Raises:
         ValueError: NaN or infinite features, no features, or ε ≤ 0.
 
@@ -180,8 +182,10 @@ def simdino_loss(
         eps: the paper's ε.
         gamma: weight of the rate.
         rate_of: whose rate, the student's or that of the mean of both (the official `expa_type` 0 and 1).
+
     Returns:
         The loss, and its parts: alignment, and rate in nats.
+
     Raises:
         ValueError: views that do not fit, or what `coding_rate` refuses.
 
@@ -233,8 +237,10 @@ def simdinov2_loss(
             crop counts alike.
         patch_weight: of the patches' alignment.
         patch_gamma: of the patches' rates.
+
     Returns:
         The loss, and its parts: those of `simdino_loss`, patches, patch_rate_within and patch_rate_across (nats).
+
     Raises:
         ValueError: views or weights that do not fit, or what `coding_rate` refuses.
 
@@ -295,9 +301,11 @@ def dino_loss(
         teacher_temp: τ_t.
         center_momentum: m, how much of the center stays; 1 is no centering.
         centering: "ema", by the center; or "sinkhorn".
+
     Returns:
         The loss, and its parts: entropy and kl in nats, and `center` for the next step, m·c + (1 − m)·mean t, where
         the mean is over the rows of all processes.
+
     Raises:
         ValueError: views that do not fit, or an unknown centering.
 
@@ -374,6 +382,7 @@ def koleo_loss(z: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b"]:
 
     Args:
         z: features (n, d) with n ≥ 2, or a batch of such; normalized here.
+
     Raises:
         ValueError: fewer than two rows.
 
@@ -426,8 +435,10 @@ def dinov2_loss(
         patch_center: the patches' own center (p,).
         patch_weight: of the patches' cross-entropy.
         koleo_weight: of KoLeo.
+
     Returns:
         The loss, and its parts: those of `dino_loss`, patches (nats), koleo (summed over the crops), patch_center.
+
     Raises:
         ValueError: views that do not fit, an unknown centering, or a single image.
 

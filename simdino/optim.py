@@ -22,6 +22,7 @@ def parameter_groups(network: Network, o: Optim) -> list[dict]:
     Args:
         network: whose parameters.
         o: the settings layer_decay and patch_embed_lr.
+
     Returns:
         Groups for a torch optimizer: `params`, with `factor` and `decay` (0 or 1) besides.
     """
@@ -86,6 +87,7 @@ def clip_gradients(network: Network, o: Optim) -> Tensor:
         network: whose parameters' gradients.
         o: the settings `clip` and `clip_by`: the norm of all together, of each module (backbone, heads), or of each
             tensor.
+
     Returns:
         The norm of all together before clipping.
     """

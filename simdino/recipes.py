@@ -238,6 +238,7 @@ def recipes_page(page: str) -> str:
 
     Args:
         page: the page's text.
+
     Returns:
         The text with today's tables.
     """
@@ -326,6 +327,7 @@ def recipe(name: str, profile: str = "cpu", seed: int = 0) -> Config:
         name: a key of RECIPES, or a variant.
         profile: a key of PROFILES.
         seed: of all the randomness of the run.
+
     Raises:
         ValueError: an unknown recipe, profile or field, with the nearest right one; a value that is not of its
             field's type; an impossible configuration.

@@ -30,6 +30,7 @@ def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tens
         images: the run's.
         config: how many of them, and the augmentation.
         device: where they are needed.
+
     Returns:
         bank_images and bank_labels of the training part, test_images and test_labels of the held-out part, and views
         (2, k, c, s, s), two fixed augmentations of the first k test images.
@@ -66,6 +67,7 @@ def record_snapshot(
         config: the run's.
         probe: what `probe_images` chose.
         branches: the networks, by name.
+
     Returns:
         The seconds that it took.
     """

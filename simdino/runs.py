@@ -116,6 +116,7 @@ def read_json_lines(path: Path, *, whole: bool = True) -> list[dict]:
     Args:
         path: the file.
         whole: False while it is being written: a last line that still lacks its end is then left out.
+
     Raises:
         ValueError: a missing file or a damaged line, by its number.
     """

@@ -29,6 +29,7 @@ def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = Non
         study: a key of STUDIES.
         profile: a key of `simdino.recipes.PROFILES`.
         seeds: of every setting; None leaves each its own.
+
     Raises:
         ValueError: an unknown study or profile, with the nearest right one.
 

@@ -57,6 +57,7 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
         root: the directory of the runs; None is runs/ of the checkout, whatever folder a notebook runs in.
         device: "cpu" or "cuda"; None is cuda where there is one.
         progress: whether a bar shows how far training is.
+
     Raises:
         ValueError: images, network or ranks that do not fit the configuration; something else in the run's place.
         OSError: a folder that cannot be written or locked.
@@ -258,6 +259,7 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
         config: the run's; its seed decides the weights.
         channels: of the images.
         device: where the networks are.
+
     Returns:
         The networks by name, "student" first.
     """
@@ -280,6 +282,7 @@ def mean_centers(moved: list[dict[str, Tensor]], masks: Tensor | None, world: in
         moved: each group's centers after the step, by name (k,).
         masks: hidden patches of the whole batch (g, n, p), or None.
         world: how many ranks share the batch, in equal parts one after another.
+
     Returns:
         The centers for the next step, by name (k,).
     """
@@ -409,6 +412,7 @@ def patch_weights(masks: Tensor) -> Tensor:
 
     Args:
         masks: the hidden patches, crop by crop (n, p).
+
     Returns:
         A weight for each hidden patch (m,), crop after crop; those of a masked crop sum to 1/n.
 
@@ -424,6 +428,7 @@ def rate_references(config: Config, device: str) -> dict[str, float]:
     Args:
         config: the run's.
         device: where the isotropic features are drawn.
+
     Returns:
         `eps`, the paper's ε; `rate_isotropic`, the mean rate of random unit features; `rate_ceiling`, the largest
         rate there is, r/2·log(1 + d/(ε²r)) with r = min(n, d). Rates are in nats.

@@ -158,6 +158,7 @@ def masked_stem(stem: nn.Module, x: Images, masks: Masks, token: Tensor | None, 
         masks: True where a patch is hidden (n, p), or None.
         token: the mask token (1, d).
         patch: side of a patch in pixels.
+
     Raises:
         ValueError: masks without a token, or of another number of patches.
     """

@@ -60,6 +60,7 @@ def load_weights(
             with registers if there are registers, else as in DINO.
         size: side of the images in pixels, if it is not the one that the position embeddings were trained for: they
             are then resized.
+
     Raises:
         ValueError: a file that cannot be read without running its code, or that holds no such network.
     """
@@ -96,6 +97,7 @@ def save_weights(network: Network, path: str | Path, *, names: Literal["ours", "
             the same network back. "timm" is the backbone alone, for timm's vision transformers of equal sizes
             (num_classes=0, class token pooling, qkv_bias); with registers as its reg4_dinov2 models want them: the
             class token includes its position.
+
     Raises:
         ValueError: timm has no names for such a backbone.
     """

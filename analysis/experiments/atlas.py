@@ -83,6 +83,7 @@ def free_directions(energy: Energy, z: Float[Tensor, "n d"], *, step: int | floa
     Args:
         z: (n, d) the minimum, unit vectors.
         step: of the differences.
+
     Returns:
         a whole number; nan at a kink, which is a minimum whose gradient is not zero (over 1e-4), as those of KoLeo
         are, where several neighbors are nearest.
@@ -115,6 +116,7 @@ def compare_optima(n: int, d: int, *, restarts: int = 20, seed: int = 0) -> Atla
     Args:
         restarts: how many starts.
         seed: of the starts.
+
     Returns:
         a table with a row for each energy, and the points of its minimum. The columns are the fields of `Geometry`,
         energy, reached (the share of restarts that end within 1e-8 of the best) and free (`free_directions`). The last

@@ -26,6 +26,7 @@ def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> 
     Args:
         train: (2, n, m) features of two views of each of n images, which give the directions and the mean.
         test: (2, k, m) features of two views of each of k other images, which give the shares.
+
     Returns:
         the shares, ascending; directions with less than a millionth of the mean variance are left out.
 
@@ -96,6 +97,7 @@ def simulated_boundary(
         n: how many images.
         steps: of each descent.
         rounds: of the bisection, which starts from γ between 1e-4 and 10.
+
     Returns:
         (s,) the γ of each setting.
     """

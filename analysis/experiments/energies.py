@@ -33,6 +33,7 @@ def coding_rate_energy(
         center: subtract the mean of the points, or that of each batch.
         samples: how many batches are drawn, once; None takes all C(n, batch) of them.
         seed: of the draw.
+
     Raises:
         ValueError: when the energy is evaluated, if there are more than 200 000 batches and `samples` is None.
 
@@ -79,6 +80,7 @@ def frame_potential_energy(order: int = 2) -> Energy:
 
     Args:
         order: p, the exponent of the cosines.
+
     Raises:
         ValueError: for an order that is odd or not positive.
 

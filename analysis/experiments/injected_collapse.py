@@ -35,6 +35,7 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
         z: (n, d) features.
         target: (n, d) unit rows.
         share: in [0, 1].
+
     Raises:
         ValueError: a target that is not of unit rows or spans the whole space, shapes that differ, a share out of
             range, a row of z inside the span of target.
@@ -66,6 +67,7 @@ def collapsed_spectrum(share: float, rank: int, d: int) -> Float64[Tensor, " d"]
         share: of the energy, in [0, 1].
         rank: the number of dimensions that it collapsed to, 1 ≤ rank < d.
         d: the dimension of the features.
+
     Raises:
         ValueError: rank out of range.
 
@@ -96,8 +98,10 @@ def collapse_sweep(
         shares: of the energy that has collapsed, each in (0, 1).
         eps: the coding rate's ε.
         seed: of the features.
+
     Returns:
         one row for each collapse, share and measure, with `measured` of n features and `predicted` for infinitely many.
+
     Raises:
         ValueError: a share outside (0, 1).
 
@@ -150,10 +154,12 @@ def shrink_sweep(
         sizes: each in (0, 1].
         eps: the coding rate's ε.
         seed: of the random halves.
+
     Returns:
         one row for each size and measure, with `measured` and `predicted`, both over the value at size 1.
+
     Raises:
-        ValueError: a size above 1, fewer than 20 samples in a half, a row on the mean, NaN.
+        ValueError: a size outside (0, 1], fewer than 20 samples in a half, a row on the mean, NaN.
 
     >>> z, labels = torch.cat((torch.eye(4), -torch.eye(4))).repeat(8, 1), torch.arange(8).repeat(8)
     >>> table = shrink_sweep(z, labels, sizes=[0.01]).set_index("measure")["measured"]
@@ -162,6 +168,8 @@ def shrink_sweep(
     """
     import pandas as pd
 
+    if not all(0 < size <= 1 for size in sizes):
+        raise ValueError(f"sizes must lie in (0, 1], got {sizes}")
     z, labels = as_features(z).double(), as_labels(labels, len(z))
     n, d = len(z), z.shape[1] + 1
     flat = torch.cat((unit_rows(z - z.mean(0)), torch.zeros(n, 1, dtype=z.dtype)), 1)  # (n, d)
@@ -257,9 +265,11 @@ def collapse_response(
         share: of the energy that collapses, in [0, 1].
         rank: the dimension of the subspace.
         eps: the coding rate's ε.
+
     Returns:
         one row for each measure, and one column for each collapse: to a point (the direction of the mean), to a
         subspace (the leading `rank` directions), and to the class means.
+
     Raises:
         ValueError: rows off the sphere, a target that spans all of ℝᵈ, labels of another shape, NaN.
 

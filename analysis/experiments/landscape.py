@@ -352,6 +352,7 @@ def orthonormal_sets(m: int, directions: Float[Tensor, "c d"]) -> Float[Tensor, 
 
     Args:
         directions: (c, d) the unit vectors.
+
     Raises:
         ValueError: for m > d.
 
@@ -412,6 +413,7 @@ def saddle(n1: int, d1: int, n2: int, d2: int) -> Saddle:
     Args:
         n1, d1: points and dimensions of the first group.
         n2, d2: points and dimensions of the second group.
+
     Raises:
         ValueError: for n1 ≤ d1, or n2 < d2.
 
@@ -455,6 +457,7 @@ def rate_maxima(grid: list[tuple[int, int, int | float]], *, restarts: int = 20,
 
     Args:
         grid: the triples (n, d, ε).
+
     Returns:
         a row for each triple: n, d, eps, the rates (in nats) of the best and the worst restart, and the largest
         gradient_norm of the restarts.
@@ -477,6 +480,7 @@ def optimum_spectra(
 
     Args:
         pairs: the (n, d) to solve.
+
     Returns:
         for each (n, d) its n(d-1) eigenvalues in nats, ascending.
 

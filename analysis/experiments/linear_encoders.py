@@ -187,6 +187,7 @@ def descent(
         orthogonal: start from orthogonal columns.
         rate_of: take the rate of the student W, or of (W + W_t)/2, which passes half of its gradient on.
         seed: of the start.
+
     Returns:
         (t, d, m) the encoders that were kept, the start first.
 
@@ -219,6 +220,7 @@ def solutions(
         problems: for each, its modes μ (m,) and the options d, gamma and alpha of its loss.
         lr, steps: of the descent.
         seed: of the bases and of the starts.
+
     Returns:
         for each way ("optimized" by L-BFGS, "optimized, E‖z‖² = 1" and "gradient descent") the powers for each problem.
 
@@ -245,6 +247,7 @@ def crossing_times(
         powers: (t, m) the power of each mode over time.
         level: one for all modes, or (m,) one for each.
         dt: the time between two rows.
+
     Returns:
         (m,) the times; nan for a mode that starts above its level or never exceeds it.
 

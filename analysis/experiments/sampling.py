@@ -35,10 +35,12 @@ def sampling_bias(z: Array, sizes: Sequence[int], *, eps: int | float, draws: in
         eps: ε of the coding rate.
         draws: how many samples of each size.
         seed: of the draws.
+
     Returns:
         a row for each of `SAMPLED_MEASURES`, each n and each estimate: "plain", or "corrected" by the block jackknife
         with 16 blocks (for the participation ratio the unbiased estimate). The columns are the measure, n, n/d, the
         estimate, its mean and sd over the draws, the truth and the predicted mean, NaN where there is no closed form.
+
     Raises:
         ValueError: for rows off the sphere, and for samples of fewer than 16 rows.
 
@@ -81,6 +83,7 @@ def intervals(
         resamples: of the bootstrap.
         level: the share of the intervals that should hold the truth.
         seed: of the draws.
+
     Returns:
         a row for each draw and method ("bootstrap" or "jackknife"), with the columns low, high, truth and covers,
         which says whether the truth lies between the two.

@@ -49,6 +49,7 @@ def nc1(
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class of each row of features; none with `Moments`.
         form: which of the two definitions.
+
     Raises:
         ValueError: features without labels, `Moments` without classes, fewer than two classes with samples, NaN.
 
@@ -85,6 +86,7 @@ def cdnv(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
     Args:
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class of each row of features; none with `Moments`.
+
     Raises:
         ValueError: as in `nc1`.
 
@@ -112,6 +114,7 @@ def nc2(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
     Args:
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class of each row of features; none with `Moments`.
+
     Raises:
         ValueError: as in `nc1`.
 
@@ -135,6 +138,7 @@ def simplex_distance(z: Array) -> Float[Tensor, ""]:
 
     Args:
         z: (n, d) rows, n ≥ 2; for neural collapse the class means, centered by the caller.
+
     Raises:
         ValueError: fewer than two rows, NaN.
 
@@ -162,6 +166,7 @@ def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Fl
         x: features (n, d), or `Moments` with classes; samples of every class.
         labels: (n,) class of each row of features; none with `Moments`.
         weight: (K, d) the classifier's row of each class.
+
     Raises:
         ValueError: weight of another shape; otherwise as in `nc1`.
 
@@ -191,6 +196,7 @@ def nc4(z: Array, labels: Array, *, weight: Array, bias: Array | None = None) ->
         labels: (n,) class of each row, with samples of every class.
         weight: (K, d) the classifier's row of each class.
         bias: (K,) the classifier's bias, zero if left out.
+
     Raises:
         ValueError: weight or bias of another shape; otherwise as in `nc1`.
 
@@ -225,6 +231,7 @@ def nc5(x: Array | Moments, labels: Array | None = None, *, outside: Array | Mom
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class of each row of features; none with `Moments`.
         outside: features (m, d) of data that belong to none of the classes, or their `Moments`.
+
     Raises:
         ValueError: outside of another d, or `Moments` that have seen no rows; otherwise as in `nc1`.
 
@@ -276,6 +283,7 @@ def class_overlap(x: Array | Moments, labels: Array | None = None) -> ClassOverl
     Args:
         x: features (n, d), or `Moments` with classes; at least two samples of each class.
         labels: (n,) class of each row of features; none with `Moments`.
+
     Raises:
         ValueError: fewer than two classes with samples, a class of one sample, NaN.
 
@@ -332,6 +340,7 @@ def class_effective_rank(x: Array | Moments, labels: Array | None = None, *, cen
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class of each row of features; none with `Moments`.
         center: whether each class is taken around its mean.
+
     Raises:
         ValueError: features without labels, `Moments` without classes, NaN.
 
@@ -362,6 +371,7 @@ def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
         z: (n, d) features, n ≥ 2.
         targets: the number of regression targets, 1 ≤ targets ≤ d.
         center: whether the rows are centered, too.
+
     Raises:
         ValueError: zero rows, targets out of range, one row, NaN.
 
@@ -392,6 +402,7 @@ def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
         z: (n, d) features.
         weight: (t, d) the last layer's row of each target, of full rank t ≤ d.
         center: whether the rows of z are centered first.
+
     Raises:
         ValueError: zero rows, weights that depend on one another, another d, NaN.
 
@@ -420,6 +431,7 @@ def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
     Args:
         weight: (t, d) the last layer's row of each target.
         targets: (n, t) the regression targets, t ≥ 2.
+
     Raises:
         ValueError: targets of one dimension, for which it says nothing, or targets that do not vary; a weight without
             one row per target; zero weights, NaN.

@@ -38,6 +38,7 @@ def alignment(
         y: (n, d) features of another view; row i of x and of y come from sample i.
         power: of the distance.
         normalize: puts the rows on the unit sphere first.
+
     Raises:
         ValueError: rows off the sphere, shapes that differ, fewer than two views, NaN.
 
@@ -68,6 +69,7 @@ def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Floa
         z: (n, d) features on the unit sphere, n ≥ 2.
         t: the potential's inverse width.
         normalize: puts the rows on the unit sphere first.
+
     Raises:
         ValueError: rows off the sphere, fewer than two, NaN.
 
@@ -88,6 +90,7 @@ def uniformity_optimum(d: int, *, t: int | float = 2) -> float:
     Args:
         d: the dimension of the space, d ≥ 1.
         t: the potential's inverse width, t > 0.
+
     Raises:
         ValueError: d < 1 or t ≤ 0.
 
@@ -113,6 +116,7 @@ def uniformity_gap(z: Array, *, t: int | float = 2, normalize: bool = False) -> 
         z: (n, d) features on the unit sphere, n ≥ 2.
         t: the potential's inverse width, t > 0.
         normalize: puts the rows on the unit sphere first.
+
     Raises:
         ValueError: rows off the sphere, fewer than two, t ≤ 0, NaN.
 
@@ -139,6 +143,7 @@ def hyperspherical_energy(z: Array, *, s: int | float = 0, normalize: bool = Fal
         z: (n, d) features on the unit sphere, n ≥ 2.
         s: the exponent of the Riesz potential, s ≥ 0.
         normalize: puts the rows on the unit sphere first.
+
     Raises:
         ValueError: s < 0, rows off the sphere, fewer than two, NaN.
 
@@ -168,6 +173,7 @@ def feature_std(z: Array) -> Float[Tensor, ""]:
 
     Args:
         z: (n, d) features.
+
     Raises:
         ValueError: NaN or no rows.
 
@@ -194,6 +200,7 @@ def mean_collapse(x: Array | Moments) -> Float[Tensor, ""]:
 
     Args:
         x: features (n, d), or `Moments`. Not centered features, whose value is 0.
+
     Raises:
         ValueError: NaN, no rows.
 
@@ -229,6 +236,7 @@ def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
         views: (v, n, d) features of v ≥ 2 augmentations of the same n samples. The view axis comes first, because
             grouping views by their position in a queue changes the value.
         delta: δ > 0.
+
     Raises:
         ValueError: δ ≤ 0, fewer than two views, NaN.
 
@@ -276,6 +284,7 @@ def patch_ranks(tokens: Array, *, center: bool = False) -> PatchRanks:
     Args:
         tokens: (n, t, d) patch tokens of n images.
         center: whether each set of tokens is taken around its mean.
+
     Raises:
         ValueError: tokens of another shape, NaN.
 
@@ -317,6 +326,7 @@ def prototype_entropy(logits: Array, *, temp: int | float = 1.0) -> PrototypeEnt
     Args:
         logits: (n, K) scores of K prototypes; subtract the running center first where the method does.
         temp: the temperature that divides the logits.
+
     Raises:
         ValueError: temp ≤ 0, NaN.
 
@@ -345,6 +355,7 @@ def prototype_usage(logits: Array) -> Float[Tensor, ""]:
 
     Args:
         logits: (n, K) scores of K prototypes.
+
     Raises:
         ValueError: NaN, no rows.
 
@@ -368,6 +379,7 @@ def center_drift(logits: Array, *, running_center: Array) -> Float[Tensor, ""]:
     Args:
         logits: (n, K) the teacher's scores t, before the center is subtracted.
         running_center: (K,) the center c.
+
     Raises:
         ValueError: a center of another length, NaN.
 

@@ -24,6 +24,7 @@ def variance_hinge(x: Array | Moments, *, target: int | float = 1.0, floor: int 
         x: features (n, d) or `Moments`.
         target: the standard deviation that is enough.
         floor: the constant under the root, VICReg's ε.
+
     Raises:
         ValueError: fewer than two rows, NaN.
 
@@ -46,6 +47,7 @@ def covariance_energy(x: Array | Moments) -> Float[Tensor, ""]:
 
     Args:
         x: features (n, d) or `Moments`.
+
     Raises:
         ValueError: fewer than two rows, NaN.
 
@@ -71,6 +73,7 @@ def redundancy(x: Array | Moments, y: Array | None = None) -> Float[Tensor, ""]:
     Args:
         x: features (n, d), or `Moments` without a y.
         y: features (n, d) of a second view of the same samples, row by row.
+
     Raises:
         ValueError: d < 2, fewer than two rows, x and y of different shapes, `Moments` with a y, NaN.
 

@@ -31,6 +31,7 @@ def coherence(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
     Args:
         z: (n, d), n ≥ 2, rows on the unit sphere.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True; fewer than 2 rows; NaN.
 
@@ -94,6 +95,7 @@ def frame_potential(z: Array, *, order: int = 2, normalize: bool = False) -> Flo
         z: (n, d), n ≥ 2, rows on the unit sphere.
         order: p, even and at least 2.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: an odd order; rows that are not of unit norm, without normalize=True; fewer than 2 rows; NaN.
 
@@ -119,6 +121,7 @@ def sphere_potential(d: int, *, order: int = 2) -> float:
     Args:
         d: the dimension.
         order: p, even and at least 2.
+
     Raises:
         ValueError: an odd order.
 
@@ -158,6 +161,7 @@ def frame_potential_excess(z: Array, *, order: int = 2, normalize: bool = False)
         z: (n, d), n ≥ 2, rows on the unit sphere.
         order: p, even and at least 2.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: as in `frame_potential`.
 
@@ -185,6 +189,7 @@ def frame_bounds(x: Array | Moments) -> FrameBounds:
 
     Args:
         x: features (n, d) or `Moments`.
+
     Raises:
         ValueError: a spectrum, which has lost n; NaN.
 
@@ -209,6 +214,7 @@ def tightness(x: Array | Moments) -> Float[Tensor, ""]:
 
     Args:
         x: features (n, d) or `Moments`.
+
     Raises:
         ValueError: as in `frame_bounds`.
 
@@ -252,6 +258,7 @@ def orthonormal_distance(z: Array) -> Float[Tensor, ""]:
 
     Args:
         z: (n, d), n ≤ d.
+
     Raises:
         ValueError: n > d, NaN.
 
@@ -277,6 +284,7 @@ def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
     Args:
         z: (n, d), n ≥ 2 and d ≥ 2, rows on the unit sphere.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True; n or d below 2; NaN.
 

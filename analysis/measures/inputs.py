@@ -17,6 +17,7 @@ def as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
             which has no float64: then it moves to the CPU.
         name: what messages call it.
         rank: the names of its axes, such as "n d".
+
     Raises:
         ValueError: it is not numeric or not real, has another rank, is empty, or has NaN or infinite values.
 
@@ -46,6 +47,7 @@ def unit_rows(z: Float[Tensor, "*b d"], name: str = "z") -> Float[Tensor, "*b d"
 
     Args:
         z: (..., d).
+
     Raises:
         ValueError: a row is zero.
 
@@ -100,6 +102,7 @@ def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows:
         name: what messages call it.
         normalize: divide each row by its norm.
         min_rows: the least n.
+
     Raises:
         ValueError: as in `as_floating`, or fewer rows than min_rows; a zero row, if normalized.
 
@@ -123,6 +126,7 @@ def as_views(
         name: what messages call it.
         normalize: divide each row by its norm.
         min_views: the least v.
+
     Raises:
         ValueError: as in `as_floating`, or fewer views than min_views; a zero row, if normalized.
 
@@ -143,8 +147,10 @@ def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor,
         x: features (n, d), or views (v, n, d) if y is None.
         y: features (n, d) of the same samples.
         normalize: divide each row by its norm.
+
     Returns:
         views (v, n, d), where v = 2 for two sets of features.
+
     Raises:
         ValueError: the shapes of x and y differ, or as in `as_views`.
 
@@ -169,6 +175,7 @@ def as_labels(
         n: the number of samples that they must label.
         classes: the number of classes.
         device: where they are wanted.
+
     Raises:
         ValueError: labels that are not integers, not (n,), negative, or too large.
 
@@ -221,6 +228,7 @@ def as_masks(
         classes: the number of classes.
         ignore: an index outside that range, of pixels without a label.
         device: where they are wanted.
+
     Raises:
         ValueError: masks that are not integers, not (n, h, w), negative, or too large.
 
@@ -249,6 +257,7 @@ def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, " r"]:
     Args:
         x: (r,) eigenvalues in any order.
         name: what messages call it.
+
     Raises:
         ValueError: a value that is negative by more than rounding, or as in `as_floating`.
 

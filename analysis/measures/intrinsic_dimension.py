@@ -45,6 +45,7 @@ def twonn(z: Array, *, discard: int | float = 0.1) -> IntrinsicDimension:
     Args:
         z: (n, d) features with at least three different rows.
         discard: the share of the ratios that is left out, in [0, 1).
+
     Raises:
         ValueError: too few different rows, discard outside [0, 1), NaN.
 
@@ -77,6 +78,7 @@ def gride(z: Array, *, k: int = 1) -> IntrinsicDimension:
     Args:
         z: (n, d) features with at least 2k + 1 different rows.
         k: the neighbor whose distance is compared with that of neighbor 2k.
+
     Raises:
         ValueError: k < 1, too few different rows, NaN.
 
@@ -127,6 +129,7 @@ def levina_bickel(z: Array, *, k: tuple[int, int] = (10, 20)) -> IntrinsicDimens
     Args:
         z: (n, d) features with more than k[1] different rows.
         k: the smallest and the largest number of neighbors, both included.
+
     Raises:
         ValueError: k not 2 ≤ k[0] ≤ k[1], too few different rows, NaN.
 

@@ -93,6 +93,7 @@ class Moments:
         precision: "exact" forms the products in float64. "fast" forms them in float32 and only adds them up in float64,
             which loses singular values below about 3·10⁻⁴ of the largest (TF32, where switched on, loses more).
         device: where the sums are kept; the CPU for MPS, which has no float64.
+
     Raises:
         ValueError: a precision of another name, or one block.
 
@@ -180,6 +181,7 @@ class Moments:
         Args:
             z: (n, d).
             labels: (n,) class indices, if there are classes.
+
         Raises:
             ValueError: another d, labels without classes or classes without labels, NaN.
 

@@ -32,6 +32,7 @@ def infonce_bound(x: Array, y: Array | None = None, *, temp: int | float, normal
         y: (n, d) features of another view, row by row.
         temp: the temperature τ that divides the inner products.
         normalize: puts the rows on the unit sphere first.
+
     Raises:
         ValueError: τ ≤ 0, one row, rows off the sphere, views of different samples, NaN.
 
@@ -80,6 +81,7 @@ def dime(
         permutations: how many of them the expectation is a mean of.
         seed: of the permutations.
         normalize: puts the rows on the unit sphere first.
+
     Raises:
         ValueError: σ ≤ 0, order < 0, no permutation, one row, rows off the sphere if there is no bandwidth, views of
             different samples, NaN.

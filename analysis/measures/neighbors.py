@@ -49,6 +49,7 @@ def nearest_neighbors(z: Array, *, k: int) -> Neighbors:
     Args:
         z: (n, d) features, n > k.
         k: the number of neighbors.
+
     Raises:
         ValueError: k < 1, n ≤ k, NaN.
 
@@ -74,6 +75,7 @@ def neighbor_overlap(x: Array, y: Array, *, k: int) -> Float[Tensor, ""]:
         x: (n, d) features, n > k.
         y: (n, e) features of the same samples, row by row.
         k: the number of neighbors.
+
     Raises:
         ValueError: k < 1, n ≤ k, different n, NaN.
 
@@ -102,6 +104,7 @@ def information_imbalance(x: Array, y: Array, *, k: int = 1) -> Float[Tensor, ""
         x: (n, d) features, n > k.
         y: (n, e) features of the same samples, row by row.
         k: the number of neighbors.
+
     Raises:
         ValueError: k < 1, n ≤ k, different n, NaN.
 
@@ -160,8 +163,10 @@ def knn_accuracy(
         temp: the temperature that divides the cosines.
         top: how many classes may be named.
         chunk: test rows at a time.
+
     Returns:
         the accuracy, or {k: accuracy} if several k are given.
+
     Raises:
         ValueError: k above m, a zero row, a test class without training samples, different d, NaN.
 
@@ -207,8 +212,10 @@ def knn_accuracy_with_misses(train: Tensor, train_labels: Tensor, test: Tensor, 
         train_labels: (m,) class of each.
         test: (n, d) features.
         test_labels: (n,) class of each.
+
     Returns:
         the share of all n rows that are hits, from 0 to 1.
+
     Raises:
         ValueError: different d, NaN.
 
@@ -252,6 +259,7 @@ def as_train_and_test(
         test: (n, d) features.
         test_labels: (n,) class of each.
         normalize: puts all rows on the unit sphere.
+
     Raises:
         ValueError: different d, a test class without training samples, labels of another shape or type, NaN, and zero
             rows with normalize=True.

@@ -50,6 +50,7 @@ def sliced_normality(
         statistic: which of the six.
         directions: the number of random directions.
         seed: of the directions, which depend on seed, directions and d only.
+
     Raises:
         ValueError: an unknown statistic, no direction, NaN.
 
@@ -87,6 +88,7 @@ def bhep(z: Array, *, beta: int | float | None = None, standardize: bool = True)
         z: (n, d) features.
         beta: β > 0; None takes Henze & Zirkler's, (n(2d + 1)/4)^(1/(d + 4))/√2.
         standardize: False compares z as it is with N(0, I).
+
     Raises:
         ValueError: β ≤ 0, NaN.
 

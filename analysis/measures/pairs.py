@@ -23,6 +23,7 @@ def unit_features(z: Array, *, normalize: bool, min_rows: int = 1) -> Float[Tens
         z: (n, d).
         normalize: divide each row by its norm.
         min_rows: the least n.
+
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True; or as in `as_features`.
 
@@ -111,8 +112,10 @@ def gram_cosines(z: Array, *, normalize: bool = False) -> Float[Tensor, " pairs"
     Args:
         z: (n, d), n ≥ 2, rows on the unit sphere.
         normalize: divide each row by its norm first.
+
     Returns:
         (n(n − 1)/2,) cosines.
+
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True; fewer than 2 rows; NaN.
 

@@ -48,6 +48,7 @@ def coding_rate_of_spectrum(
         d: dimension of the features; a spectrum needs it, since it may be shorter than the features are wide.
         center: subtract the mean of the rows.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: a spectrum without d or longer than d; or as in `eigenvalues`.
 
@@ -101,6 +102,7 @@ def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) 
         x: features (n, d) on the unit sphere, or `Moments` of such.
         eps: the paper's ε.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True: for these there is no ceiling.
 
@@ -133,8 +135,10 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class indices, for features.
         eps: the paper's ε.
+
     Returns:
         (k,) rates, k = largest label + 1; 0 for an empty class.
+
     Raises:
         ValueError: features without labels, `Moments` without classes, NaN.
 
@@ -168,6 +172,7 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
         x: features (n, d), or `Moments` with classes.
         labels: (n,) class indices, for features.
         eps: the paper's ε.
+
     Raises:
         ValueError: as in `class_rates`.
 

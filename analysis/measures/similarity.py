@@ -32,6 +32,7 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
     Args:
         x: (n, d) features, n ≥ 4.
         y: (n, e) features of the same samples, row by row.
+
     Raises:
         ValueError: fewer than four rows, different n, NaN.
 
@@ -64,6 +65,7 @@ def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]
         x: (n, d) features, n ≥ 2.
         y: (n, e) features of the same samples, row by row.
         share: the share of the variance that the directions kept explain, in (0, 1].
+
     Raises:
         ValueError: share outside (0, 1], one row, different n, NaN.
 
@@ -103,6 +105,7 @@ def rsa(
         y: (n, e) features of the same samples, row by row.
         distance: δ.
         compare: correlates the ranks of the distances (average ranks for ties), or the distances themselves.
+
     Raises:
         ValueError: rows without a direction, which are zero, or constant for "correlation"; fewer than three rows,
             different n, an unknown distance or comparison, NaN.
@@ -146,6 +149,7 @@ def principal_angles(
         y: (m, d) features; m may differ from n.
         rank: how many leading directions of each, or (of x, of y); None takes the numerical rank.
         center: whether the rows of each are centered first.
+
     Raises:
         ValueError: a rank above the numerical rank, different d, features without any direction, NaN.
 
@@ -183,6 +187,7 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
         x: (n, d) features.
         y: (n, e) features of the same samples, row by row.
         center: whether the rows of each are centered first.
+
     Raises:
         ValueError: different n, NaN.
 

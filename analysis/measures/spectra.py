@@ -88,6 +88,7 @@ def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = F
         x: features (n, d), `Moments`, or a spectrum (r,), which is only checked, sorted and returned.
         center: subtract the mean of the rows.
         normalize: divide each row by its norm first.
+
     Raises:
         ValueError: NaN, infinite or empty input; center or normalize for a spectrum, normalize for `Moments`.
 
@@ -306,6 +307,7 @@ def alpha_req(
         center: subtract the mean of the rows.
         normalize: divide each row by its norm first.
         preset: a definition of `PRESETS` instead of center and normalize.
+
     Raises:
         ValueError: the range holds fewer than two eigenvalues or one that vanishes.
 
@@ -363,6 +365,7 @@ def isoscore(
         center: subtract the mean of the rows.
         normalize: divide each row by its norm first.
         preset: a definition of `PRESETS` instead of the other keywords.
+
     Raises:
         ValueError: d < 2.
 
@@ -416,6 +419,7 @@ def mean_cosine(x: Array | Moments, *, normalize: bool = False, preset: str | No
         x: features (n, d) on the unit sphere, or `Moments` of such.
         normalize: divide each row by its norm first.
         preset: a definition of `PRESETS` instead of normalize.
+
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True; fewer than 2 rows.
 

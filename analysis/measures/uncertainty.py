@@ -85,6 +85,7 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
     Args:
         measure: a function of `Moments` that returns a number or a tensor (k,).
         moments: made with `blocks`; 16 is a good number.
+
     Raises:
         ValueError: fewer than two blocks, or an empty one.
 
@@ -127,6 +128,7 @@ def leave_one_out_error(left_out: Array) -> Float[np.ndarray, "..."] | np.floati
 
     Args:
         left_out: (n, ...) values of the measure, each without one sample.
+
     Returns:
         (...) standard errors.
 
@@ -153,6 +155,7 @@ def leave_one_out_interval(value: float, left_out: Array, *, level: float = 0.95
         value: the measure of all samples.
         left_out: (n,) its values, each without one sample.
         level: the probability of the interval.
+
     Raises:
         ValueError: fewer than two samples, NaN.
 

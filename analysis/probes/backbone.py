@@ -1,4 +1,4 @@
-"""A backbone: images in, a feature of each image and of each patch out, whoever trained it."""
+"""A backbone takes images and gives a feature of each image and of each patch, whoever trained it."""
 
 import dataclasses
 import inspect
@@ -22,14 +22,17 @@ from simdino.weights import load_weights
 
 from ..measures.inputs import Array
 
-# The untrained network that stands for "random" where nothing else is said: DINOv2's ViT-S/14.
+BASELINES = ("pixels", "random")  # names of backbones that nobody trained
+# DINOv2's ViT-S/14: the shape of "random", and the patch of "pixels", where nothing else is said.
 VIT_S = Model(stem="patch", patch=14, dim=384, depth=12, heads=6, pool="cls", out=0, layer_scale=1.0)
-BASELINES = ("pixels", "random")
-PIXELS = 32  # the most that raw pixels of an image keep of each of its sides
+PIXELS_SIDE = 32  # of the image feature of "pixels": larger images are averaged down to it
+
+
+Size = int | tuple[int, int] | None  # of images in pixels, a side or (height, width); None leaves them as they are
 
 
 class Features(NamedTuple):
-    """What a backbone makes of n images: a vector each, and a vector for each patch of a gh × gw grid."""
+    """What a backbone makes of n images: a vector for each image, and one for each patch of a gh × gw grid."""
 
     image: Float[Tensor, "n d"]
     patches: Float[Tensor, "n gh gw e"]
@@ -37,19 +40,24 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A function from normalized images (n, channels, h, w) to `Features`, and what must be known to feed it.
+    """A function from normalized images (n, channels, h, w) to `Features`, and what one must know to feed it.
 
-    Any model takes part as `Backbone("mine", patch=16, encode=function)`; h and w will be multiples of `patch`.
+    Any model takes part as `Backbone("mine", patch=16, encode=function)`. The function is only called with images whose
+    h and w are multiples of `patch`.
+
+    >>> mean_color = Backbone("mine", patch=1, encode=lambda x: Features(x.mean((2, 3)), x.permute(0, 2, 3, 1)))
+    >>> mean_color(torch.zeros(2, 3, 4, 5)).patches.shape
+    torch.Size([2, 4, 5, 3])
     """
 
     name: str
     patch: int  # pixels
     encode: Callable[[Float[Tensor, "n c h w"]], Features]
     channels: int = 3  # 1: images are turned gray
-    mean: tuple[float, ...] = Crops.mean  # ImageNet's
+    mean: tuple[float, ...] = Crops.mean  # of each channel, by which images are normalized; ImageNet's
     std: tuple[float, ...] = Crops.std
     device: str | torch.device = "cpu"
-    network: ViT | ConvNet | None = None  # what encodes, where it is ours, up to the block that is asked
+    network: ViT | ConvNet | None = None  # the network inside `encode`, up to the block that is read, if it is ours
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Features:
         return self.encode(images)
@@ -63,19 +71,28 @@ def load_backbone(
     config: Model | None = None,
     device: str | torch.device | None = None,
 ) -> Backbone:
-    """The backbone of a run directory, a weights file, a timm model's name, or a baseline: "pixels", "random".
+    """The backbone of a run directory, a weights file, a timm model's name, or a baseline: "pixels" or "random".
 
     Weights files are all that `simdino.weights.load_weights` reads. "random" is an untrained network (seed 0), by
-    default ViT-S/14; "pixels" has the normalized pixels of each patch and, shrunk to at most 32 × 32, of each image.
-    Images may have any size whose sides are multiples of the patch: position embeddings are resized.
+    default of the shape of ViT-S/14. "pixels" gives the normalized pixels of each patch and, averaged down to at most
+    32 × 32, those of each image. Images may have any size whose sides are multiples of the patch, because position
+    embeddings are resized. The image feature is the class token or the mean of the patch tokens, as the model's `pool`
+    says.
 
-    block: whose output is read, after the final norm, as DINO's `get_intermediate_layers` does; an index, -1 the last.
-    branch: which network of a training file; a run without self-distillation has one. config: the network's
-    description, for files whose shapes do not tell it, for "random", and for "pixels", which take its patch.
-    device: None is cuda where there is one.
+    Args:
+        what: path or name.
+        block: index of the block whose output is read, after the final norm, as DINO's `get_intermediate_layers` does;
+            −1 is the last.
+        branch: which network of a training file is read. A run without self-distillation has only one.
+        config: the network's description. It is for files whose shapes do not tell it, for "random", and for "pixels",
+            which takes its patch.
+        device: None is cuda where there is one.
 
-    The image feature is the class token, or the mean of the patch tokens, as the model's `pool` says.
-    ValueError: nothing of that name, a damaged file, a block that is not there, a device that cannot be used.
+    Raises:
+        ValueError: nothing of that name, a damaged file, a block that is not there, or a device that cannot be used.
+
+    >>> load_backbone("pixels", device="cpu")(torch.zeros(1, 3, 28, 42)).patches.shape
+    torch.Size([1, 2, 3, 588])
     """
     path, device = Path(what), _usable(device)
     if what == "pixels":
@@ -110,9 +127,18 @@ def load_backbones(
     branch: Literal["teacher", "student"] = "teacher",
     device: str | torch.device | None = None,
 ) -> list[Backbone]:
-    """Several `load_backbone`, to be compared: "pixels" and "random" have the first other one's patch and shape.
+    """Several backbones to be compared; "pixels" and "random" get the patch and the shape of the first other one.
 
-    Each has a name of its own: what it was asked by, where two would have the same.
+    Where two would have the same name, they are named as they are in `what`.
+
+    Args:
+        what: paths and names as for `load_backbone`, as are block, branch and device.
+
+    Raises:
+        ValueError: as `load_backbone`.
+
+    >>> [backbone.patch for backbone in load_backbones(["pixels"], device="cpu")]
+    [14]
     """
     options = {"block": block, "branch": branch, "device": device}
     loaded = {w: load_backbone(w, **options) for w in what if w not in BASELINES}
@@ -130,16 +156,30 @@ def extract_features(
     backbone: Backbone,
     images: Array | Files,
     *,
-    size: int | tuple[int, int] | None = None,
+    size: Size = None,
     batch: int = 32,
     progress: bool = False,
 ) -> Features:
-    """Features of uint8 images (n, 1 or 3, h, w) on the backbone's device: image (n, d) and patches (n, gh, gw, e).
+    """Features of images and of their patches, computed batch by batch, on the backbone's device.
 
-    Files are decoded batch by batch. Images are divided by 255 and normalized by the backbone's mean and std, which are
-    ImageNet's if nothing else is said. size: a side or (height, width) in pixels; images are resized to cover it, then
-    its center is cut out. None leaves them as they are. ValueError: images of another type, sides that are no multiples
-    of the patch.
+    Images are divided by 255 and normalized by the backbone's mean and std. Image files are decoded batch by batch.
+
+    Args:
+        images: (n, 1 or 3, h, w) uint8.
+        size: side or (height, width) in pixels. Images are resized to cover it, and then their center is cut out. None
+            leaves them as they are.
+        batch: images that go through the backbone at a time.
+        progress: show a bar.
+
+    Returns:
+        image (n, d) and patches (n, gh, gw, e).
+
+    Raises:
+        ValueError: images of another type or shape, or sides that are no multiples of the patch.
+
+    >>> features = extract_features(load_backbone("pixels", device="cpu"), torch.zeros(2, 3, 28, 14, dtype=torch.uint8))
+    >>> features.image.shape, features.patches.shape
+    (torch.Size([2, 1176]), torch.Size([2, 2, 1, 588]))
     """
     image, patches = zip(*_batches(backbone, images, size, batch, progress), strict=True)
     return Features(torch.cat(image), torch.cat(patches))
@@ -150,18 +190,33 @@ def image_features(
     backbone: Backbone,
     images: Array | Files,
     *,
-    size: int | tuple[int, int] | None = None,
+    size: Size = None,
     batch: int = 32,
     progress: bool = False,
 ) -> Float[Tensor, "n d"]:
-    """`features(...).image` alone: patches, which take hundreds of times the memory, are dropped batch by batch."""
+    """The image features of `extract_features` alone, (n, d).
+
+    Patch features take hundreds of times their memory, and are dropped batch by batch. Arguments and errors are those
+    of `extract_features`.
+
+    >>> image_features(load_backbone("pixels", device="cpu"), torch.zeros(2, 3, 14, 14, dtype=torch.uint8)).shape
+    torch.Size([2, 588])
+    """
     return torch.cat([out.image for out in _batches(backbone, images, size, batch, progress)])
 
 
-def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode: str = "bicubic") -> Tensor:
-    """Images (n, c, h, w) resized, antialiased, to cover a size, side or (height, width), then its center.
+def resize_and_crop(
+    x: Float[Tensor, "n c h w"], size: Size, *, mode: str = "bicubic"
+) -> Float[Tensor, "n c new_h new_w"]:
+    """Images resized, with antialiasing, to cover a size, and then cut to it around their center.
 
-    Masks of the images go along with mode "nearest-exact". None returns x.
+    Args:
+        x: (n, c, h, w) values from 0 to 1; masks may have any values.
+        size: side or (height, width) in pixels; None returns x as it is.
+        mode: of the interpolation. "nearest-exact" is for masks, which are cut as their images are.
+
+    >>> resize_and_crop(torch.zeros(1, 3, 20, 60), (10, 10)).shape
+    torch.Size([1, 3, 10, 10])
     """
     if size is None or x.shape[2:] == (wanted := (size, size) if isinstance(size, int) else tuple(size)):
         return x
@@ -176,15 +231,28 @@ def fit(x: Float[Tensor, "n c h w"], size: int | tuple[int, int] | None, *, mode
     return x[:, :, top : top + wanted[0], left : left + wanted[1]]
 
 
-def prepared(
-    backbone: Backbone, images: Array, *, size: int | tuple[int, int] | None = None
-) -> Float[Tensor, "n c h w"]:
-    """What `extract_features` shows the backbone of uint8 images (n, 1 or 3, h, w): fitted to a size, normalized."""
+def preprocess(backbone: Backbone, images: Array, *, size: Size = None) -> Float[Tensor, "n channels h w"]:
+    """Images as `extract_features` shows them to the backbone: resized and cut to a size, then normalized.
+
+    A backbone of one channel sees gray images in luma; a backbone of three sees three equal channels of a gray image.
+
+    Args:
+        images: (n, 1 or 3, h, w) uint8.
+        size: side or (height, width) in pixels; None leaves the images as they are.
+
+    Raises:
+        ValueError: as `extract_features`.
+
+    >>> white = torch.full((1, 3, 14, 14), 255, dtype=torch.uint8)
+    >>> x = preprocess(load_backbone("pixels", device="cpu"), white)  # (1 − mean)/std of ImageNet's channels
+    >>> [round(value, 2) for value in x[0, :, 0, 0].tolist()]
+    [2.25, 2.43, 2.64]
+    """
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
         what = f"{images.dtype} {tuple(images.shape)}"
         raise ValueError(f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {what}")
-    x = fit(images.to(backbone.device).float() / 255, size)
+    x = resize_and_crop(images.to(backbone.device).float() / 255, size)
     h, w = x.shape[2:]
     if h % backbone.patch or w % backbone.patch:
         of = f"the {backbone.patch}-pixel patches of {backbone.name}"
@@ -195,15 +263,17 @@ def prepared(
     return (x - mean) / std  # a gray image becomes three equal channels, before it is normalized
 
 
-def _batches(backbone: Backbone, images: Array | Files, size, batch: int, progress: bool) -> Iterator[Features]:
+def _batches(backbone: Backbone, images: Array | Files, size: Size, batch: int, progress: bool) -> Iterator[Features]:
+    """Features of the images, a batch at a time."""
     images = images if isinstance(images, Files) else torch.as_tensor(images)
     shown = {"desc": f"features of {backbone.name}", "unit": "batch", "leave": False}
     starts = range(0, len(images), batch) if len(images) else [0]
     for start in tqdm(starts, **shown, disable=None if progress else True):
-        yield backbone(prepared(backbone, images[start : start + batch], size=size))
+        yield backbone(preprocess(backbone, images[start : start + batch], size=size))
 
 
 def _usable(device: str | torch.device | None) -> torch.device:
+    """The device, or cuda where there is one; ValueError if nothing can be put on it."""
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -213,13 +283,14 @@ def _usable(device: str | torch.device | None) -> torch.device:
 
 
 def _block(block: int, count: int, name: str) -> int:
+    """The index of a block from the first, of `count`."""
     if not -count <= block < count:
         raise ValueError(f"block must be between {-count} and {count - 1} for {name}, not {block}")
     return block % count
 
 
 def _ours(name: str, network: Network, block: int, device: torch.device) -> Backbone:
-    """A network of ours up to a block: what comes after is neither kept nor computed."""
+    """A network of ours up to a block; what comes after it is neither kept nor computed."""
     model, config = network.backbone, network.config
     last = _block(block, len(model.blocks), name)
     if isinstance(model, ConvNet) and last < 2 * config.depth:
@@ -240,10 +311,12 @@ def _ours(name: str, network: Network, block: int, device: torch.device) -> Back
 
 
 def _pixels(patch: int, device: torch.device) -> Backbone:
+    """The baseline whose features are the pixels themselves."""
+
     def encode(images: Tensor) -> Features:
         h, w = images.shape[2:]
         grid = images.unflatten(3, (w // patch, patch)).unflatten(2, (h // patch, patch))  # (n, c, gh, p, gw, p)
-        small = F.adaptive_avg_pool2d(images, (min(h, PIXELS), min(w, PIXELS)))
+        small = F.adaptive_avg_pool2d(images, (min(h, PIXELS_SIDE), min(w, PIXELS_SIDE)))
         return Features(small.flatten(1), grid.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
     return Backbone("pixels", patch, encode, device=device)

@@ -1,8 +1,8 @@
-"""Image classification from frozen features: a few images a class, and linear heads, by SGD and to the optimum.
+"""Image classification from frozen features: a few images of each class, and linear heads by SGD or L-BFGS.
 
-Each takes train `(m, d)`, test `(n, d)` and their labels, and works on the features' device. What is swept (learning
-rates, regularization) is chosen on a held-out part of the training set, never by the test set. The k-NN classifier is
-`measures.neighbors.knn_accuracy`.
+All take a training set (m, d) and a test set (n, d) with their labels, and work on the features' device. What is tried
+out (learning rates, regularization) is chosen on a held-out part of the training set, never on the test set. The k-NN
+classifier is `measures.neighbors.knn_accuracy`.
 """
 
 import math
@@ -21,19 +21,15 @@ from tqdm import tqdm
 
 from ..measures.inputs import Array
 from ..measures.neighbors import as_train_and_test
+from ..measures.uncertainty import Interval
+
+# Learning rates that `linear_probe` tries, for batches of 256.
+LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+# Strengths λ that `logistic_regression` tries, from 0.1 to 10⁻⁵, for features at the r.m.s. distance 1 from their mean.
+L2_STRENGTHS = tuple(10 ** (-i / 2) for i in range(2, 11))
 
 
-def accuracy_interval(accuracy: float | Tensor, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's confidence interval of an accuracy on n images: over images, with the probe as it is.
-
-    (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), in [0, 1]. ValueError: n < 1, no accuracy of n images.
-    Source: Wilson 1927; Brown, Cai & DasGupta 2001 on its coverage.
-    """
-    hits = round(float(accuracy) * n) if n >= 1 and 0 <= accuracy <= 1 else -1
-    if hits < 0 or abs(hits - float(accuracy) * n) > 1e-3:
-        raise ValueError(f"accuracy must be a share of n images, got {float(accuracy)} of {n}")
-    interval = binomtest(hits, n).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
+# --- A few images of each class
 
 
 @torch.no_grad()
@@ -47,16 +43,33 @@ def few_shot_accuracy(
     draws: int = 20,
     seed: int = 0,
 ) -> Float[Tensor, " draws"] | dict[int, Float[Tensor, " draws"]]:
-    """Accuracy with a few training images a class, one value a draw of them: the nearest class mean of unit rows.
+    """Accuracy of the nearest class mean when only a few training images of each class are known.
 
-    class = argmax over classes of cos(z, Σ of the class' drawn rows z/‖z‖). One shot is the nearest neighbor. Nothing
-    is tuned: a handful of images can hold none out.
+    class of z = argmax_c cos(z, Σ z′/‖z′‖ over the drawn training images z′ of class c)
 
-    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`. shots: one number, or several, which return {shots:
-    accuracies}; the draws of fewer images lie inside those of more. Range [0, 1], higher is better; report mean and sd.
-    ValueError: bad features or labels as in `knn_accuracy`, a class with fewer training samples than shots.
+    One shot is the nearest neighbor among one image of each class. Nothing is tuned, because a handful of images can
+    hold none out. The range is 0 to 1, and higher is better; report the mean and the standard deviation of the draws.
+
+    Args:
+        train: (m, d) features.
+        train_labels: (m,) class of each.
+        test: (n, d) features.
+        test_labels: (n,) class of each.
+        shots: images of each class, one number or several. The draws of fewer images are parts of those of more.
+        draws: how often the images are drawn anew, at random.
+        seed: of the draws.
+
+    Returns:
+        (draws,) accuracies, or {shots: accuracies} for several numbers of shots.
+
+    Raises:
+        ValueError: bad features or labels as in `knn_accuracy`, or a class with fewer training images than shots.
 
     Source: Snell et al. 2017 (arXiv 1703.05175); Wang et al. 2019 (SimpleShot, arXiv 1911.04623), L2N.
+
+    >>> train, labels = torch.eye(2).repeat_interleave(3, 0), torch.arange(6) // 3  # three of each class
+    >>> few_shot_accuracy(train, labels, torch.eye(2), torch.arange(2), shots=2, draws=3).tolist()
+    [1.0, 1.0, 1.0]
     """
     x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels, normalize=True)
     counts = y.bincount()
@@ -72,36 +85,20 @@ def few_shot_accuracy(
         first = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(wanted[-1], device=x.device)]  # (classes, k)
         for k in wanted:
             means = torch.nn.functional.normalize(x[first[:, :k]].mean(1), dim=1)  # (classes, d)
-            accuracies[k].append(hits_of(test, test_labels, means.T, means.new_zeros(len(means))).double().mean())
+            accuracies[k].append(_hits(test, test_labels, means.T, means.new_zeros(len(means))).double().mean())
     accuracies = {k: torch.stack(values) for k, values in accuracies.items()}
     return accuracies[wanted[0]] if isinstance(shots, Integral) else accuracies
 
 
-def shuffled_by_class(labels: Int[Tensor, " m"], generator: torch.Generator) -> Int[Tensor, " m"]:
-    """Indices of the samples, class by class, in random order within each."""
-    key = torch.rand(len(labels), generator=generator, dtype=torch.float64)
-    return (labels + key.to(labels.device)).argsort()
-
-
-def hits_of(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], weight: Tensor, bias: Tensor) -> Bool[Tensor, " n"]:
-    """Whether the largest logit is the label's, in chunks; not where one is not finite, as of a diverged head."""
-    hits = []
-    for some, label in zip(x.split(4096), y.split(4096), strict=True):
-        logits = some.to(weight) @ weight + bias  # (c, classes)
-        hits.append((logits.argmax(1) == label) & logits.isfinite().all(1))
-    return torch.cat(hits)
-
-
-LRS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)  # of 256 samples
-L2 = tuple(10 ** (-i / 2) for i in range(2, 11))  # of features at the r.m.s. distance 1 from their mean
+# --- Linear heads
 
 
 class Probe(NamedTuple):
-    """A trained probe's accuracy on the test set, and how it was chosen."""
+    """A trained linear head: its accuracy on the test set, and how its learning rate or regularization was chosen."""
 
     accuracy: Float[Tensor, ""]
-    chosen: float  # of the values swept, the best on the held-out part
-    held_out: dict[float, float]  # the accuracy there of each
+    chosen: float  # of the values tried, the best on the held-out part
+    held_out: dict[float, float]  # of each value tried, the accuracy on the held-out part
 
 
 def linear_probe(
@@ -110,7 +107,7 @@ def linear_probe(
     test: Array,
     test_labels: Array,
     *,
-    lrs: Sequence[float] = LRS,
+    lrs: Sequence[float] = LEARNING_RATES,
     epochs: int = 100,
     batch: int = 256,
     held_out: float = 0.2,
@@ -119,15 +116,38 @@ def linear_probe(
 ) -> Probe:
     """Accuracy of a linear classifier trained by SGD on frozen features: DINO's protocol, on stored features.
 
-    Softmax cross-entropy, momentum 0.9, no weight decay, learning rate lr·batch/256 · ½(1 + cos(π epoch/epochs)), from
-    zero weights. All rates are trained at once on the training set without a share `held_out` of each class, which
-    chooses one (the lower of equals); that one is trained anew on all of it. Range [0, 1], higher is better.
+    learning rate = lr · batch/256 · ½(1 + cos(π epoch/epochs))
 
-    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`. Features are taken as they are: rates are of their scale.
-    The official evaluation differs: new random crops each epoch, and the class tokens of a ViT-S's last four blocks.
-    ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, a rate that is not positive.
+    The loss is the softmax cross-entropy, without weight decay. SGD with momentum 0.9 starts from zero weights. All
+    rates are trained at once on the training set without a share `held_out` of each class. That share chooses one of
+    them (the lower of equals), with which the classifier is trained anew on the whole training set. The range is 0 to
+    1, and higher is better.
 
-    Source: Caron et al. 2021 (DINO), official eval_linear; Oquab et al. 2023 (DINOv2) sweeps rates in one pass.
+    Features are taken as they are, so that the right learning rate depends on their scale. The official evaluation
+    differs: it sees new random crops in each epoch, and the class tokens of a ViT-S's last four blocks.
+
+    Args:
+        train: (m, d) features.
+        train_labels: (m,) class of each.
+        test: (n, d) features.
+        test_labels: (n,) class of each.
+        lrs: learning rates that are tried, for batches of 256.
+        epochs: passes over the training set.
+        batch: samples in a step.
+        held_out: share of each class, between 0 and 1.
+        seed: of the held-out part and of the order of the samples.
+        progress: show a bar.
+
+    Raises:
+        ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, or a learning rate that is
+            not positive.
+
+    Source: Caron et al. 2021 (DINO), official eval_linear. Oquab et al. 2023 (DINOv2) try all rates in one pass, too.
+
+    >>> train, labels = torch.eye(2).repeat(10, 1), torch.arange(2).repeat(10)
+    >>> probe = linear_probe(train, labels, torch.eye(2), torch.arange(2), lrs=(0.1, 1.0), epochs=5)
+    >>> probe.accuracy.item(), probe.chosen  # both are right on the held-out part
+    (1.0, 0.1)
     """
     x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels)
     lrs = sorted(set(map(float, lrs)))
@@ -136,10 +156,10 @@ def linear_probe(
     held = _held_out(y, held_out, seed)
     options = {"epochs": epochs, "batch": batch, "seed": seed, "progress": progress}
     weight, bias = _sgd(x[~held], y[~held], int(y.max()) + 1, lrs, **options)
-    scores = [hits_of(x[held], y[held], w, b).double().mean().item() for w, b in zip(weight, bias, strict=True)]
+    scores = [_hits(x[held], y[held], w, b).double().mean().item() for w, b in zip(weight, bias, strict=True)]
     chosen = lrs[int(np.argmax(scores))]
     weight, bias = _sgd(x, y, int(y.max()) + 1, [chosen], **options)
-    accuracy = hits_of(test, test_labels, weight[0], bias[0]).double().mean()
+    accuracy = _hits(test, test_labels, weight[0], bias[0]).double().mean()
     return Probe(accuracy, chosen, dict(zip(lrs, scores, strict=True)))
 
 
@@ -149,23 +169,38 @@ def logistic_regression(
     test: Array,
     test_labels: Array,
     *,
-    l2: Sequence[float] = L2,
+    l2: Sequence[float] = L2_STRENGTHS,
     held_out: float = 0.2,
     seed: int = 0,
     progress: bool = False,
 ) -> Probe:
-    """Accuracy of multinomial logistic regression by L-BFGS: the linear probe without learning rate and schedule.
+    """Accuracy of multinomial logistic regression by L-BFGS: a linear probe without learning rate and schedule.
 
-    Minimizes mean cross-entropy + λ/2 E‖x − x̄‖² ‖W‖² (the bias is free) in float64, λ over `l2`, each from the
-    solution of the next stronger one. A share `held_out` of each class chooses λ (the stronger of equals); that one is
-    fitted anew on the whole training set. Range [0, 1], higher is better; shifted, rotated and scaled features have
-    the same.
+    min over W and b of the mean cross-entropy + λ/2 E‖x − x̄‖² ‖W‖²
 
-    train `(m, d)`, test `(n, d)`, labels `(m,)` and `(n,)`.
-    ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, a λ that is not positive.
+    The bias b is free. It is solved in float64 for each λ, from the solution of the next stronger one. A share
+    `held_out` of each class chooses λ (the stronger of equals), with which the classifier is fitted anew on the whole
+    training set. The range is 0 to 1, and higher is better. Invariant to shift, rotation and scale of the features.
 
-    Source: Oquab et al. 2023 (DINOv2), Radford et al. 2021 (CLIP): λ is swept on held-out data.
-    scikit-learn's C is 1/(λm) for features with E‖x − x̄‖² = 1.
+    Args:
+        train: (m, d) features.
+        train_labels: (m,) class of each.
+        test: (n, d) features.
+        test_labels: (n,) class of each.
+        l2: strengths λ that are tried. scikit-learn's C is 1/(λm), for features with E‖x − x̄‖² = 1.
+        held_out: share of each class, between 0 and 1.
+        seed: of the held-out part.
+        progress: show a bar.
+
+    Raises:
+        ValueError: bad features or labels as in `knn_accuracy`, no class with two samples, or a λ that is not positive.
+
+    Source: Oquab et al. 2023 (DINOv2) and Radford et al. 2021 (CLIP), who choose λ on held-out data.
+
+    >>> train, labels = torch.eye(2).repeat(10, 1), torch.arange(2).repeat(10)
+    >>> probe = logistic_regression(train, labels, torch.eye(2), torch.arange(2), l2=(0.01, 0.1))
+    >>> probe.accuracy.item(), probe.chosen  # both are right on the held-out part
+    (1.0, 0.1)
     """
     x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels)
     l2 = sorted(set(map(float, l2)), reverse=True)
@@ -174,15 +209,70 @@ def logistic_regression(
     held = _held_out(y, held_out, seed)
     classes = int(y.max()) + 1
     solutions = _lbfgs(x[~held], y[~held], classes, l2, progress=progress)
-    scores = [hits_of(x[held], y[held], *solution).double().mean().item() for solution in solutions]
+    scores = [_hits(x[held], y[held], *solution).double().mean().item() for solution in solutions]
     best = int(np.argmax(scores))
     (solution,) = _lbfgs(x, y, classes, [l2[best]], start=solutions[best])
-    accuracy = hits_of(test, test_labels, *solution).double().mean()
+    accuracy = _hits(test, test_labels, *solution).double().mean()
     return Probe(accuracy, l2[best], dict(zip(l2, scores, strict=True)))
 
 
+# --- The interval
+
+
+def accuracy_interval(accuracy: float | Tensor, n: int, *, level: float = 0.95) -> Interval:
+    """Wilson's confidence interval of an accuracy, over test images, for the classifier as it is.
+
+    (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n),  z the normal quantile
+
+    It lies in [0, 1], also where p is 0 or 1.
+
+    Args:
+        accuracy: p, the share of hits.
+        n: test images.
+        level: the probability of the interval.
+
+    Returns:
+        its low and high end.
+
+    Raises:
+        ValueError: n < 1, or an accuracy that n images cannot have.
+
+    Source: Wilson 1927; Brown, Cai & DasGupta 2001 on its coverage.
+
+    >>> [round(end, 3) for end in accuracy_interval(0.8, 50)]
+    [0.67, 0.888]
+    """
+    hits = round(float(accuracy) * n) if n >= 1 and 0 <= accuracy <= 1 else -1
+    if hits < 0 or abs(hits - float(accuracy) * n) > 1e-3:
+        raise ValueError(f"accuracy must be a share of n images, got {float(accuracy)} of {n}")
+    interval = binomtest(hits, n).proportion_ci(level, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
+
+
+# --- Shared by few shots and linear heads
+
+
+def shuffled_by_class(labels: Int[Tensor, " m"], generator: torch.Generator) -> Int[Tensor, " m"]:
+    """Indices of the samples, class by class, in random order within each class.
+
+    >>> shuffled_by_class(torch.tensor([1, 0, 1]), torch.Generator())[0].item()
+    1
+    """
+    key = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    return (labels + key.to(labels.device)).argsort()
+
+
+def _hits(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], weight: Tensor, bias: Tensor) -> Bool[Tensor, " n"]:
+    """Whether the largest logit is the label's, in chunks. No logit may be infinite or NaN, as of a diverged head."""
+    hits = []
+    for some, label in zip(x.split(4096), y.split(4096), strict=True):
+        logits = some.to(weight) @ weight + bias  # (c, classes)
+        hits.append((logits.argmax(1) == label) & logits.isfinite().all(1))
+    return torch.cat(hits)
+
+
 def _held_out(labels: Int[Tensor, " m"], share: float, seed: int) -> Bool[Tensor, " m"]:
-    """A random share of each class, one sample at least of a class that has two."""
+    """A random share of each class, at least one sample of every class that has two."""
     if not 0 < share < 1:
         raise ValueError(f"held_out must be a share between 0 and 1, got {share}")
     counts = labels.bincount()
@@ -194,6 +284,9 @@ def _held_out(labels: Int[Tensor, " m"], share: float, seed: int) -> Bool[Tensor
     held = torch.zeros_like(labels, dtype=torch.bool)
     held[order] = rank < take[labels[order]]
     return held
+
+
+# --- The optimizers
 
 
 @torch.no_grad()
@@ -208,7 +301,7 @@ def _sgd(
     seed: int,
     progress: bool,
 ) -> tuple[Float[Tensor, "l d k"], Float[Tensor, "l k"]]:
-    """Softmax regressions at all learning rates, as one matrix product a step; the gradient is written out."""
+    """Weights and biases of a softmax regression at each learning rate, all trained by one matrix product in a step."""
     x = torch.cat((x, x.new_ones(len(x), 1)), 1)  # the bias is the weight of a one
     weight = x.new_zeros(x.shape[1], len(lrs), classes)
     velocity, rate = torch.zeros_like(weight), x.new_tensor(lrs)[:, None] * batch / 256
@@ -227,8 +320,10 @@ def _sgd(
 
 @contextmanager
 def _one_thread(alone: bool) -> Iterator[None]:
-    """torch in one thread, if alone: between products of a millisecond its threads and SciPy's, which wait for work
-    at full speed, take the cores from each other, and everything is slower by a factor of 30 and more.
+    """Run torch in one thread, if `alone`.
+
+    Between products of a millisecond, torch's threads and SciPy's, which wait for work at full speed, take the cores
+    from each other, and everything is slower by a factor of 30 and more.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if alone else threads)
@@ -247,10 +342,10 @@ def _lbfgs(
     start: tuple[Tensor, Tensor] | None = None,
     progress: bool = False,
 ) -> list[tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]]:
-    """Weights and bias of `logistic_regression` for each λ, found from those of the one before, the first from `start`.
+    """Weights and bias of `logistic_regression` for each λ, each found from the one before, and the first from `start`.
 
-    Solved in the principal axes of the features, each scaled by 1/√(λ + variance/4), where the Hessian is near the
-    identity: a change of variables, not of the problem.
+    It is solved in the principal axes of the features, each scaled by 1/√(λ + variance/4), where the Hessian is near
+    the identity. This changes the variables, and not the problem.
     """
     m, d = x.shape
     x = x.double()

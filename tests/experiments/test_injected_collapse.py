@@ -114,3 +114,9 @@ def test_bad_input_is_named():
         collapsed_spectrum(0.5, 3, 3)
     with pytest.raises(ValueError, match=r"shares must lie in \(0, 1\)"):
         collapse_sweep(64, 8, classes=2, rank=2, shares=[1.0])
+
+
+@pytest.mark.parametrize("size", [0.0, -0.5, 1.5])
+def test_a_size_that_is_no_shrinking_is_refused(size):
+    with pytest.raises(ValueError, match=r"sizes must lie in \(0, 1\]"):
+        shrink_sweep(sphere(40, 4), torch.arange(40) % 2, sizes=[0.5, size])

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from analysis.probes.backbone import Backbone, Features, extract_features, fit, image_features, load_backbone
+from analysis.probes.backbone import (
+    Backbone,
+    Features,
+    extract_features,
+    image_features,
+    load_backbone,
+    resize_and_crop,
+)
 from simdino.augment import center_view, grayscale
 from simdino.config import Crops, Model
 from simdino.train import get_run
@@ -171,25 +178,25 @@ def test_any_function_of_images_is_a_backbone():
     mine = Backbone("mine", 1, encode, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     out = extract_features(mine, photos(), size=(4, 6))
     assert out.patches.shape == (3, 4, 6, 3)
-    torch.testing.assert_close(seen[0], fit(photos() / 255, (4, 6)))
+    torch.testing.assert_close(seen[0], resize_and_crop(photos() / 255, (4, 6)))
 
 
-def test_fit_resizes_a_square_as_the_view_of_training_does():
+def test_a_square_is_resized_as_the_view_of_training_does():
     images = photos(h=32, w=32)
     expected = center_view(images, 16, Crops()) * STD + MEAN
-    torch.testing.assert_close(fit(images / 255, 16), expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(fit(images / 255, (16, 16)), fit(images / 255, 16))
+    torch.testing.assert_close(resize_and_crop(images / 255, 16), expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(resize_and_crop(images / 255, (16, 16)), resize_and_crop(images / 255, 16))
 
 
-def test_fit_covers_the_size_and_keeps_the_center():
+def test_resizing_covers_the_size_and_keeps_the_center():
     x = torch.zeros(1, 1, 20, 60)
     x[..., 20:40] = 1  # the middle third
-    assert torch.equal(fit(x, (20, 20)), torch.ones(1, 1, 20, 20))
-    assert fit(x, (40, 60)).shape == (1, 1, 40, 60)
-    assert fit(x, None) is x
-    assert fit(x, (20, 60)) is x
+    assert torch.equal(resize_and_crop(x, (20, 20)), torch.ones(1, 1, 20, 20))
+    assert resize_and_crop(x, (40, 60)).shape == (1, 1, 40, 60)
+    assert resize_and_crop(x, None) is x
+    assert resize_and_crop(x, (20, 60)) is x
     labels = torch.arange(6.0).view(1, 1, 2, 3)
-    large = fit(labels, (4, 6), mode="nearest-exact")
+    large = resize_and_crop(labels, (4, 6), mode="nearest-exact")
     assert torch.equal(large, labels.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 

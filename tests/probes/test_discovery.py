@@ -9,15 +9,15 @@ from scipy.linalg import eigh
 from analysis.probes.discovery import (
     average_precision,
     average_precision_interval,
+    bounding_boxes,
     box_iou,
-    boxes,
-    localized,
+    connected_regions,
+    correctly_localized,
     mask_iou,
     maskcut,
     normalized_cut,
-    regions,
     tokencut,
-    upsample,
+    upsample_masks,
 )
 from tests.configurations import gaussian, rotation
 
@@ -153,19 +153,19 @@ def test_scale_rotation_and_type_do_not_matter():
 
 def test_regions_are_components_of_the_wanted_classes():
     mask = torch.tensor([[1, 0, 2, 2], [0, 1, 0, 2], [3, 3, 0, 1]])
-    found = regions(mask, classes=(1, 2, 9))
+    found = connected_regions(mask, classes=(1, 2, 9))
     assert found.int().sum((1, 2)).tolist() == [2, 1, 3]  # neighbors by a corner are one
     assert torch.equal(found.any(0), (mask == 1) | (mask == 2))
-    assert len(regions(mask, classes=(1, 2), min_area=2)) == 2
-    assert regions(mask, classes=()).shape == (0, 3, 4)
+    assert len(connected_regions(mask, classes=(1, 2), min_area=2)) == 2
+    assert connected_regions(mask, classes=()).shape == (0, 3, 4)
 
 
 def test_boxes_and_their_overlaps_by_hand():
     masks = torch.zeros(3, 5, 6, dtype=torch.bool)
     masks[0, 1:3, 2:5] = True
     masks[1, 0, 0] = masks[1, 4, 5] = True
-    assert boxes(masks).tolist() == [[2, 1, 5, 3], [0, 0, 6, 5], [0, 0, 0, 0]]
-    ious = box_iou(boxes(masks), torch.tensor([[2, 1, 5, 3], [3, 1, 6, 3], [0, 0, 1, 1]]))
+    assert bounding_boxes(masks).tolist() == [[2, 1, 5, 3], [0, 0, 6, 5], [0, 0, 0, 0]]
+    ious = box_iou(bounding_boxes(masks), torch.tensor([[2, 1, 5, 3], [3, 1, 6, 3], [0, 0, 1, 1]]))
     torch.testing.assert_close(ious[0], torch.tensor([1, 4 / 8, 0]).double())
     assert not ious[2].any()
     assert mask_iou(masks, masks)[0].tolist() == [1, 0, 0]
@@ -174,15 +174,15 @@ def test_boxes_and_their_overlaps_by_hand():
 
 def test_localized_from_a_half_on():
     truth = torch.tensor([[0, 0, 1, 1], [2, 1, 5, 3]])
-    assert localized(torch.tensor([3, 1, 6, 3]), truth)  # 4 of 8
-    assert not localized(torch.tensor([3, 1, 7, 3]), truth)  # 4 of 10
-    assert not localized(torch.tensor([0, 0, 0, 0]), truth)
+    assert correctly_localized(torch.tensor([3, 1, 6, 3]), truth)  # 4 of 8
+    assert not correctly_localized(torch.tensor([3, 1, 7, 3]), truth)  # 4 of 10
+    assert not correctly_localized(torch.tensor([0, 0, 0, 0]), truth)
 
 
 def test_upsampling_keeps_patches_whole():
     masks = torch.tensor([[[1, 0], [0, 1]]]).bool()
-    assert torch.equal(upsample(masks, (4, 6)), masks.repeat_interleave(2, 1).repeat_interleave(3, 2))
-    assert upsample(masks[:0], (4, 6)).shape == (0, 4, 6)
+    assert torch.equal(upsample_masks(masks, (4, 6)), masks.repeat_interleave(2, 1).repeat_interleave(3, 2))
+    assert upsample_masks(masks[:0], (4, 6)).shape == (0, 4, 6)
 
 
 # --- Average precision
@@ -270,4 +270,4 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match="weights must be symmetric, positive"):
             normalized_cut(weights)
     with pytest.raises(ValueError, match="mask must be integers"):
-        regions(labels.float(), classes=(1,))
+        connected_regions(labels.float(), classes=(1,))

@@ -1,14 +1,11 @@
 """Maps: components and similarities that are known, and the attention that a network computes."""
 
 import matplotlib
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 
-from analysis.plots.image_grids import plot_maps
 from analysis.probes.backbone import load_backbone
-from analysis.probes.maps import class_attention, foreground, patch_similarity, pca_rgb
+from analysis.probes.maps import class_attention, patch_similarity, pca_foreground, pca_rgb
 from simdino.config import Model
 from tests.configurations import gaussian, rotation
 
@@ -67,11 +64,11 @@ def test_foreground_is_what_lies_inside():
     labels[:, 2:6, 3:7] = 1
     for features in (torch.eye(2), -torch.eye(2), torch.eye(2).flip(0)):
         patches = features[labels] + 0.01 * gaussian(2, 8, 9, 2).float()
-        assert torch.equal(foreground(patches), labels == 1)
+        assert torch.equal(pca_foreground(patches), labels == 1)
         rgb = pca_rgb(patches, threshold=0.5)
         assert not rgb[labels == 0].any()
         assert rgb[labels == 1].amax(0)[0] == 1  # stretched within the foreground
-    assert not foreground(torch.ones(1, 3, 3, 2), threshold=0.5).any()
+    assert not pca_foreground(torch.ones(1, 3, 3, 2), threshold=0.5).any()
     assert not pca_rgb(torch.ones(1, 3, 3, 2), threshold=0.5).any()
 
 
@@ -102,7 +99,7 @@ def test_bad_input_is_named():
     patches = gaussian(2, 3, 4, 5)
     nan = patches.clone()
     nan[0, 0, 0, 0] = torch.nan
-    for f in (pca_rgb, foreground, lambda z: patch_similarity(z, (0, 0))):
+    for f in (pca_rgb, pca_foreground, lambda z: patch_similarity(z, (0, 0))):
         for value, message in [(nan, "patches contains NaN"), (patches[0], "patches must have shape")]:
             with pytest.raises(ValueError, match=message):
                 f(value)
@@ -113,17 +110,3 @@ def test_bad_input_is_named():
         patch_similarity(0 * patches, (0, 0))
     with pytest.raises(ValueError, match="pixels is no vision transformer of ours"):
         class_attention(load_backbone("pixels", device="cpu"), torch.zeros(1, 3, 28, 28))
-
-
-def test_maps_are_drawn_in_rows_of_images():
-    fig, ax = plt.subplots()
-    columns = {"image": np.zeros((3, 8, 16, 3), np.uint8), "map": np.random.default_rng(0).random((3, 2, 4))}
-    assert plot_maps(columns, ax) is ax
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["image", "map"]
-    assert len(ax.images) == 6
-    extents = np.array([picture.get_extent() for picture in ax.images])
-    np.testing.assert_allclose(extents[:, 1] - extents[:, 0], 1)
-    np.testing.assert_allclose(extents[:, 3] - extents[:, 2], 0.5)  # as wide as the images, at any resolution
-    assert extents[:, 0].max() < ax.get_xlim()[1]
-    assert extents[:, 2].min() >= ax.get_ylim()[0]
-    plt.close(fig)

@@ -209,6 +209,9 @@ def test_what_is_wrong_with_an_npz_is_named(tmp_path):
         np.savez(path, **{name: value for name, value in (good | change).items() if value is not None})
         with pytest.raises(ValueError, match=message):
             load_masks(path)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"array.npy is no .npz of images: "):
+        load_masks(tmp_path / "array.npy")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"set.npz is no .npz of images with masks"):
+    with pytest.raises(ValueError, match=r"set.npz is no .npz of images: "):
         load_masks(path)

@@ -74,7 +74,9 @@ def test_labels_where_there_is_none_do_not_matter(name):
     a, b = (SEGMENTERS[name](x, masks, classes=K, ignore=9, **options) for x in (patches, other))
     test, true = noisy(seed=3)
     if name == "linear":  # standardized by other statistics: the same optimum, approached by another way
-        agreement = (segmentation.predict(a, test, (5, 7)) == segmentation.predict(b, test, (5, 7))).double().mean()
+        agreement = (
+            (segmentation.predict_masks(a, test, (5, 7)) == segmentation.predict_masks(b, test, (5, 7))).double().mean()
+        )
         assert agreement > 0.95
     else:
         torch.testing.assert_close(a(test), b(test))
@@ -112,10 +114,10 @@ def test_blocks_change_nothing(name, monkeypatch):
     (patches, masks), (test, true) = noisy(), noisy(seed=3)
     segmenter = SEGMENTERS[name](patches, masks, classes=K, **({"chunk": 11} if name == "knn" else {}))
     whole = segmentation_confusion(segmenter, test, larger(true), classes=K)
-    monkeypatch.setattr(segmentation, "ELEMENTS", 1)
+    monkeypatch.setattr(segmentation, "SCORE_ELEMENTS", 1)
     parts = segmentation_confusion(segmenter, test, larger(true), classes=K)
     assert torch.equal(whole.matrix, parts.matrix)
-    assert torch.equal(whole.images, parts.images)
+    assert torch.equal(whole.by_image, parts.by_image)
 
 
 def test_knn_equals_a_loop_over_patches():
@@ -247,8 +249,8 @@ def test_streaming_is_the_same_as_at_once():
     for rows in torch.arange(7).split(3):
         parts.update(predicted[rows], true[rows].to(torch.uint8).numpy())
     assert torch.equal(whole.matrix, parts.matrix)
-    assert torch.equal(whole.images, parts.images)
-    assert torch.equal(whole.images[:, 0].sum(0), whole.matrix.diagonal())
+    assert torch.equal(whole.by_image, parts.by_image)
+    assert torch.equal(whole.by_image[:, 0].sum(0), whole.matrix.diagonal())
 
 
 def test_ignore_may_be_any_integer():
@@ -277,6 +279,7 @@ def test_images_without_labels_do_not_narrow_the_interval():
     before = confusion.miou_interval()
     confusion.update(predicted, torch.full_like(true, 9))
     assert confusion.miou_interval() == before
+    assert confusion.labeled_images == 6
 
 
 # --- Errors

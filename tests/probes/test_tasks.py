@@ -15,9 +15,9 @@ import torch
 
 from analysis.commands import probe_command
 from analysis.probes import tasks
-from analysis.probes.backbone import Backbone, Features, load_backbones
+from analysis.probes.backbone import Backbone, Features, load_backbone, load_backbones
 from analysis.probes.results import Result, results_table
-from analysis.probes.tasks import data_kind, existing, probe_backbones
+from analysis.probes.tasks import data_kind, existing_paths, probe_backbones
 from simdino.config import Model
 from simdino.vit import Network
 from simdino.weights import save_weights
@@ -65,20 +65,25 @@ def masked(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def rectangles(masked):
-    """The same as a folder, of which all classes but 0 are objects."""
-    folder = masked.parent / "folder"
-    with np.load(masked) as arrays:
-        for kind, key in (("images", ""), ("masks", "mask_")):
-            (folder / kind).mkdir(parents=True)
-            data, offsets = arrays[f"{key}data"], arrays[f"{key}offsets"]
-            for i in range(20):
-                array = np.array(Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())))
-                Image.fromarray(array if kind == "images" else np.where(array == 2, 0, array)).save(
-                    folder / kind / f"{i:02}.png"
-                )
-    return folder
+def write(root, picture, i, *, mask=None):
+    """An image of the colors of the classes in a picture (h, w), and its mask, in a folder."""
+    for kind, array in (("images", COLORS[picture]), ("masks", picture if mask is None else mask)):
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(root / kind / f"{i:03d}.png")
+
+
+def squares(root, n=10):
+    """A folder of images of 48 × 56 pixels with a rectangle of class 1 or 2, on whole patches of 4 pixels."""
+    for i in range(n):
+        mask = np.zeros((48, 56), np.uint8)
+        mask[8:28, 4 * (1 + i % 6) : 4 * (1 + i % 6) + 24] = 1 + i % 2
+        write(root, mask, i)
+    return root
+
+
+@pytest.fixture
+def pixels():
+    return load_backbone("pixels", config=Model(stem="patch", patch=4, dim=8, heads=1), device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -158,10 +163,56 @@ def test_rectangles_are_segmented(masked):
         probe_backbones([color()], [masked], tasks=["segment", "discover"])
 
 
-def test_rectangles_are_discovered(rectangles):
-    results = probe_backbones([color()], [rectangles], tasks=["discover"])
-    assert values(results) == dict.fromkeys(["CorLoc, TokenCut", "mask AP, MaskCut", "mask AP50, MaskCut"], 1.0)
-    assert set(results["n"]) == {20}  # all images
+def test_pixels_without_labels_are_ignored(tmp_path, pixels):
+    for path in (squares(tmp_path) / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        mask[:, :4] = 255
+        Image.fromarray(mask).save(path)
+    rows = probe_backbones([pixels], [tmp_path], tasks=["segment"], ignore=255).set_index("measure")
+    for kind in ("linear", "k-NN", "prototypes"):
+        row = rows.loc[f"mIoU, {kind}"]
+        assert 0.85 < row["value"] <= 1  # corners are rounded
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["n"] == 2  # every fifth
+        assert rows.loc[f"IoU of 1, {kind}", "value"] > 0.8
+        assert f"IoU of 255, {kind}" not in rows.index
+
+
+def test_objects_are_discovered(tmp_path, pixels):
+    """Of 10 images all are used, since nothing is trained."""
+    corloc, ap, ap50 = probe_backbones([pixels], [squares(tmp_path)], tasks=["discover"]).itertuples()
+    assert (corloc.measure, corloc.value, corloc.n) == ("CorLoc, TokenCut", 1, 10)
+    assert corloc.note == "the box around the whole image: 0.000"
+    assert (ap.measure, ap.value, ap.n, ap.note) == ("mask AP, MaskCut", 1, 10, "10 regions are true objects")
+    assert (ap50.measure, ap50.value) == ("mask AP50, MaskCut", 1)
+
+
+def test_what_is_found_in_images_without_an_object_counts_against_precision(tmp_path, pixels):
+    squares(tmp_path)
+    for i in range(5):  # what is seen there is not called an object
+        picture = np.array(Image.open(tmp_path / f"masks/{i:03d}.png"))
+        write(tmp_path, picture, i, mask=np.zeros_like(picture))
+    corloc, ap, _ = probe_backbones([pixels], [tmp_path], tasks=["discover"]).itertuples()
+    assert (corloc.value, corloc.n) == (1, 5)
+    assert ap.n == 10
+    assert ap.value < 1
+
+
+def test_small_regions_are_no_objects(tmp_path, pixels):
+    squares(tmp_path)
+    for i in range(10, 12):
+        mask = np.zeros((48, 56), np.uint8)
+        mask[4:7, 4:7] = 1  # 9 pixels, and 10.5 are needed
+        write(tmp_path, mask, i)
+    assert next(probe_backbones([pixels], [tmp_path], tasks=["discover"]).itertuples()).n == 10
+
+
+def test_discovery_needs_objects(tmp_path, pixels):
+    squares(tmp_path, n=5)
+    for i in range(1, 5):
+        write(tmp_path, np.zeros((48, 56), np.uint8), i)
+    with pytest.raises(ValueError, match="discover needs two images with objects of at least 10"):
+        probe_backbones([pixels], [tmp_path], tasks=["discover"])
 
 
 def test_squares_are_followed(videos):
@@ -170,6 +221,7 @@ def test_squares_are_followed(videos):
     assert min(found.values()) > 0.85  # but for the corners, which bilinear interpolation rounds off
     assert found["J&F mean"] == pytest.approx((found["J mean"] + found["F mean"]) / 2)
     assert set(results["n"]) == {2}
+    assert (results["low"] == results["value"]).all()  # the two are alike
     assert set(probe_backbones([color()], [videos], sequences=1)["n"]) == {1}
     two = probe_backbones([color(), color()], [videos])  # seeds of one name
     assert len(two) == 6
@@ -193,6 +245,9 @@ def test_several_sets_and_backbones_in_one_table(labeled, videos):
     assert lines[0].split() == ["a", "b"]
     assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == ["colors", "squares"]
     assert len(lines) == 2 + 2 + 3
+    alone = probe_backbones([color()], [videos, labeled], tasks=["knn"])  # nothing is asked of the videos
+    assert set(alone["data"]) == {"colors"}
+    assert set(alone["task"]) == {"knn"}
 
 
 def test_table_says_what_is_uncertain_and_what_is_not_there():
@@ -243,14 +298,16 @@ def test_folders_and_named_sets_are_read(tmp_path, labeled):
 
 
 def test_paths_that_exist_start_at_the_project(tmp_path):
-    assert existing(["README.md", "nothing", tmp_path]) == [ROOT / "README.md", tmp_path]
+    assert existing_paths(["README.md", "nothing", tmp_path]) == [ROOT / "README.md", tmp_path]
 
 
 def test_mistakes_are_named(labeled, tmp_path):
     (tmp_path / "no.npz").write_bytes(b"no")
+    np.save(tmp_path / "array.npy", np.zeros(3))
     for options, message in [
         ({"data": ["nothing"]}, "there are no data nothing"),
-        ({"data": [tmp_path / "no.npz"]}, r"no\.npz is not an \.npz of images"),
+        ({"data": [tmp_path / "no.npz"]}, r"no\.npz is no \.npz of images"),
+        ({"data": [tmp_path / "array.npy"]}, r"array\.npy is no \.npz of images"),
         ({"tasks": ["kn"]}, "unknown task 'kn'; did you mean 'knn'"),
         ({"tasks": ["video"]}, "video needs video, which none of the data have: .*colors"),
         ({"data": [], "tasks": ["knn"]}, "knn needs labels, which none of the data have"),

@@ -11,7 +11,7 @@ from scipy.ndimage import binary_dilation
 from analysis.probes import video
 from analysis.probes.backbone import extract_features, load_backbone
 from analysis.probes.masks import load_videos
-from analysis.probes.video import boundary_f, davis_scores, propagate, region_similarity, transfer_iou
+from analysis.probes.video import boundary_f, davis_scores, propagate_masks, region_similarity, transfer_iou
 from tests.configurations import gaussian
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -32,7 +32,7 @@ def moving(t: int = 12, side: int = 4, h: int = 16, w: int = 24, step: int = 1):
 
 def test_perfect_features_carry_masks_exactly():
     patches, masks = moving()
-    predicted = propagate(patches, masks[0])
+    predicted = propagate_masks(patches, masks[0])
     assert torch.equal(predicted, masks)
     scores = davis_scores(predicted, masks)
     assert scores.j.shape == (2, 10)
@@ -42,7 +42,7 @@ def test_perfect_features_carry_masks_exactly():
 def test_of_features_that_stand_still_the_mask_does():
     """A square of side a that has moved by s is met by (a − s)/(a + s)."""
     patches, masks = moving(t=4, side=6)
-    predicted = propagate(patches[:1].expand_as(patches), masks[0])
+    predicted = propagate_masks(patches[:1].expand_as(patches), masks[0])
     assert torch.equal(predicted, masks[:1].expand_as(masks))
     j = davis_scores(predicted, masks).j  # frames 1 and 2
     torch.testing.assert_close(j, torch.tensor([[5 / 7, 4 / 8]] * 2, dtype=torch.float64))
@@ -51,8 +51,8 @@ def test_of_features_that_stand_still_the_mask_does():
 def test_what_moves_further_than_the_radius_is_lost():
     """Only the background is in reach of where the object has gone, and where it was has nothing like it any more."""
     patches, masks = moving(t=3, side=2, w=40, step=8)
-    assert torch.equal(propagate(patches, masks[0], radius=9)[1], masks[1])
-    assert not propagate(patches, masks[0], radius=6)[1].any()
+    assert torch.equal(propagate_masks(patches, masks[0], radius=9)[1], masks[1])
+    assert not propagate_masks(patches, masks[0], radius=6)[1].any()
 
 
 def test_the_context_is_as_long_as_it_says():
@@ -61,10 +61,10 @@ def test_the_context_is_as_long_as_it_says():
     masks[masks == 2] = 0
     masks[1:8] = 0
     patches = torch.eye(2)[masks]
-    assert torch.equal(propagate(patches, masks[0], context=2)[8], masks[8])
+    assert torch.equal(propagate_masks(patches, masks[0], context=2)[8], masks[8])
     patches[8], masks[8] = patches[8].roll(9, 1), masks[8].roll(9, 1)
-    assert torch.equal(propagate(patches, masks[0], context=2, radius=9)[8], masks[8])
-    assert not propagate(patches, masks[0], context=2, radius=5)[8].any()
+    assert torch.equal(propagate_masks(patches, masks[0], context=2, radius=9)[8], masks[8])
+    assert not propagate_masks(patches, masks[0], context=2, radius=5)[8].any()
 
 
 @pytest.mark.parametrize("elements", [2**24, 1])
@@ -91,25 +91,25 @@ def test_equals_the_protocol_step_by_step(elements, monkeypatch):
                 out[y, x] = sum(a * label for a, label in best) / sum(a for a, _ in best)
         labels.append(out)
         masks.append(((out - out.min((0, 1))) / np.ptp(out, (0, 1))).argmax(-1))
-    predicted = propagate(torch.from_numpy(z), mask, context=context, radius=radius)
+    predicted = propagate_masks(torch.from_numpy(z), mask, context=context, radius=radius)
     assert (predicted.numpy() == np.stack(masks)).all()
 
 
 def test_masks_have_the_size_of_the_given_one():
     patches, masks = moving(t=4)
     large = masks.repeat_interleave(7, 1).repeat_interleave(7, 2)
-    predicted = propagate(patches.numpy(), large[0].to(torch.uint8).numpy())
+    predicted = propagate_masks(patches.numpy(), large[0].to(torch.uint8).numpy())
     assert predicted.shape == large.shape
     assert davis_scores(predicted, large).summary["J mean"] > 0.9  # corners are rounded
-    assert torch.equal(propagate(patches.half(), large[0]), propagate(patches.double(), large[0]))
+    assert torch.equal(propagate_masks(patches.half(), large[0]), propagate_masks(patches.double(), large[0]))
 
 
 def test_an_object_without_a_patch_is_lost_and_one_that_is_everywhere_stays():
     patches, _ = moving(t=3)
     mask = torch.zeros(16 * 7, 24 * 7, dtype=torch.int64)
     mask[0, 0] = 1  # no patch has its center there
-    assert not propagate(patches, mask)[1:].any()
-    assert (propagate(patches, torch.ones_like(mask)) == 1).all()
+    assert not propagate_masks(patches, mask)[1:].any()
+    assert (propagate_masks(patches, torch.ones_like(mask)) == 1).all()
 
 
 def test_collapsed_features_vote_alike_everywhere():
@@ -120,7 +120,7 @@ def test_collapsed_features_vote_alike_everywhere():
     labels = torch.eye(3)[masks[0].flatten()]
     votes = video._votes(one[1].flatten(0, 1), one[0].flatten(0, 1), labels, near, 5, 0.1)
     torch.testing.assert_close(votes, labels.mean(0).expand_as(votes))
-    assert (propagate(one, masks[0], radius=24)[1:] == 0).all()
+    assert (propagate_masks(one, masks[0], radius=24)[1:] == 0).all()
 
 
 def test_transfer_of_a_mask_to_another_frame():
@@ -203,7 +203,7 @@ def test_objects_may_have_any_numbers():
     """Binary masks are often stored as 0 and 255: that is one object, and not 254 that nobody sees."""
     patches, masks = moving()
     numbers = torch.tensor([0, 255, 7])
-    predicted = propagate(patches, numbers[masks[0]].to(torch.uint8))
+    predicted = propagate_masks(patches, numbers[masks[0]].to(torch.uint8))
     assert torch.equal(predicted.long(), numbers[masks])
     assert torch.equal(davis_scores(predicted, numbers[masks]).j, torch.ones(2, 10, dtype=torch.float64))
     lost = davis_scores(0 * predicted, numbers[masks])
@@ -231,7 +231,7 @@ def test_bad_input_is_named():
         ({"radius": -1}, "radius must not be negative"),
     ]:
         with pytest.raises(ValueError, match=message):
-            propagate(**({"patches": patches, "mask": masks[0]} | change))
+            propagate_masks(**({"patches": patches, "mask": masks[0]} | change))
     for predicted, truth, message in [
         (masks[:, 1:], masks, "differ in size"),
         (masks[1:], masks, "predicted must have shape"),

@@ -283,6 +283,13 @@ def test_npz_that_is_none_is_named(tmp_path, content):
         load("npz", root=tmp_path / "a.npz")
 
 
+def test_an_array_under_the_name_of_an_npz_is_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz of images"):
+        load("npz", root=tmp_path / "a.npz")
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the real image sets (../shared/data) are not here")
 def test_npz_reads_the_real_flowers():
     d = load("npz", root=SHARED / "flowers5_128" / "flowers5_128.npz", size=16)

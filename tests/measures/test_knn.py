@@ -1,4 +1,4 @@
-"""k-NN and few shots: recorded official accuracies, naive twins, invariances, intervals, the sentences of errors."""
+"""The k-NN classifier: recorded official accuracies, a naive twin, tiles, invariances, the sentences of errors."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from analysis.measures import neighbors
 from analysis.measures.collapse import mean_collapse
 from analysis.measures.neighbors import knn_accuracy, knn_accuracy_with_misses
-from analysis.probes import image
-from analysis.probes.image import accuracy_interval, few_shot_accuracy
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle.json"
 
@@ -217,85 +214,3 @@ def test_what_cannot_be_looked_up_is_a_miss():
     )
     assert knn_accuracy_with_misses(train, train_labels, test, test_labels + 5) == 0
     assert knn_accuracy_with_misses(0 * train, train_labels, test, test_labels) == 0
-
-
-# --- Few shots
-
-
-def test_one_shot_is_the_nearest_of_one_image_a_class():
-    train, train_labels, test, test_labels = blobs()
-    one = few_shot_accuracy(train[:5], train_labels[:5], test, test_labels, shots=1, draws=3)
-    expected = knn_accuracy(train[:5], train_labels[:5], test, test_labels, k=1)
-    assert one.tolist() == [expected.item()] * 3
-
-
-def test_all_shots_are_the_class_means():
-    train, train_labels, test, test_labels = blobs()
-    value = few_shot_accuracy(train, train_labels, test, test_labels, shots=24, draws=2)
-    unit = train / train.norm(dim=1, keepdim=True)
-    means = torch.stack([unit[train_labels == k].mean(0) for k in range(5)])
-    cosines = torch.nn.functional.cosine_similarity(test[:, None], means[None], dim=2)
-    assert value.tolist() == [(cosines.argmax(1) == test_labels).double().mean().item()] * 2
-
-
-def test_draws_are_of_the_asked_number_differ_and_help():
-    data = blobs(m=400, n=200)
-    values = few_shot_accuracy(*data, shots=(1, 5, 40), draws=16)
-    assert [v.shape for v in values.values()] == [(16,)] * 3
-    assert values[1].std() > 0
-    assert values[1].mean() + 0.05 < values[5].mean() < values[40].mean()
-    assert torch.equal(few_shot_accuracy(*data, shots=5, draws=16), values[5])
-    assert not torch.equal(few_shot_accuracy(*data, shots=5, draws=16, seed=1), values[5])
-
-
-def test_drawn_images_are_of_their_class_and_without_repetition():
-    labels = torch.tensor([2, 0, 1, 1, 0, 2, 2])
-    generator = torch.Generator().manual_seed(0)
-    orders = torch.stack([image.shuffled_by_class(labels, generator) for _ in range(200)])
-    assert (labels[orders] == labels.sort().values).all()
-    assert (orders.sort(1).values == torch.arange(7)).all()
-    assert {tuple(o[:2].tolist()) for o in orders} == {(1, 4), (4, 1)}
-
-
-def test_few_shots_of_collapsed_features_score_chance():
-    labels = torch.arange(60) % 3
-    value = few_shot_accuracy(torch.ones(60, 4), labels, torch.ones(30, 4), labels[:30], shots=2, draws=2)
-    assert value.tolist() == pytest.approx([1 / 3] * 2)
-
-
-def test_too_few_images_for_the_shots_are_named():
-    train, train_labels, test, test_labels = blobs(m=23)
-    with pytest.raises(ValueError, match="5 shots are more than the 4 training samples of a class"):
-        few_shot_accuracy(train, train_labels, test, test_labels, shots=(1, 5))
-    for options in ({"shots": 0}, {"shots": ()}, {"draws": 0}):
-        with pytest.raises(ValueError, match="shots and draws must be positive"):
-            few_shot_accuracy(train, train_labels, test, test_labels, **options)
-    with pytest.raises(ValueError, match="train has a zero row"):
-        few_shot_accuracy(0 * train, train_labels, test, test_labels)
-
-
-# --- Intervals
-
-
-@pytest.mark.parametrize(("n", "p"), [(20, 0.5), (100, 0.95), (120, 0.77), (1000, 0.1)])
-def test_intervals_cover_as_often_as_they_say(n, p):
-    """Exact: the probability, over all outcomes of n images, that the interval holds p; discrete, so near the level."""
-    coverage = sum(
-        binom.pmf(h, n, p) for h in range(n + 1) if np.prod(np.subtract(accuracy_interval(h / n, n), p)) <= 0
-    )
-    assert coverage == pytest.approx(0.95, abs=0.025)
-
-
-def test_interval_is_wilsons():
-    z, p, n = 1.959963984540054, 0.8, 50
-    center, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    expected = [(center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)]
-    assert accuracy_interval(torch.tensor(p, dtype=torch.float64), n) == pytest.approx(expected)
-    assert accuracy_interval(0.0, n)[0] == 0
-    assert accuracy_interval(1.0, n)[1] == 1
-
-
-@pytest.mark.parametrize(("accuracy", "n"), [(0.5, 0), (1.1, 10), (-0.1, 10), (float("nan"), 10), (0.55, 10)])
-def test_what_is_no_share_of_images_is_refused(accuracy, n):
-    with pytest.raises(ValueError, match="accuracy must be a share of n images"):
-        accuracy_interval(accuracy, n)

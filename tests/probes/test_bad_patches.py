@@ -31,15 +31,15 @@ FEATURES = {
     "prototype_segmenter": partial(scores, segmentation.prototype_segmenter),
     "linear_segmenter": partial(scores, partial(segmentation.linear_segmenter, steps=5)),
     "segmentation_confusion": evaluated,
-    "propagate": lambda z: video.propagate(z, MASKS[0]),
+    "propagate_masks": lambda z: video.propagate_masks(z, MASKS[0]),
     "transfer_iou": lambda z: video.transfer_iou(z[:2] if len(z) > 2 else z, MASKS[:2]),
     "tokencut": lambda z: discovery.tokencut(z[0]),
     "maskcut": lambda z: discovery.maskcut(z[0]).masks,
     "patch_similarity": lambda z: maps.patch_similarity(z, (0, 0)),
     "pca_rgb": maps.pca_rgb,
-    "foreground": maps.foreground,
+    "pca_foreground": maps.pca_foreground,
 }
-COSINES = FEATURES.keys() - {"linear_segmenter", "pca_rgb", "foreground"}
+COSINES = FEATURES.keys() - {"linear_segmenter", "pca_rgb", "pca_foreground"}
 
 
 def broken(value: float, last: int = 1):
@@ -98,7 +98,7 @@ def test_degenerate_patches_have_a_value(name):
         assert FEATURES[name](z).double().isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["tokencut", "maskcut", "patch_similarity", "pca_rgb", "foreground"])
+@pytest.mark.parametrize("name", ["tokencut", "maskcut", "patch_similarity", "pca_rgb", "pca_foreground"])
 def test_one_patch_has_a_value(name):
     assert FEATURES[name](Z[:1, :1, :1]).double().isfinite().all()
 
