@@ -17,6 +17,8 @@ import pytest
 from simdino.recipes import recipe
 from simdino.runs import Run, read_metadata
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = "optim.batch_size=8,model.dim=24,model.hidden=16,record.snapshots=1"
 SHORT = [f"{name}@optim.steps=200,{TINY}" for name in ("simdino", "dino")]  # 4 steps in smoke

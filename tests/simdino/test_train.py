@@ -33,6 +33,7 @@ TINY = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, config in RECIPES.items() if config.data.name == "photos"])
 def test_every_method_takes_20_real_steps(name, tmp_path):
     config = recipe(name, "smoke")

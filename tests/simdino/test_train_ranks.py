@@ -21,6 +21,8 @@ from simdino.runs import Run, read_tensors
 from simdino.train import get_run
 from tests.simdino.test_train import tiny
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 
 
