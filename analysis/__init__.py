@@ -25,6 +25,13 @@ if __name__ == "analysis":  # imported by its short name: from here on that is s
     sys.modules[__name__] = simdino.analysis
 
 from .experiments.injected_collapse import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep
+from .measures.alignment_uniformity import (
+    alignment,
+    hyperspherical_energy,
+    uniformity,
+    uniformity_gap,
+    uniformity_optimum,
+)
 from .measures.classes import (
     cdnv,
     class_effective_rank,
@@ -40,18 +47,13 @@ from .measures.classes import (
     simplex_distance,
 )
 from .measures.collapse import (
-    alignment,
     center_drift,
     feature_std,
-    hyperspherical_energy,
     lidar,
     mean_collapse,
     patch_ranks,
     prototype_entropy,
     prototype_usage,
-    uniformity,
-    uniformity_gap,
-    uniformity_optimum,
 )
 from .measures.covariance import covariance_energy, redundancy, variance_hinge
 from .measures.frames import (

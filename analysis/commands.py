@@ -177,7 +177,7 @@ def gallery_command(arguments: list[str]) -> None:
 
 def conventions_command(arguments: list[str]) -> None:
     """Write docs/conventions.md: one embedding under the definitions that papers and other packages use."""
-    from .conventions import PAGE, conventions_page
+    from .peer_definitions import PAGE, conventions_page
 
     _parser("conventions", conventions_command).parse_args(arguments)
     write_text(PAGE, conventions_page())

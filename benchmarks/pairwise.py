@@ -12,7 +12,7 @@ from moments import cost  # sets one thread before torch is imported
 
 import torch  # isort: skip
 
-from analysis.measures.collapse import hyperspherical_energy, uniformity
+from analysis.measures.alignment_uniformity import hyperspherical_energy, uniformity
 from analysis.measures.frames import coherence, frame_potential
 
 MEASURES = {

@@ -10,6 +10,7 @@ import torch
 import analysis
 from analysis.experiments import injected_collapse
 from analysis.measures import (
+    alignment_uniformity,
     classes,
     collapse,
     covariance,
@@ -19,7 +20,7 @@ from analysis.measures import (
     mutual_information,
     neighbors,
     normality,
-    pairs,
+    pair_tiles,
     rates,
     similarity,
     spectra,
@@ -44,17 +45,17 @@ FEATURES = {
         "Moments.of": lambda z: moments.Moments.of(z).second_moment,
         "Moments.update": lambda z: moments.Moments(D).update(z).covariance,
         "feature_std": collapse.feature_std,
-        "hyperspherical_energy": collapse.hyperspherical_energy,
+        "hyperspherical_energy": alignment_uniformity.hyperspherical_energy,
         "mean_collapse": collapse.mean_collapse,
         "self_clustering": frames.self_clustering,
-        "uniformity": collapse.uniformity,
-        "uniformity_gap": collapse.uniformity_gap,
+        "uniformity": alignment_uniformity.uniformity,
+        "uniformity_gap": alignment_uniformity.uniformity_gap,
         "coherence": frames.coherence,
         "frame_bounds": lambda z: torch.stack(frames.frame_bounds(z)),
         "frame_potential": frames.frame_potential,
         "frame_potential 4": partial(frames.frame_potential, order=4),
         "frame_potential_excess": frames.frame_potential_excess,
-        "gram_cosines": pairs.gram_cosines,
+        "gram_cosines": pair_tiles.gram_cosines,
         "orthonormal_distance": lambda z: frames.orthonormal_distance(z[:D]),
         "simplex_distance": classes.simplex_distance,
         "tight_frame_distance": frames.tight_frame_distance,
@@ -99,7 +100,7 @@ FEATURES = {
         "report": lambda z: torch.tensor([row.value for row in features.report(z, blocks=2).rows]),
     },
     "x": {
-        "alignment": lambda x: collapse.alignment(x, OTHER),
+        "alignment": lambda x: alignment_uniformity.alignment(x, OTHER),
         "redundancy": covariance.redundancy,
         "variance_hinge": covariance.variance_hinge,
         "covariance_energy": covariance.covariance_energy,
@@ -115,7 +116,7 @@ FEATURES = {
         "procrustes_distance": lambda x: similarity.procrustes_distance(x, OTHER),
     },
     "y": {
-        "alignment": lambda y: collapse.alignment(OTHER, y),
+        "alignment": lambda y: alignment_uniformity.alignment(OTHER, y),
         "debiased_cka": lambda y: similarity.debiased_cka(OTHER, y),
         "svcca": lambda y: similarity.svcca(OTHER, y),
         "rsa": lambda y: similarity.rsa(OTHER, y),
@@ -149,7 +150,7 @@ FEATURES = {
     "outside": {"nc5": lambda z: classes.nc5(gaussian(N, D), LABELS, outside=z)},
     "targets": {"nrc3": lambda z: classes.nrc3(gaussian(z.shape[-1] or 1, D), targets=z)},
     "views": {
-        "alignment": lambda z: collapse.alignment(stacked(z, 2)),
+        "alignment": lambda z: alignment_uniformity.alignment(stacked(z, 2)),
         "lidar": lambda z: collapse.lidar(stacked(z, 2)),
         "infonce_bound": lambda z: mutual_information.infonce_bound(stacked(z, 2), temp=0.5),
         "dime": lambda z: mutual_information.dime(stacked(z, 2)),
@@ -335,7 +336,7 @@ def test_rows_that_do_not_correspond_are_named(name):
 
 def test_one_view_is_none():
     for f in (
-        collapse.alignment,
+        alignment_uniformity.alignment,
         collapse.lidar,
         mutual_information.dime,
         partial(mutual_information.infonce_bound, temp=1),

@@ -15,7 +15,8 @@ from torch import Tensor
 from simdino.config import PUBLISHED_EPS
 
 from .. import theory
-from ..measures.collapse import feature_std, mean_collapse, uniformity, uniformity_optimum
+from ..measures.alignment_uniformity import uniformity, uniformity_optimum
+from ..measures.collapse import feature_std, mean_collapse
 from ..measures.inputs import Array, as_features, as_labels, require_unit_rows, unit_rows
 from ..measures.neighbors import KNN_TEMP, knn_accuracy
 from ..measures.rates import coding_rate_of_spectrum

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .inputs import Array, as_features, as_labels, centered, unit_rows
 from .moments import Moments, gram
-from .pairs import squared_distances
+from .pair_tiles import squared_distances
 from .spectra import effective_rank
 
 RTOL = 1e-6  # class means span no direction whose singular value is below this share of the largest

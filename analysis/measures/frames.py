@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import theory
 from .inputs import Array, as_features
 from .moments import Moments, gram
-from .pairs import _pair_tiles, inner_products, pair_mean, unit_features
+from .pair_tiles import _pair_tiles, inner_products, pair_mean, unit_features
 from .spectra import eigenvalues
 
 

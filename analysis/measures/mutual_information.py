@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .inputs import Array, paired_views, require_unit_rows
-from .pairs import PAIR_TILE, inner_products, squared_distances
+from .pair_tiles import PAIR_TILE, inner_products, squared_distances
 from .spectra import renyi_entropy
 
 KERNEL_ROUNDING = 1e-8  # of a kernel's eigenvalues, as a share of the largest

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .inputs import Array, as_features, as_labels, centered
-from .pairs import squared_distances
+from .pair_tiles import squared_distances
 
 NEIGHBORS, KNN_TEMP = 20, 0.07  # of a k-NN classifier, unless it is asked for others; the temperature is DINO's
 BANK_TILE = 65536  # training rows that are compared with the queries at a time

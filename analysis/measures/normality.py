@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .inputs import Array, as_features, centered
-from .pairs import pair_mean, squared_distances
+from .pair_tiles import pair_mean, squared_distances
 
 # Trapezoidal rule for the weight exp(−t²/2), t ≤ 7.2: exact to 1e-10 for projections less than 14 apart.
 NODES, STEP = 24, 0.3

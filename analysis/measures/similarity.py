@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .inputs import Array, as_features, centered, unit_rows
-from .pairs import gram_cosines
+from .pair_tiles import gram_cosines
 
 FEATURE_ROUNDING = torch.finfo(torch.float32).eps  # features are float32 at best, whatever they are computed in
 

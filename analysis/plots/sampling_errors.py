@@ -81,7 +81,7 @@ def plot_conventions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Values of one embedding under several definitions, on a logarithmic axis, each with its user and its definition.
 
     Args:
-        table: rows of one family of `conventions_table`.
+        table: rows of one family of `compare_definitions`.
     """
     ax = ax or plt.gca()
     values = table["value"].to_numpy()

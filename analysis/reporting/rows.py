@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import theory
+from ..measures.alignment_uniformity import alignment, uniformity, uniformity_optimum
 from ..measures.classes import class_effective_rank, nc1
-from ..measures.collapse import alignment, lidar, mean_collapse, patch_ranks, uniformity, uniformity_optimum
+from ..measures.collapse import lidar, mean_collapse, patch_ranks
 from ..measures.inputs import Array
 from ..measures.intrinsic_dimension import twonn
 from ..measures.moments import Moments

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from simdino.config import PUBLISHED_EPS
 from simdino.runs import Run
 
-from ..measures.collapse import alignment, lidar, uniformity
+from ..measures.alignment_uniformity import alignment, uniformity
+from ..measures.collapse import lidar
 from ..measures.inputs import unit_rows
 from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.rates import rate_optimality

@@ -12,7 +12,8 @@ from simdino.losses import coding_rate, sinkhorn_knopp
 from simdino.runs import Run
 
 from .. import theory
-from ..measures.collapse import alignment, feature_std, mean_collapse, prototype_entropy, uniformity
+from ..measures.alignment_uniformity import alignment, uniformity
+from ..measures.collapse import feature_std, mean_collapse, prototype_entropy
 from ..measures.inputs import unit_rows
 from ..measures.neighbors import knn_accuracy_with_misses
 from ..measures.spectra import effective_rank, eigenvalues, participation_ratio
@@ -99,7 +100,7 @@ def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset"
 def training_log(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
     """The logged numbers of several runs in one table, labeled by recipe, seed and step.
 
-    What a method does not log is NaN. alignment is SimDINO's ½E‖z₁ − z₂‖², half of `measures.collapse.alignment`.
+    What a method does not log is NaN. alignment is SimDINO's ½E‖z₁ − z₂‖², half of the measure `alignment`.
 
     Raises:
         ValueError: as in `diagnose_all`.

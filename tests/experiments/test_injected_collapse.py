@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from analysis import theory
-from analysis.experiments.injected_collapse import collapse_sweep, collapsed, collapsed_spectrum, shrink_sweep
+from analysis.experiments.injected_collapse import (
+    collapse_response,
+    collapse_sweep,
+    collapsed,
+    collapsed_spectrum,
+    shrink_sweep,
+)
 from analysis.measures.collapse import mean_collapse
 from analysis.measures.rates import coding_rate_of_spectrum
 from analysis.measures.spectra import effective_rank, eigenvalues, participation_ratio, rankme
@@ -120,3 +126,13 @@ def test_bad_input_is_named():
 def test_a_size_that_is_no_shrinking_is_refused(size):
     with pytest.raises(ValueError, match=r"sizes must lie in \(0, 1\]"):
         shrink_sweep(sphere(40, 4), torch.arange(40) % 2, sizes=[0.5, size])
+
+
+def test_response_of_isotropic_classes_is_that_of_the_injected_collapse():
+    z, labels, share = sphere(2000, 16), torch.arange(2000) % 3, 0.9
+    table = collapse_response(z, labels, share=share, rank=3)
+    assert table.loc["effective rank, centered", "to a point"] == pytest.approx(1, abs=0.08)  # d - 1 of d directions
+    assert table.loc["1 − mean share", "to a point"] == pytest.approx(1 - share, abs=0.01)
+    assert table.loc["1 − mean share", "to a subspace"] == pytest.approx(1, abs=0.05)
+    assert table.loc["spread within classes", "to class means"] == pytest.approx(1 - share, abs=0.01)
+    assert table.loc["coding rate"].between(0, 0.9).all()

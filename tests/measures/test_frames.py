@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis import theory
-from analysis.measures import pairs
+from analysis.measures import pair_tiles
 from analysis.measures.classes import simplex_distance
 from analysis.measures.frames import (
     coherence,
@@ -16,13 +16,14 @@ from analysis.measures.frames import (
     frame_potential_excess,
     orthonormal_distance,
     orthoplex_bound,
+    self_clustering,
     sphere_potential,
     tight_frame_distance,
     tightness,
     welch_bound,
 )
 from analysis.measures.moments import Moments
-from analysis.measures.pairs import gram_cosines
+from analysis.measures.pair_tiles import gram_cosines
 from tests.configurations import (
     D,
     gaussian,
@@ -63,7 +64,7 @@ def test_coherence_of_orthonormal_and_antipodal_rows_and_over_tiles(monkeypatch)
     z = sphere(50, 5)
     naive = max(abs(z[i] @ z[j]).item() for i in range(50) for j in range(i))
     for tile in (7, 49, 2048):
-        monkeypatch.setattr(pairs, "PAIR_TILE", tile)
+        monkeypatch.setattr(pair_tiles, "PAIR_TILE", tile)
         assert coherence(z).item() == pytest.approx(naive, abs=1e-14)
 
 
@@ -91,7 +92,7 @@ def test_potential_equals_a_loop_whatever_the_tiles(order, monkeypatch):
     z = sphere(30, 5)
     naive = sum((z[i] @ z[j]).item() ** order for i in range(30) for j in range(30) if i != j) / (30 * 29)
     for tile in (1, 7, 29, 2048):
-        monkeypatch.setattr(pairs, "PAIR_TILE", tile)
+        monkeypatch.setattr(pair_tiles, "PAIR_TILE", tile)
         assert frame_potential(z, order=order).item() == pytest.approx(naive, abs=1e-14)
 
 
@@ -151,7 +152,7 @@ def test_odd_orders_are_refused(order):
 
 
 def test_potential_gradient_through_recomputed_tiles(monkeypatch):
-    monkeypatch.setattr(pairs, "PAIR_TILE", 4)
+    monkeypatch.setattr(pair_tiles, "PAIR_TILE", 4)
     z = sphere(9, 3).requires_grad_()
     for order in (2, 4):
         assert torch.autograd.gradcheck(lambda z, p=order: frame_potential(z, order=p, normalize=True), (z,))
@@ -218,22 +219,6 @@ def test_orthonormal_distance():
         orthonormal_distance(gaussian(7, 6))
 
 
-def test_simplex_distance_of_known_sets():
-    assert simplex_distance(simplex(6)).item() == pytest.approx(0, abs=1e-7)
-    assert simplex_distance(7 * mercedes()).item() == pytest.approx(0, abs=1e-7)
-    assert simplex_distance(torch.ones(5, 3)).item() == pytest.approx(math.sqrt(2))
-    assert simplex_distance(torch.zeros(5, 3)).item() == pytest.approx(math.sqrt(2))
-    # orthonormal: ⟨I, E⟩ = n − 1, so that the squared distance is 2 − 2√((n − 1)/n)
-    assert simplex_distance(torch.eye(4)).item() == pytest.approx(math.sqrt(2 - 2 * math.sqrt(3 / 4)))
-
-
-@pytest.mark.parametrize(("n", "d"), [(5, 8), (12, 3)])
-def test_simplex_distance_equals_the_explicit_matrices(n, d):
-    z = gaussian(n, d)
-    g, e = z @ z.T, torch.eye(n, dtype=D) - 1 / n
-    assert simplex_distance(z).item() == pytest.approx((g / g.norm() - e / e.norm()).norm().item())
-
-
 def test_features_moments_and_spectrum_agree():
     z = gaussian(30, 4)
     assert tightness(Moments.of(z)).item() == pytest.approx(tightness(z).item())
@@ -290,3 +275,19 @@ def test_pairs_need_two_rows_on_the_sphere(name):
         ON_PAIRS[name](2 * sphere(10, 4))
     with pytest.raises(ValueError, match="at least 2 rows"):
         ON_PAIRS[name](sphere(1, 4))
+
+
+def test_self_clustering_of_known_sets():
+    assert self_clustering(torch.ones(5, 4) / 2).item() == pytest.approx(1)
+    assert self_clustering(torch.eye(6, dtype=D)).item() == pytest.approx(-1 / 5)
+    assert self_clustering(torch.cat((torch.eye(3), torch.eye(3)))).item() == pytest.approx(-1 / 5)  # any tight frame
+    values = torch.stack([self_clustering(sphere(50, 8, seed=s)) for s in range(50)])
+    assert values.mean().item() == pytest.approx(0, abs=4 * values.std().item() / math.sqrt(50))
+
+
+def test_self_clustering_is_the_papers_formula():
+    z, n, d = sphere(20, 5), 20, 5
+    expected = (d * (z @ z.T).square().sum() - n * (d + n - 1)) / ((d - 1) * (n - 1) * n)
+    assert self_clustering(z).item() == pytest.approx(expected.item())
+    with pytest.raises(ValueError, match="d ≥ 2"):
+        self_clustering(torch.ones(4, 1))

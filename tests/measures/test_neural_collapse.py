@@ -7,9 +7,26 @@ from functools import partial
 import pytest
 import torch
 
-from analysis.measures.classes import cdnv, class_effective_rank, class_overlap, nc1, nc2, nc3, nc4, nc5
+from analysis.measures.classes import (
+    cdnv,
+    class_effective_rank,
+    class_overlap,
+    nc1,
+    nc2,
+    nc3,
+    nc4,
+    nc5,
+    simplex_distance,
+)
 from analysis.measures.moments import Moments
-from tests.configurations import D, gaussian, rotation, simplex, sphere
+from tests.configurations import (
+    D,
+    gaussian,
+    mercedes,
+    rotation,
+    simplex,
+    sphere,
+)
 
 
 def classes(means: torch.Tensor, sigma: float, *, copies: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -288,3 +305,19 @@ def test_nc1_is_the_share_of_variances_in_the_directions_between():
     lam = torch.linalg.eigvalsh(centered @ centered.mT / 10)[1:]  # Σ_B has rank K − 1
     expected = (0.01 / lam).sum().item() / 10
     assert nc1(means[labels] + 0.1 * gaussian(6000, 100, seed=2), labels).item() == pytest.approx(expected, rel=0.05)
+
+
+def test_simplex_distance_of_known_sets():
+    assert simplex_distance(simplex(6)).item() == pytest.approx(0, abs=1e-7)
+    assert simplex_distance(7 * mercedes()).item() == pytest.approx(0, abs=1e-7)
+    assert simplex_distance(torch.ones(5, 3)).item() == pytest.approx(math.sqrt(2))
+    assert simplex_distance(torch.zeros(5, 3)).item() == pytest.approx(math.sqrt(2))
+    # orthonormal: ⟨I, E⟩ = n − 1, so that the squared distance is 2 − 2√((n − 1)/n)
+    assert simplex_distance(torch.eye(4)).item() == pytest.approx(math.sqrt(2 - 2 * math.sqrt(3 / 4)))
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 8), (12, 3)])
+def test_simplex_distance_equals_the_explicit_matrices(n, d):
+    z = gaussian(n, d)
+    g, e = z @ z.T, torch.eye(n, dtype=D) - 1 / n
+    assert simplex_distance(z).item() == pytest.approx((g / g.norm() - e / e.norm()).norm().item())

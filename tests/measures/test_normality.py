@@ -180,7 +180,7 @@ def naive_bhep(y: torch.Tensor, beta: float) -> float:
 
 
 def test_bhep_equals_explicit_pairs_and_henze_and_zirklers_smoothing(monkeypatch):
-    monkeypatch.setattr("analysis.measures.pairs.PAIR_TILE", 7)
+    monkeypatch.setattr("analysis.measures.pair_tiles.PAIR_TILE", 7)
     z, n, d = gaussian(40, 3) @ gaussian(3, 3, seed=1) + 2, 40, 3
     lam, v = torch.linalg.eigh(torch.cov(z.T, correction=0))
     y = (z - z.mean(0)) @ v @ torch.diag(lam**-0.5)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import analysis
-from analysis.measures.collapse import feature_std, lidar, mean_collapse, uniformity
+from analysis.measures.alignment_uniformity import uniformity
+from analysis.measures.collapse import feature_std, lidar, mean_collapse
 from analysis.measures.intrinsic_dimension import twonn
 from analysis.measures.moments import Moments
 from analysis.measures.spectra import effective_rank, participation_ratio, rankme

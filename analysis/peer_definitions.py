@@ -11,7 +11,7 @@ import pandas as pd
 
 from simdino.losses import coding_rate
 
-from .measures.collapse import uniformity
+from .measures.alignment_uniformity import uniformity
 from .measures.inputs import Array, as_features
 from .measures.intrinsic_dimension import gride, levina_bickel, twonn
 from .measures.spectra import effective_rank, participation_ratio, renyi_entropy, stable_rank
@@ -99,7 +99,7 @@ CONVENTIONS = {
     ],
 }
 TEXT = """\
-<!-- written by `simdino conventions`; edit analysis/conventions.py instead -->
+<!-- written by `simdino conventions`; edit analysis/peer_definitions.py instead -->
 # Conventions
 
 The name of a measure does not say what was computed. One embedding, the {n} × {d} raw pixels of scikit-learn's digits,
@@ -131,7 +131,7 @@ Here nothing is centered, normalized or shifted unless the call says so, and `pr
 """
 
 
-def conventions_table(z: Array) -> pd.DataFrame:
+def compare_definitions(z: Array) -> pd.DataFrame:
     """One set of features under every definition of `CONVENTIONS`.
 
     Args:
@@ -142,7 +142,7 @@ def conventions_table(z: Array) -> pd.DataFrame:
         and value.
 
     >>> import numpy as np
-    >>> table = conventions_table(np.random.default_rng(0).normal(size=(40, 3)))
+    >>> table = compare_definitions(np.random.default_rng(0).normal(size=(40, 3)))
     >>> table["family"].unique().tolist()[:3]
     ['effective rank', 'participation ratio', 'stable rank']
     """
@@ -166,6 +166,6 @@ def conventions_page() -> str:
 
     z = load_digits().data
     lines = ["| measure | definition | who | here | value |", "|---|---|---|---|---|"]
-    for row in conventions_table(z).itertuples(index=False):
+    for row in compare_definitions(z).itertuples(index=False):
         lines.append(f"| {row.family} | {row.definition} | {row.who} | `{row.call}` | {row.value:.4g} |")
     return TEXT.format(n=len(z), d=z.shape[1], table="\n".join(lines))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from analysis.conventions import PAGE, conventions_page, conventions_table
 from analysis.measures.spectra import PRESETS
+from analysis.peer_definitions import PAGE, compare_definitions, conventions_page
 from tests.configurations import gaussian
 
 Z = gaussian(40, 7, seed=3).numpy() / np.arange(1, 8) + 0.5
@@ -85,14 +85,14 @@ NAIVE = [
 
 
 def test_every_row_is_the_formula_it_names():
-    table = conventions_table(Z)
+    table = compare_definitions(Z)
     assert table["value"].tolist() == pytest.approx(NAIVE, rel=1e-6)
     assert table["value"].nunique() == len(NAIVE)
 
 
 @pytest.mark.parametrize("measure", ["effective_rank", "participation_ratio", "stable_rank"])
 def test_every_preset_of_a_listed_measure_is_in_the_table(measure):
-    calls = " ".join(conventions_table(Z)["call"])
+    calls = " ".join(compare_definitions(Z)["call"])
     assert [name for name in PRESETS[measure] if f"{measure}(z, preset='{name}')" not in calls] == []
 
 
