@@ -672,41 +672,6 @@ def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
     return gamma * alpha**2 / (1 + alpha)
 
 
-class ReportedRun(NamedTuple):
-    """A run of the official code that somebody reported: its collapse number, and how it ended."""
-
-    collapse_number: float
-    collapsed: bool
-
-
-def reported_runs() -> dict[str, ReportedRun]:
-    """B6: the collapse numbers of runs of the official code that users reported, and whether these runs collapsed.
-
-    All have d = 256, the eps 0.05 of the official code, which is ε²/ranks as the covariance is not gathered, and the γ
-    of its heuristic.
-
-    Returns:
-        a run per label, which is ranks × images per rank (issue of the official tracker, or version of the code).
-
-    >>> [label for label, run in reported_runs().items() if run.collapsed]
-    ['16 × 64, collapsed (#29)', '32 × 78, collapsed (#20)']
-    """
-    reported = {
-        "1 × 24 (#12)": (1, 24, False),
-        "2 × 256 (#48)": (2, 256, False),
-        "8 × 64 (README)": (8, 64, False),
-        "8 × 128 (v2)": (8, 128, False),
-        "16 × 64, collapsed (#29)": (16, 64, True),
-        "32 × 78, collapsed (#20)": (32, 78, True),
-    }
-    return {
-        label: ReportedRun(
-            collapse_number(256, math.sqrt(0.05 * ranks), gamma_rules(ranks * n, 256, 1.0)["official"]), collapsed
-        )
-        for label, (ranks, n, collapsed) in reported.items()
-    }
-
-
 def collapse_spread(rate: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
     """B6: the variance s of unit features around their mean, read off a rate that is close to `rate_collapsed`.
 

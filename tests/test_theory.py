@@ -385,8 +385,6 @@ def test_B6_collapse_number_of_the_official_recipes(rows, ranks, expected):
     gamma = (256 + rows * ranks) / (256 * rows * ranks)
     measured = theory.collapse_number(256, math.sqrt(ranks * 0.05), gamma)
     assert measured == pytest.approx(expected, abs=0.05 if rows * ranks == 512 else 0.005)
-    (reported,) = (chi for label, (chi, _) in theory.reported_runs().items() if label.startswith(f"{ranks} × {rows}"))
-    assert reported == pytest.approx(measured, rel=1e-12)
 
 
 def test_B6_spread_next_to_collapse_is_read_off_the_rate():

@@ -1,7 +1,8 @@
 """What a log of the official code says: where its expansion term lies, and what would explain it.
 
 `read_log` reads the logs of SimDINO and SimDINOv2, `explain` sets them beside the closed forms, `reported` does so with
-the losses that users asked about on the official tracker. `eps` and γ are the official code's here, translated within.
+the losses that users asked about on the official tracker. `official_eps` is the setting of the official code, which is
+already a square; `eps` is the paper's ε, as everywhere else.
 """
 
 import math
@@ -43,7 +44,7 @@ PUBLISHED = (
 
 
 class Reported(NamedTuple):
-    """A run of the official code with d = 256, eps = 0.05 and covariances that are not gathered."""
+    """A run of the official code with d = 256, its eps of 0.05 and covariances that are not gathered."""
 
     where: str
     ranks: int
@@ -65,6 +66,14 @@ REPORTED = (
     Reported("#29", 16, 64, math.nan, "collapsed"),
     Reported("#20", 32, 78, 0.0109, "collapsed, then NaN"),
 )
+PHASE_DIAGRAM_LABELS = {  # where a run was reported -> ranks × images of those that a phase diagram of collapse shows
+    "#12, end": "1 × 24 (#12)",
+    "#48": "2 × 256 (#48)",
+    "README, v1": "8 × 64 (README)",
+    "README, v2 (#50)": "8 × 128 (v2)",
+    "#29": "16 × 64, collapsed (#29)",
+    "#20": "32 × 78, collapsed (#20)",
+}
 
 
 def read_log(path: str | Path) -> pd.DataFrame:
@@ -92,25 +101,36 @@ def read_log(path: str | Path) -> pd.DataFrame:
 
 
 def published_log(path: str | Path | None = None) -> pd.DataFrame:
-    """The authors' log of ViT-B/16 by epochs: the file if it is there (`files.located`), else `PUBLISHED`."""
+    """The authors' log of ViT-B/16 by epochs: the file if it is there, else the epochs of `PUBLISHED`.
+
+    Args:
+        path: of the file, as `files.located` finds it.
+    """
     found = located(path)
     return read_log(found) if found else pd.DataFrame(PUBLISHED, columns=list(COLUMN_NAMES))
 
 
 def explain(
-    log: pd.DataFrame, *, d: int = 256, images: int = 64, ranks: int = 8, eps: float = 0.05, gathered: bool = False
+    log: pd.DataFrame,
+    *,
+    d: int = 256,
+    images: int = 64,
+    ranks: int = 8,
+    official_eps: float = 0.05,
+    gathered: bool = False,
 ) -> pd.DataFrame:
     """Set a log beside the bounds of its expansion term γR, and beside what would explain it.
 
-    For `expa_type` 1, the rate of (s + t)/2, s and t being student and teacher of *one* view, whose cosine c the log
-    does not say (its own is of *different* views). Columns besides the log's, γ included:
+    For `expa_type` 1 the rate is that of (s + t)/2, where s and t are the student's and the teacher's features of one
+    view. The log does not give their cosine c; the cosine in the log is between different views. Columns besides
+    the log's, where the levels of the expansion include γ:
 
     - collapsed, isotropic, ceiling: at c = 1; isotropic_at_cosine, ceiling_at_cosine: if c were the logged cosine
     - of_isotropic, of_ceiling: the expansion over those at c = 1, the smallest that these shares can be
     - cosine_needed: the smallest c with which the expansion is possible (`theory.mean_cosine_bound`)
-    - cosine_isotropic: the c with which isotropic features would have it, at most 1
+    - cosine_isotropic: the c with which isotropic features would have this expansion, at most 1
     - dimension: k, if features are isotropic in k dimensions (`flat_dimension`) and c = 1; for smaller c, k is larger
-    - power_law_rank: the effective rank of λⱼ ∝ j⁻ᵃ that would have it, at c = 1
+    - power_law_rank: the effective rank of the spectrum λⱼ ∝ j⁻ᵃ that would have this expansion, at c = 1
 
     A row whose expansion is NaN stays so.
 
@@ -119,13 +139,13 @@ def explain(
         d: dimension of the features; the defaults are those of the published run.
         images: of one view on one rank.
         ranks: processes that trained.
-        eps: the official code's, the square of the paper's ε.
+        official_eps: the official code's eps, already a square (`simdino.losses.official_scaling`).
         gathered: whether covariances were summed over ranks.
 
     Raises:
         ValueError: sizes that are not positive.
     """
-    n, eps, gamma = _setting(d, images, ranks, eps, gathered)
+    n, eps, gamma = _setting(d, images, ranks, official_eps, gathered)
     levels = pd.DataFrame([_levels(n, d, theory.eps_of_mean(eps, c), gamma) for c in log["cosine"]], index=log.index)
     low, isotropic, ceiling = _levels(n, d, eps, gamma).values()
     rates = log["expansion"] / gamma
@@ -148,6 +168,12 @@ def reported(runs: tuple[Reported, ...] = REPORTED) -> pd.DataFrame:
     """Runs that users reported, each with the bounds of its expansion term, its collapse number, and `spread`.
 
     spread = (expansion − collapsed)/(isotropic − collapsed): 0 is total collapse, 1 independent random directions.
+
+    Args:
+        runs: with the settings that `Reported` fixes; by default those that the project has recorded.
+
+    Returns:
+        a row for each run: the fields of `Reported`, collapsed, isotropic, ceiling, spread and collapse_number.
     """
     rows = []
     for run in runs:
@@ -159,21 +185,87 @@ def reported(runs: tuple[Reported, ...] = REPORTED) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+class ReportedCollapse(NamedTuple):
+    """The collapse number of a run that somebody reported, and how the run ended."""
+
+    collapse_number: float
+    collapsed: bool
+
+
+def reported_collapses() -> dict[str, ReportedCollapse]:
+    """Collapse numbers of reported runs that differ in their ranks and images, and whether these runs collapsed.
+
+    Returns:
+        a run per label of `PHASE_DIAGRAM_LABELS`, in its order; `theory.collapse_number` says what the number means.
+
+    >>> [label for label, run in reported_collapses().items() if run.collapsed]
+    ['16 × 64, collapsed (#29)', '32 × 78, collapsed (#20)']
+    """
+    table = reported().set_index("where").loc[list(PHASE_DIAGRAM_LABELS)]
+    collapsed = table["outcome"].str.startswith("collapsed")
+    runs = map(ReportedCollapse, table["collapse_number"].tolist(), collapsed.tolist())
+    return dict(zip(PHASE_DIAGRAM_LABELS.values(), runs, strict=True))
+
+
 def flat_dimension(rate: int | float | pd.Series, *, n: int, d: int, eps: float) -> float | np.ndarray:
     """The k for which features that are isotropic in k of d dimensions have this expected rate in batches of n.
 
-    d for the rate of isotropic features or more. A batch of n < k rows hardly tells dimensions apart: the rate of
-    infinitely many dimensions is still finite, n/2·log(1 + α/n).
+    It is d for the rate of isotropic features and for larger ones. A batch of n < k rows hardly tells dimensions apart:
+    the rate of infinitely many dimensions is still finite, n/2·log(1 + α/n).
 
     Args:
         rate: in nats; a number or many.
         n: rows of a batch.
         d: dimension of the features.
         eps: the paper's ε.
+
+    >>> rate = theory.rate_isotropic(8, 4, 0.5)
+    >>> round(float(flat_dimension(rate, n=8, d=4, eps=0.5)), 6)  # all four dimensions
+    4.0
     """
     dimensions = np.arange(1, d + 1)
     rates = [theory.rate_isotropic(n, int(k), eps * math.sqrt(k / d)) for k in dimensions]  # α = d/ε² stays
     return np.interp(np.asarray(rate, dtype=float), rates, dimensions)
+
+
+def rates_of_means(n: int, d: int, *, eps: float, cosine: float, draws: int = 200, seed: int = 0) -> np.ndarray:
+    """Simulated coding rates of the means (s + t)/2 of pairs of random unit vectors with ⟨s, t⟩ = cosine, in nats.
+
+    Args:
+        n: pairs in a batch.
+        d: dimension of the vectors.
+        eps: the paper's ε.
+        cosine: c, in [-1, 1].
+        draws: batches.
+        seed: of the random vectors.
+
+    Returns:
+        (draws,) rates, in nats.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    s, t = unit_rows(torch.randn(2, draws, n, d, generator=generator, dtype=torch.float64))
+    t = unit_rows(t - (s * t).sum(-1, keepdim=True) * s)
+    return coding_rate((s + cosine * s + math.sqrt(1 - cosine**2) * t) / 2, eps=eps).numpy()
+
+
+def run_cosines(run: Run) -> pd.DataFrame:
+    """Mean cosines of the head's features at each recorded step of one of our runs, which official logs leave out.
+
+    Args:
+        run: with recorded features of a head.
+
+    Returns:
+        a row for each step: step; student_teacher, of the two branches for one image as it is (1 without a teacher);
+        views, of two augmentations of one image, in the branch that is evaluated.
+    """
+    rows = []
+    for step in run.steps:
+        snapshot = run.snapshot(step)
+        branch = "teacher" if "teacher/head/test" in snapshot else "student"
+        same = (snapshot["student/head/test"] * snapshot[f"{branch}/head/test"]).sum(1).mean().item()
+        views = snapshot[f"{branch}/head/views"].prod(0).sum(1).mean().item()
+        rows.append({"step": step, "student_teacher": same, "views": views})
+    return pd.DataFrame(rows)
 
 
 def _power_law_rank(rate: float, n: int, d: int, eps: float) -> float:
@@ -202,12 +294,12 @@ def _isotropic_cosine(rate: float, n: int, d: int, eps: float) -> float:
     return 1.0 if excess(1.0) <= 0 else brentq(excess, -1 + 1e-9, 1.0)
 
 
-def _setting(d: int, images: int, ranks: int, eps: float, gathered: bool) -> tuple[int, float, float]:
+def _setting(d: int, images: int, ranks: int, official_eps: float, gathered: bool) -> tuple[int, float, float]:
     """Rows of one covariance, the paper's ε and γ of a run of the official code."""
-    for name, value in {"d": d, "images": images, "ranks": ranks, "eps": eps}.items():
+    for name, value in {"d": d, "images": images, "ranks": ranks, "official_eps": official_eps}.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    eps, gamma = official_scaling(d, images, eps, world_size=ranks, gathered=gathered)
+    eps, gamma = official_scaling(d, images, official_eps, world_size=ranks, gathered=gathered)
     return images * (ranks if gathered else 1), eps, gamma
 
 
@@ -217,27 +309,3 @@ def _levels(n: int, d: int, eps: float, gamma: float) -> dict[str, float]:
         "isotropic": gamma * theory.rate_isotropic(n, d, eps),
         "ceiling": gamma * theory.rate_maximum(n, d, eps),
     }
-
-
-def rates_of_means(n: int, d: int, *, eps: float, cosine: float, draws: int = 200, seed: int = 0) -> np.ndarray:
-    """Simulated rates (draws,) of (s + t)/2 of n pairs of random unit vectors with ⟨s, t⟩ = cosine; the paper's ε."""
-    generator = torch.Generator().manual_seed(seed)
-    s, t = unit_rows(torch.randn(2, draws, n, d, generator=generator, dtype=torch.float64))
-    t = unit_rows(t - (s * t).sum(-1, keepdim=True) * s)
-    return coding_rate((s + cosine * s + math.sqrt(1 - cosine**2) * t) / 2, eps=eps).numpy()
-
-
-def run_cosines(run: Run) -> pd.DataFrame:
-    """Mean cosines of the head's features at each recorded step of one of our runs, which official logs leave out.
-
-    Columns: step; student_teacher, of the two branches for one image as it is (1 without a teacher); views, of two
-    augmentations of one image, in the branch that is evaluated.
-    """
-    rows = []
-    for step in run.steps:
-        snapshot = run.snapshot(step)
-        branch = "teacher" if "teacher/head/test" in snapshot else "student"
-        same = (snapshot["student/head/test"] * snapshot[f"{branch}/head/test"]).sum(1).mean().item()
-        views = snapshot[f"{branch}/head/views"].prod(0).sum(1).mean().item()
-        rows.append({"step": step, "student_teacher": same, "views": views})
-    return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ from analysis.files import located
 from analysis.measures.inputs import unit_rows
 from analysis.measures.spectra import effective_rank
 from analysis.runs.official_logs import (
+    PHASE_DIAGRAM_LABELS,
     PUBLISHED,
     REPORTED,
     explain,
@@ -22,6 +23,7 @@ from analysis.runs.official_logs import (
     rates_of_means,
     read_log,
     reported,
+    reported_collapses,
     run_cosines,
 )
 from analysis.theory import sampled_rate
@@ -181,6 +183,21 @@ def test_runs_whose_ranks_were_not_said_had_one():
         (run,) = (r for r in REPORTED if r.where == where)
         assert run.ranks == 1
         assert reported((run._replace(ranks=2),))["ceiling"][0] < run.expansion
+
+
+@pytest.mark.parametrize(("rows", "ranks", "collapsed"), [(64, 8, False), (64, 16, True), (78, 32, True)])
+def test_the_collapse_number_of_a_reported_run_follows_from_its_ranks_and_images(rows, ranks, collapsed):
+    gamma = theory.gamma_rules(rows * ranks, D, 1.0)["official"]
+    expected = theory.collapse_number(D, math.sqrt(ranks * 0.05), gamma)
+    (found,) = (run for label, run in reported_collapses().items() if label.startswith(f"{ranks} × {rows}"))
+    assert found == (pytest.approx(expected, rel=1e-12), collapsed)
+
+
+def test_labels_of_reported_runs_say_what_the_record_says():
+    runs = {run.where: run for run in REPORTED}
+    for where, label in PHASE_DIAGRAM_LABELS.items():
+        assert label.startswith(f"{runs[where].ranks} × {runs[where].images}")
+        assert ("collapsed" in label) == runs[where].outcome.startswith("collapsed")
 
 
 # --- Simulations, own runs
