@@ -102,6 +102,15 @@ def snapshot_path(run: Path, step: int) -> Path:
     return run / "snapshots" / f"step_{step:08d}.safetensors"
 
 
+def evaluated_branch(snapshot: dict[str, Tensor]) -> str:
+    """The network of a snapshot that is evaluated: the teacher, or the student of a run without one.
+
+    >>> evaluated_branch({"student/head/test": torch.eye(2), "teacher/head/test": torch.eye(2)})
+    'teacher'
+    """
+    return "teacher" if any(name.startswith("teacher/") for name in snapshot) else "student"
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON file; a missing or damaged one is a ValueError that names it."""
     try:

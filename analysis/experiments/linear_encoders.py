@@ -211,7 +211,7 @@ def descent(
     return np.stack(path)
 
 
-def solutions(
+def optimal_powers(
     problems: list[tuple[Float[np.ndarray, " m"], dict]], *, lr: int | float = 0.25, steps: int = 6000, seed: int = 0
 ) -> dict[str, list[Float[np.ndarray, " d"]]]:
     """The powers of optimal linear encoders in random bases, found in three ways.
@@ -224,7 +224,7 @@ def solutions(
     Returns:
         for each way ("optimized" by L-BFGS, "optimized, E‖z‖² = 1" and "gradient descent") the powers for each problem.
 
-    >>> found = solutions([(np.array([0.125]), {"d": 1, "gamma": 1.0, "alpha": 1.0})], steps=500)
+    >>> found = optimal_powers([(np.array([0.125]), {"d": 1, "gamma": 1.0, "alpha": 1.0})], steps=500)
     >>> {way: powers[0].round(4).tolist() for way, powers in found.items()}  # γ/(2μ) - 1/α where it is free
     {'optimized': [3.0], 'optimized, E‖z‖² = 1': [1.0], 'gradient descent': [3.0]}
     """

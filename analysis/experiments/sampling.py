@@ -68,7 +68,7 @@ def sampling_bias(z: Array, sizes: Sequence[int], *, eps: int | float, draws: in
     return pd.DataFrame(rows, columns=["measure", "n", "n/d", "estimate", "mean", "sd", "truth", "predicted"])
 
 
-def intervals(
+def effective_rank_intervals(
     z: Array, n: int, *, draws: int, resamples: int = 100, level: int | float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
     """Confidence intervals of the effective rank from samples: the bootstrap over rows, and the jackknife over blocks.

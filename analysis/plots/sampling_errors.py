@@ -62,7 +62,7 @@ def plot_intervals(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Confidence intervals of repeated samples as bars, grouped by method; dashed the truth, red the bars that miss it.
 
     Args:
-        table: the rows of `sampling.intervals`.
+        table: the rows of `sampling.effective_rank_intervals`.
     """
     ax = ax or plt.gca()
     ax.axvline(table["truth"].iloc[0], **THEORY)

@@ -21,7 +21,7 @@ def plot_strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Settings with a name in place of a multiple (architectures) fill their row from the left.
 
     Args:
-        table: rows of one method from `runs.outcomes.neighborhood`.
+        table: rows of one method from `runs.outcomes.mean_outcomes`.
     """
     ax = ax or plt.gca()
     recipe = table[table["factor"] == ""].iloc[0]
@@ -49,7 +49,7 @@ def plot_two_factors(table: pd.DataFrame, x: str, y: str, ax: Axes | None = None
     """Draw one method's settings that change two factors, one of them or neither, with squares as in `plot_strips`.
 
     Args:
-        table: rows of one method from `runs.outcomes.neighborhood`.
+        table: rows of one method from `runs.outcomes.mean_outcomes`.
         x: the factor whose multiples are the columns.
         y: the factor whose multiples are the rows, the smallest at the bottom.
     """

@@ -189,7 +189,7 @@ def _page_of_run(run: Run) -> Page:
     patches = last.get(f"{branch}/head/patches")  # as the loss sees them
     if patches is not None and "patch_gamma" in run.config["objective"]:
         shares = token_shares(unit_rows(patches))
-        facts["patches"] = (shares["rest"] / (1 - shares["common"]).clamp(min=1e-12)).item()
+        facts["patches"] = (shares.rest / (1 - shares.common).clamp(min=1e-12)).item()
     return Page(run.name, told, told.taps, *tables, next_steps(judged, facts), facts, curves, log, before)
 
 

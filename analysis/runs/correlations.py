@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simdino.config import PUBLISHED_EPS
-from simdino.runs import Run
+from simdino.runs import Run, evaluated_branch
 
 from ..measures.alignment_uniformity import alignment, uniformity
 from ..measures.collapse import lidar
@@ -100,7 +100,7 @@ def _at_the_end(run: Run) -> dict[str, float]:
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")
     last, probe = run.snapshot(run.steps[-1]), run.probe
-    branch = "teacher" if "teacher/backbone/test" in last else "student"
+    branch = evaluated_branch(last)
     z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
     knn = knn_accuracy_with_misses(bank, probe["bank_labels"], z, probe["test_labels"])
     return {"knn": knn} | label_free_measures(z, views)

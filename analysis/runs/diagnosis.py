@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simdino.config import PUBLISHED_EPS
 from simdino.losses import coding_rate, sinkhorn_knopp
-from simdino.runs import Run
+from simdino.runs import Run, evaluated_branch
 
 from .. import theory
 from ..measures.alignment_uniformity import alignment, uniformity
@@ -31,7 +31,8 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
     - rate: of the head, in nats; beside it rate_collapsed, rate_isotropic and rate_ceiling, what it can be, and spread,
       its place between collapsed (0) and isotropic (1)
     - prototype_marginal, _conditional, _information: entropies of DINO's targets, made by `sinkhorn_knopp` if the run's
-      are, else softmax((t − c)/τ), where the mean of the scores stands in for the running center c
+      are, else softmax((t − c)/τ), where the mean of the scores stands in for the running center c; without c in a run
+      without centering
     - knn: of the backbone, by the 20 nearest in the run's bank (by all of a smaller one); an image of a class that the
       bank lacks is a miss. knn_pixels: the same of raw pixels, centered or not, whichever is better.
 
@@ -63,7 +64,7 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
     first = run.snapshot(steps[0])
     layers = _layers(first)
     width = max(first[f"student/{layer}/test"].shape[1] for layer in layers)
-    alone = not any(key.startswith("teacher/") for key in first)
+    alone = evaluated_branch(first) == "student"
     rows, spectra = [], np.full((len(steps), 2, len(layers), width), np.nan)
     for i, step in enumerate(steps):
         snapshot = run.snapshot(step)
@@ -88,6 +89,10 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
 def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset":  # noqa: F821
     """`diagnose` several runs into one table, labeled by recipe and seed; a layer that a recipe lacks is NaN.
 
+    Args:
+        runs: of any recipes; those of one recipe are its seeds.
+        last: only the last recorded step.
+
     Raises:
         ValueError: two runs of one recipe that differ in more than the seed, or not even in that.
     """
@@ -101,6 +106,9 @@ def training_log(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
     """The logged numbers of several runs in one table, labeled by recipe, seed and step.
 
     What a method does not log is NaN. alignment is SimDINO's ½E‖z₁ − z₂‖², half of the measure `alignment`.
+
+    Args:
+        runs: of any recipes; those of one recipe are its seeds.
 
     Raises:
         ValueError: as in `diagnose_all`.

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import brentq
 
 from simdino.losses import coding_rate, official_scaling
-from simdino.runs import Run, read_json_lines
+from simdino.runs import Run, evaluated_branch, read_json_lines
 
 from .. import theory
 from ..files import located
@@ -261,7 +261,7 @@ def run_cosines(run: Run) -> pd.DataFrame:
     rows = []
     for step in run.steps:
         snapshot = run.snapshot(step)
-        branch = "teacher" if "teacher/head/test" in snapshot else "student"
+        branch = evaluated_branch(snapshot)
         same = (snapshot["student/head/test"] * snapshot[f"{branch}/head/test"]).sum(1).mean().item()
         views = snapshot[f"{branch}/head/views"].prod(0).sum(1).mean().item()
         rows.append({"step": step, "student_teacher": same, "views": views})

@@ -3,7 +3,7 @@
 The settings of a study (`simdino.studies.Setting`) say which factors of a recipe were changed, and by which multiple.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +12,17 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from simdino.config import PUBLISHED_EPS
-from simdino.runs import Run
+from simdino.runs import Run, evaluated_branch
 
 from ..probes.image import logistic_regression
 from .diagnosis import diagnose
 from .kept_results import kept
 
-SPREAD, RANK = 0.05, 2.0  # below either the features have collapsed
+# Features count as collapsed if either value is below its limit.
+COLLAPSED_SPREAD = 0.05
+COLLAPSED_RANK = 2.0
+
+SettingRow = tuple[str, dict[str, float | str], str, Sequence[int]]  # method, at, recipe, seeds of a `Setting`
 
 
 def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
@@ -30,8 +34,9 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     - effective_rank, alignment, spectrum (d,): of the features that the loss sees
     - spread: their coding rate's place between total collapse (0) and isotropy (1), at ε² = 0.05 for every run,
       whatever the objective's own ε
-    - collapsed: spread < 0.05 or effective_rank < 2, one criterion for every method. Neither k-NN nor a scale-free
-      measure alone sees a collapse: rounding noise classifies like an untrained network.
+    - collapsed: features count as collapsed if either value is below its limit, spread < 0.05 or effective_rank < 2,
+      for every method alike. Neither k-NN nor a scale-free measure alone sees a collapse: rounding noise classifies
+      like an untrained network.
 
     Args:
         runs: finished runs.
@@ -49,7 +54,7 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     if not table.index.is_unique:
         recipe, seed = table.index[table.index.duplicated()][0]
         raise ValueError(f"there are two runs of {recipe} with seed {seed}")
-    return table.assign(collapsed=(table["spread"] < SPREAD) | (table["effective_rank"] < RANK))
+    return table.assign(collapsed=(table["spread"] < COLLAPSED_SPREAD) | (table["effective_rank"] < COLLAPSED_RANK))
 
 
 @kept
@@ -65,11 +70,16 @@ def _outcome(run: Run) -> dict[str, float | list[float]]:
     }
 
 
-def labeled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
+def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:
     """Label `outcomes` by the settings of a study: one row for each run, with what was changed before what came out.
 
-    Columns before those of `runs`: method, at, factor and multiple (of a setting that changes one factor; "" and None
-    for the recipe itself, None and None where two are changed), recipe, seed.
+    Columns before those of `runs`: method, at, factor, multiple, recipe, seed. factor and multiple are of a setting
+    that changes one factor. For the recipe itself factor is "" and multiple None; where two factors are changed both
+    are None.
+
+    Args:
+        settings: from `simdino.studies.settings`.
+        runs: from `outcomes`.
 
     Raises:
         ValueError: a setting without a run.
@@ -86,7 +96,11 @@ def labeled(settings: Iterable[Sequence], runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def untrained_knn(runs: Iterable[Run]) -> float:
-    """Mean k-NN accuracy of the runs' networks before training, as `outcomes` has it after."""
+    """Mean k-NN accuracy of the runs' networks before training, as `outcomes` has it after.
+
+    Args:
+        runs: whose first snapshot is of the untrained network.
+    """
     values = [_untrained(run)["knn"] for run in runs]
     return sum(values) / len(values)
 
@@ -96,15 +110,20 @@ def _untrained(run: Run) -> dict[str, float]:
     return {"knn": diagnose(run).sel(branch="teacher", layer="backbone")["knn"][0].item()}
 
 
-def neighborhood(settings: Iterable[Sequence], runs: pd.DataFrame, *, untrained: float) -> pd.DataFrame:
+def mean_outcomes(settings: Iterable[SettingRow], runs: pd.DataFrame, *, untrained: float) -> pd.DataFrame:
     """Average `outcomes` over the seeds of each setting of a study: one row for each setting.
 
-    Columns: what was changed, as in `labeled`; the means of what `outcomes` says; seeds, their number; knn_sd, NaN for
-    a single seed; relative, k-NN accuracy over that of the method's best setting; gain, k-NN accuracy above
-    `untrained`, as a share of the gain of the method's recipe.
+    Columns: what was changed, as in `outcomes_by_setting`; the means of what `outcomes` says; seeds, their number;
+    knn_sd, NaN for a single seed; relative, k-NN accuracy over that of the method's best setting; gain, k-NN accuracy
+    above `untrained`, as a share of the gain of the method's recipe.
+
+    Args:
+        settings: from `simdino.studies.settings`.
+        runs: from `outcomes`.
+        untrained: k-NN accuracy before training (`untrained_knn`).
     """
     rows = []
-    for _, own in labeled(settings, runs).groupby("recipe", sort=False):
+    for _, own in outcomes_by_setting(settings, runs).groupby("recipe", sort=False):
         same = own.iloc[0][["method", "at", "factor", "multiple", "recipe"]].to_dict()
         means = own.drop(columns="seed").mean(numeric_only=True).to_dict()
         rows.append(same | {"seeds": len(own)} | means | {"knn_sd": own["knn"].std()})
@@ -126,7 +145,7 @@ def share_within(table: pd.DataFrame, *, column: str = "relative", least: float 
     method.
 
     Args:
-        table: from `neighborhood`.
+        table: from `mean_outcomes`.
         column: of the table, what is compared with `least`.
         least: 0.95 of "relative" means at most 5 % below the method's best setting.
     """
@@ -152,7 +171,15 @@ def share_difference(a: pd.Series, b: pd.Series) -> Difference:
 
     From Wilson's intervals (l, u) of each: a − b − √((a − lₐ)² + (u_b − b)²), a − b + √((uₐ − a)² + (b − l_b)²).
 
+    Args:
+        a: with the entries share, low and high.
+        b: the same, what is subtracted.
+
     Source: Newcombe 1998, Statistics in Medicine 17, method 10.
+
+    >>> certain = pd.Series({"share": 0.75, "low": 0.75, "high": 0.75})
+    >>> share_difference(certain, pd.Series({"share": 0.5, "low": 0.25, "high": 0.75}))  # b alone is uncertain
+    Difference(difference=0.25, low=0.0, high=0.5)
     """
     difference = a["share"] - b["share"]
     down = ((a["share"] - a["low"]) ** 2 + (b["high"] - b["share"]) ** 2) ** 0.5
@@ -160,8 +187,14 @@ def share_difference(a: pd.Series, b: pd.Series) -> Difference:
     return Difference(float(difference), float(difference - down), float(difference + up))
 
 
-def matched(table: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
-    """Join two methods on the settings that they share, recipes included: knn, effective_rank, collapsed of both."""
+def matched_settings(table: pd.DataFrame, method: str, rival: str) -> pd.DataFrame:
+    """Join two methods on the settings that they share, recipes included: knn, effective_rank, collapsed of both.
+
+    Args:
+        table: from `mean_outcomes`.
+        method: the method whose columns keep their names.
+        rival: the other, whose columns end in its name.
+    """
     columns = ["knn", "effective_rank", "collapsed"]
     sides = [table[table["method"] == m].dropna(subset="factor") for m in (method, rival)]
     a, b = (side.assign(setting=[_label(at) for at in side["at"]]).set_index("setting")[columns] for side in sides)
@@ -194,26 +227,37 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
 @kept
 def _linear(run: Run, *, first: bool) -> dict[str, float]:
     snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
-    branch = "teacher" if "teacher/backbone/bank" in snapshot else "student"
+    branch = evaluated_branch(snapshot)
     train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
     result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
     return {"linear": result.accuracy.item()}
 
 
-Sides = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # method -> runs with something and without it
+class WithAndWithout(NamedTuple):
+    """The runs of a method with something, and its runs without it, indexed by seed."""
+
+    with_: pd.DataFrame
+    without: pd.DataFrame
 
 
-def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> Sides:
-    """Split the runs of each method in a table of `labeled`: those of its recipe, those with one factor changed."""
+def with_and_without(runs: pd.DataFrame, factor: str, value: float | str) -> dict[str, WithAndWithout]:
+    """Split the runs of each method: those of its recipe, and those with one factor changed.
+
+    Args:
+        runs: from `outcomes_by_setting`.
+        factor: the factor that is changed.
+        value: its multiple, or name, in the changed runs.
+    """
     changed = (runs["factor"] == factor) & (runs["multiple"] == value)
     both = {}
     for method in runs["method"].unique():
         own = runs["method"] == method
-        both[method] = tuple(runs[own & which].set_index("seed") for which in (runs["factor"] == "", changed))
+        tables = (runs[own & which].set_index("seed") for which in (runs["factor"] == "", changed))
+        both[method] = WithAndWithout(*tables)
     return both
 
 
-def gain_kept(sides: Sides, quantity: str, baseline: float) -> pd.DataFrame:
+def gain_kept(sides: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], quantity: str, baseline: float) -> pd.DataFrame:
     """The part of a gain over a baseline that is kept without something: mean(without − b)/mean(with − b).
 
     NaN where no gain is left to keep: with something, the mean is not two standard errors above the baseline.
@@ -226,12 +270,16 @@ def gain_kept(sides: Sides, quantity: str, baseline: float) -> pd.DataFrame:
     Returns:
         A table (seeds, methods) of the jackknife's pseudo-values n·θ − (n − 1)·θ₋ᵢ: their mean is the ratio corrected
         for bias, their standard error the ratio's. With one seed, the ratio itself.
+
+    >>> runs = pd.DataFrame({"knn": [0.75]}), pd.DataFrame({"knn": [0.5]})  # with, without
+    >>> gain_kept({"dino": runs}, "knn", 0.25)["dino"].tolist()  # half of the gain over 0.25
+    [0.5]
     """
-    kept = {}
+    ratios = {}
     for name, both in sides.items():
         with_, without = (side[quantity] - baseline for side in both)
         n, ratio = len(with_), without.mean() / with_.mean()
         left_out = (without.sum() - without) / (with_.sum() - with_) if n > 1 else ratio
         gained = with_.mean() > (2 * with_.std() / n**0.5 if n > 1 else 0)
-        kept[name] = n * ratio - (n - 1) * left_out + (0 if gained else np.nan) * with_
-    return pd.DataFrame(kept)
+        ratios[name] = n * ratio - (n - 1) * left_out + (0 if gained else np.nan) * with_
+    return pd.DataFrame(ratios)

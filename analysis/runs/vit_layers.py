@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,14 @@ from ..measures.spectra import effective_rank, effective_ranks, eigenvalues
 from ..measures.uncertainty import jackknife, leave_one_out_error
 from ..theory import white_noise_spectrum
 
-PARTS = ("common", "position", "image", "rest")
+
+class TokenShares(NamedTuple):
+    """The shares of the energy of patch tokens that lie in each part; they sum to 1."""
+
+    common: Float[Tensor, ""]
+    position: Float[Tensor, ""]
+    image: Float[Tensor, ""]
+    rest: Float[Tensor, ""]
 
 
 @torch.no_grad()
@@ -43,7 +51,7 @@ def diagnose_layers(
     - effective_rank, effective_rank_centered, mean_collapse: with the jackknife over blocks of images
     - share (layer, part): `token_shares`
     - rank_within: of an image's patches, mean over images; rank_between: of the patches of different images at one
-      place, mean over `positions` of them
+      position, mean over `positions` of them
     - attention_entropy (block, head): of a query over all tokens, in nats, mean over queries
     - attention_distance: from a patch to the patches that it looks at, in patches, mean over patches
     - knn, where there are labels: of the second half of the images by the first, with its binomial error
@@ -58,7 +66,7 @@ def diagnose_layers(
         labels: (n,), classes of the images.
         batch: images in a forward pass.
         blocks: of the jackknife; divides n and `batch`, so that an image's patches share a block.
-        positions: how many places `rank_between` averages over.
+        positions: how many positions `rank_between` averages over.
         progress: show a progress bar.
 
     Raises:
@@ -96,15 +104,15 @@ def diagnose_layers(
     return table.assign_attrs(n=n, t=patches, d=d, tokens=count, **uniform, **ranks)
 
 
-def token_shares(tokens: Array) -> dict[str, Float[Tensor, ""]]:
-    """Where the energy of patch tokens lies: in what all have in common, their place, their image, or the rest.
+def token_shares(tokens: Array) -> TokenShares:
+    """Where the energy of patch tokens lies: in what all have in common, their position, their image, or the rest.
 
-    z_ip = m + (p_p − m) + (a_i − m) + rest, with m the mean of all, p_p of a place, a_i of an image. Squared, these sum
-    to the tokens' mean ‖z‖² without cross terms, and the shares to 1.
+    z_ip = m + (p_p − m) + (a_i − m) + rest, with m the mean of all, p_p of a position, a_i of an image. Squared, these
+    sum to the tokens' mean ‖z‖² without cross terms, and the shares to 1.
 
-    common near 1: all tokens on one point. image + rest = 0: patches know only their place. rest = 0: an image's
-    patches all say the same, place aside, which is the patch collapse that SimDINOv2's loss allows. White noise has
-    1/(nt), 1/n, 1/t and the rest. All-zero tokens count as common.
+    With common near 1 all tokens lie on one point. With image + rest = 0 patches know only their position. With
+    rest = 0 an image's patches all say the same, position aside, which is the patch collapse that SimDINOv2's loss
+    allows. White noise has 1/(nt), 1/n, 1/t and the rest. All-zero tokens count as common.
 
     Args:
         tokens: (n, t, d), t patch tokens of each of n images.
@@ -114,17 +122,19 @@ def token_shares(tokens: Array) -> dict[str, Float[Tensor, ""]]:
 
     Source: two-way analysis of variance (Fisher 1925), on vectors.
 
-    >>> token_shares(torch.ones(2, 3, 4))["common"].item()
+    >>> token_shares(torch.ones(2, 3, 4)).common.item()
     1.0
     """
     tokens = as_floating(tokens, "tokens", "n t d").double()
-    return dict(zip(PARTS, _shares(tokens.mean(1), tokens.mean(0), tokens.square().sum(-1).mean()), strict=True))
+    return TokenShares(*_shares(tokens.mean(1), tokens.mean(0), tokens.square().sum(-1).mean()))
 
 
-def _shares(image: Float[Tensor, "n d"], place: Float[Tensor, "t d"], energy: Float[Tensor, ""]) -> Float[Tensor, "4"]:
+def _shares(
+    image: Float[Tensor, "n d"], position: Float[Tensor, "t d"], energy: Float[Tensor, ""]
+) -> Float[Tensor, "4"]:
     """`token_shares` from the mean tokens of images and of positions, and the mean square norm."""
-    mean = place.mean(0)
-    spread = [(means - mean).square().sum(1).mean() for means in (place, image)]
+    mean = position.mean(0)
+    spread = [(means - mean).square().sum(1).mean() for means in (position, image)]
     parts = torch.stack([mean.square().sum(), *spread])
     parts = torch.cat((parts, (energy - parts.sum()).clamp(min=0)[None]))
     nothing = torch.tensor([1.0, 0, 0, 0], dtype=parts.dtype, device=parts.device)
@@ -176,7 +186,8 @@ class _Layer:
     """What is kept of one layer while images go by."""
 
     def __init__(self, d: int, patches: int, blocks: int, positions: int):
-        self.blocks, self.place = blocks, torch.zeros(blocks, patches, d, dtype=torch.float64)  # sums over images
+        self.blocks = blocks
+        self.by_position = torch.zeros(blocks, patches, d, dtype=torch.float64)  # sums over a block's images
         self.second = torch.zeros(blocks, d, d, dtype=torch.float64)  # Σ zzᵀ over a block's patches
         self.positions = torch.linspace(0, patches - 1, min(positions, patches)).round().long()
         self.kept: dict[str, list[Tensor]] = {}
@@ -184,7 +195,7 @@ class _Layer:
     def update(self, image: Tensor, patches: Tensor, attention: Tensor | None, grid: tuple[int, int]) -> None:
         image, patches = unit_rows(image.cpu()), unit_rows(patches.cpu())
         by_block = patches.double().unflatten(0, (-1, self.blocks)).transpose(0, 1)  # (blocks, images, t, d)
-        self.place += by_block.sum(1)
+        self.by_position += by_block.sum(1)
         tokens = by_block.flatten(1, 2)
         self.second += tokens.mT @ tokens
         row = {"image": image, "mean": patches.double().mean(1), "positions": patches[:, self.positions]}
@@ -215,16 +226,16 @@ class _Layer:
             if name in self.kept:
                 per_image = self.rows(name)  # (n, h)
                 out |= {name: ("head", per_image.mean(0)), f"{name}_se": ("head", _standard_error(per_image))}
-        coords = {"token": list(by_token), "eigen": np.arange(1, d + 1), "part": list(PARTS)}
+        coords = {"token": list(by_token), "eigen": np.arange(1, d + 1), "part": list(TokenShares._fields)}
         return xr.Dataset(out, coords)
 
     def _patch_moments(self) -> Moments:
         """Of all patches, in blocks of images; without the sums of third and fourth order, which nothing here asks."""
-        whole, parts = Moments(self.place.shape[-1]), []
-        for place, second in zip(self.place, self.second, strict=True):
+        whole, parts = Moments(self.by_position.shape[-1]), []
+        for sums, second in zip(self.by_position, self.second, strict=True):
             part = Moments(whole.d)
-            part.n = len(self.rows("mean")) // self.blocks * len(place)
-            part.mean = place.sum(0) / part.n
+            part.n = len(self.rows("mean")) // self.blocks * len(sums)
+            part.mean = sums.sum(0) / part.n
             part.scatter = second - part.n * torch.outer(part.mean, part.mean)
             parts.append(part)
             whole.merge(part)
@@ -235,11 +246,12 @@ class _Layer:
         """Shares and ranks of the patch tokens."""
         mean, n = self.rows("mean"), len(self.rows("mean"))
         one = torch.ones((), dtype=torch.float64)  # the energy of unit rows
-        share = _shares(mean, self.place.sum(0) / n, one)
+        total = self.by_position.sum(0)
+        share = _shares(mean, total / n, one)
         left_out = []
         for block in range(self.blocks):
             others = torch.arange(n) % self.blocks != block
-            left_out.append(_shares(mean[others], (self.place.sum(0) - self.place[block]) / others.sum(), one))
+            left_out.append(_shares(mean[others], (total - self.by_position[block]) / others.sum(), one))
         within = self.rows("rank_within")
         between = effective_ranks(self.rows("positions").transpose(0, 1))
         return {

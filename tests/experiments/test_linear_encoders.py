@@ -15,8 +15,8 @@ from analysis.experiments.linear_encoders import (
     linear_optimum,
     linear_problem,
     modes,
+    optimal_powers,
     powers,
-    solutions,
     train_encoder,
     view_covariances,
 )
@@ -132,6 +132,6 @@ def test_B3_encoder_trained_on_batches_has_the_predicted_spectrum():
 
 def test_B3_every_way_to_solve_a_grid_of_problems_agrees():
     problems = [(MU, {"d": D, "gamma": gamma, "alpha": ALPHA}) for gamma in (0.03, 0.3)]
-    for (kind, found), norm in zip(solutions(problems, seed=1).items(), (None, 1.0, None), strict=True):
+    for (kind, found), norm in zip(optimal_powers(problems, seed=1).items(), (None, 1.0, None), strict=True):
         for p, gamma in zip(found, (0.03, 0.3), strict=True):
             np.testing.assert_allclose(p, filled(gamma, norm=norm), atol=1e-6, err_msg=kind)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis.experiments.injected_collapse import collapse_response
-from analysis.experiments.sampling import intervals, sampling_bias
+from analysis.experiments.sampling import effective_rank_intervals, sampling_bias
 from analysis.measures.spectra import effective_rank, participation_ratio
 from simdino.losses import coding_rate
 from tests.configurations import gaussian
@@ -34,7 +34,7 @@ def test_sampling_bias_is_predicted_and_mostly_removed():
 
 
 def test_bootstrap_intervals_miss_and_jackknife_intervals_hold_the_truth():
-    table = intervals(POPULATION, 10 * D, draws=20, resamples=60)
+    table = effective_rank_intervals(POPULATION, 10 * D, draws=20, resamples=60)
     assert table["truth"].unique() == pytest.approx([effective_rank(POPULATION).item()])
     assert (table["covers"] == table["truth"].between(table["low"], table["high"])).all()
     covers = table.groupby("method")["covers"].mean()

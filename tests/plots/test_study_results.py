@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from analysis.plots.study_results import plot_shares_within, plot_strips, plot_two_factors, plot_with_and_without
-from analysis.runs.outcomes import neighborhood, share_within
+from analysis.runs.outcomes import mean_outcomes, share_within
 from simdino.studies import settings
 
 matplotlib.use("agg")
@@ -29,7 +29,7 @@ def table_of(profile: str, **same: float) -> pd.DataFrame:
         for p in points
         for seed in p.seeds
     ]
-    return neighborhood(points, pd.DataFrame(rows).set_index(["recipe", "seed"]), untrained=0.3)
+    return mean_outcomes(points, pd.DataFrame(rows).set_index(["recipe", "seed"]), untrained=0.3)
 
 
 def numbers(ax: Axes) -> list[str]:

@@ -154,7 +154,7 @@ def test_patches_are_a_fact_where_the_objective_has_them(runs, found):
     assert "patches" not in found["simdino"].facts
     tokens = F.normalize(runs["simdinov2"].snapshot(12)["teacher/head/patches"], dim=-1)
     shares = token_shares(tokens)
-    expected = shares["rest"].item() / (1 - shares["common"].item())
+    expected = shares.rest.item() / (1 - shares.common.item())
     assert found["simdinov2"].facts["patches"] == pytest.approx(expected)
 
 

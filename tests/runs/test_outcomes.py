@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from analysis.runs.diagnosis import diagnose
 from analysis.runs.outcomes import (
     gain_kept,
-    labeled,
     linear_accuracy,
-    matched,
-    neighborhood,
+    matched_settings,
+    mean_outcomes,
     outcomes,
+    outcomes_by_setting,
     share_difference,
     share_within,
     untrained_knn,
@@ -114,7 +114,7 @@ RUNS = {"a": 0.59, "a2": 0.58, "a24": 0.8, "ac": 0.76, "b": 0.5, "b2": 0.2}
 
 
 def test_settings_are_compared_with_the_best_of_their_method():
-    table = neighborhood(POINTS, table_of(**RUNS), untrained=0.4).set_index("recipe")
+    table = mean_outcomes(POINTS, table_of(**RUNS), untrained=0.4).set_index("recipe")
     assert table["knn"].to_dict() == pytest.approx(RUNS | {"a": 0.6})  # mean of 0.59 and 0.61
     assert table.loc["a", "knn_sd"] == pytest.approx(0.02 / math.sqrt(2))
     assert math.isnan(table.loc["b", "knn_sd"])
@@ -128,7 +128,7 @@ def test_settings_are_compared_with_the_best_of_their_method():
 
 
 def test_shares_are_of_the_settings_that_change_one_factor():
-    table = neighborhood(POINTS, table_of(**RUNS), untrained=0.4)
+    table = mean_outcomes(POINTS, table_of(**RUNS), untrained=0.4)
     shares = share_within(table)
     assert shares[["n", "within", "share", "collapsed"]].values.tolist() == [[2, 1, 0.5, 0], [1, 0, 0, 1]]
     assert share_within(table, column="gain", least=0.5)["share"].tolist() == [1, 0]
@@ -146,7 +146,7 @@ def test_shares_and_their_difference_have_the_intervals_of_the_literature():
 
 
 def test_matched_settings_are_those_that_both_methods_have():
-    both = matched(neighborhood(POINTS, table_of(**RUNS), untrained=0.4), "simdino", "dino")
+    both = matched_settings(mean_outcomes(POINTS, table_of(**RUNS), untrained=0.4), "simdino", "dino")
     assert both.index.tolist() == ["recipe", "learning rate × 2"]
     assert both["knn"].tolist() == pytest.approx([0.6, 0.58])
     assert both["knn_dino"].tolist() == pytest.approx([0.5, 0.2])
@@ -154,7 +154,7 @@ def test_matched_settings_are_those_that_both_methods_have():
 
 def test_a_setting_without_a_run_is_named():
     with pytest.raises(ValueError, match="ac has no run with seed 0"):
-        labeled(POINTS, table_of(**RUNS).drop(index=("ac", 0)))
+        outcomes_by_setting(POINTS, table_of(**RUNS).drop(index=("ac", 0)))
 
 
 def test_what_is_kept_of_a_gain_is_a_ratio_of_means():
@@ -183,7 +183,8 @@ def test_the_untrained_network_is_that_of_the_first_snapshot(write):
 def test_runs_with_and_without_a_teacher_are_those_of_the_recipe_and_of_momentum_0():
     points = settings("self_distillation")
     rows = [{"recipe": p.recipe, "seed": seed, "knn": 0.1 * seed} for p in points for seed in p.seeds]
-    sides = with_and_without(labeled(points, pd.DataFrame(rows).set_index(["recipe", "seed"])), "teacher", 0.0)
+    table = outcomes_by_setting(points, pd.DataFrame(rows).set_index(["recipe", "seed"]))
+    sides = with_and_without(table, "teacher", 0.0)
     assert list(sides) == ["simdino", "dino", "simdinov2", "dinov2"]
     for method, (with_, without) in sides.items():
         assert with_.index.tolist() == without.index.tolist() == [0, 1, 2, 3, 4]

@@ -13,7 +13,7 @@ from analysis.files import located
 from analysis.measures.collapse import mean_collapse, patch_ranks
 from analysis.measures.neighbors import knn_accuracy
 from analysis.measures.spectra import effective_rank, eigenvalues
-from analysis.runs.vit_layers import PARTS, attention_distance, attention_entropy, diagnose_layers, token_shares
+from analysis.runs.vit_layers import TokenShares, attention_distance, attention_entropy, diagnose_layers, token_shares
 from analysis.theory import white_noise_spectrum
 from simdino.config import Model
 from simdino.vit import Network
@@ -66,14 +66,13 @@ def pieces(common=0.0, position=0.0, image=0.0, rest=0.0, n=6, t=5, d=16):
 def test_shares_are_those_of_the_pieces(shares):
     for scale in (1.0, 1e3):
         found = token_shares(pieces(*shares) * scale)
-        assert list(found) == list(PARTS)
-        assert [value.item() for value in found.values()] == pytest.approx(shares, abs=1e-9)
+        assert [value.item() for value in found] == pytest.approx(shares, abs=1e-9)
 
 
 def test_shares_of_white_noise_are_what_sample_sizes_make_of_it():
     n, t = 40, 25
     found = [token_shares(gaussian(n, t, 8, seed=seed)) for seed in range(60)]
-    mean = {part: np.mean([f[part].item() for f in found]) for part in PARTS}
+    mean = {part: np.mean([getattr(f, part).item() for f in found]) for part in TokenShares._fields}
     expected = {"common": 1 / (n * t), "position": (1 - 1 / t) / n, "image": (1 - 1 / n) / t}
     for part, value in expected.items():
         assert mean[part] == pytest.approx(value, rel=0.05 if part != "common" else 0.3)
@@ -82,16 +81,16 @@ def test_shares_of_white_noise_are_what_sample_sizes_make_of_it():
 def test_shares_do_not_move_under_rotations_and_sum_to_one():
     tokens = gaussian(6, 5, 16) + 1
     found = token_shares(tokens)
-    assert sum(v.item() for v in found.values()) == pytest.approx(1)
+    assert sum(v.item() for v in found) == pytest.approx(1)
     turned = token_shares(tokens @ torch.linalg.qr(gaussian(16, 16, seed=4)).Q)
-    assert [v.item() for v in turned.values()] == pytest.approx([v.item() for v in found.values()])
+    assert [v.item() for v in turned] == pytest.approx([v.item() for v in found])
 
 
 def test_shares_of_degenerate_tokens():
-    assert [v.item() for v in token_shares(torch.zeros(2, 3, 4)).values()] == [1, 0, 0, 0]
-    assert token_shares(torch.ones(1, 1, 4))["common"] == 1
-    assert token_shares(torch.ones(2, 3, 4, dtype=torch.bfloat16))["common"] == 1
-    assert token_shares(np.ones((2, 3, 4), dtype=np.int64))["common"] == 1
+    assert [v.item() for v in token_shares(torch.zeros(2, 3, 4))] == [1, 0, 0, 0]
+    assert token_shares(torch.ones(1, 1, 4)).common == 1
+    assert token_shares(torch.ones(2, 3, 4, dtype=torch.bfloat16)).common == 1
+    assert token_shares(np.ones((2, 3, 4), dtype=np.int64)).common == 1
     with pytest.raises(ValueError, match=r"tokens must have shape \(n, t, d\)"):
         token_shares(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="tokens contains NaN"):
@@ -155,7 +154,7 @@ def test_layers_are_what_the_tokens_say_at_once(network, images):
                 centered = effective_rank(z, center=True).item()
                 assert at["effective_rank_centered"].item() == pytest.approx(centered, rel=1e-5)
         shares = token_shares(patches)
-        np.testing.assert_allclose(table["share"].sel(layer=layer), list(shares.values()), atol=1e-6)
+        np.testing.assert_allclose(table["share"].sel(layer=layer), list(shares), atol=1e-6)
         ranks = patch_ranks(patches)
         assert table["rank_within"].sel(layer=layer).item() == pytest.approx(ranks.within.item(), rel=1e-5)
     assert (table.attrs["n"], table.attrs["t"], table.attrs["d"], table.attrs["tokens"]) == (N, 25, 24, 28)
@@ -193,7 +192,7 @@ def test_errors_of_shares_leave_out_blocks_of_images(network, images):
     table = diagnose_layers(network, images, batch=8, blocks=4)
     with torch.no_grad():
         patches = F.normalize(network.patch_tokens(network(images)[1]["block0"]), dim=-1)
-    left_out = [list(token_shares(patches[torch.arange(N) % 4 != b]).values()) for b in range(4)]
+    left_out = [list(token_shares(patches[torch.arange(N) % 4 != b])) for b in range(4)]
     spread = np.std(left_out, axis=0) * math.sqrt(3)
     np.testing.assert_allclose(table["share_se"].sel(layer=1), spread, rtol=1e-4)
 

@@ -6,7 +6,16 @@ import re
 import pytest
 import torch
 
-from simdino.runs import Run, environment, read_metadata, read_tensors, snapshot_path, write_json, write_tensors
+from simdino.runs import (
+    Run,
+    environment,
+    evaluated_branch,
+    read_metadata,
+    read_tensors,
+    snapshot_path,
+    write_json,
+    write_tensors,
+)
 
 
 @pytest.fixture
@@ -71,3 +80,10 @@ def test_the_environment_is_plain_data():
     assert json.loads(json.dumps(e)) == e
     assert e["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?|unknown", e["commit"])
+
+
+@pytest.mark.parametrize("tap", ["head/test", "backbone/bank", "head/views"])
+def test_the_evaluated_branch_is_the_teacher_where_there_is_one(tap):
+    alone = {f"student/{tap}": torch.eye(2)}
+    assert evaluated_branch(alone) == "student"
+    assert evaluated_branch(alone | {f"teacher/{tap}": torch.eye(2)}) == "teacher"
