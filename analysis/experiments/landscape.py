@@ -85,6 +85,9 @@ def minimize(
     space. Each restart has its own curvature, line search and end, which does not depend on the others.
 
     Args:
+        energy: what is minimized, of points (..., n, d).
+        n: points.
+        d: their dimension.
         restarts: how many `random_points` to start from.
         seed: of the starts.
         tol: the norm of the Riemannian gradient at which a restart has arrived; it also ends where no step lowers its
@@ -92,6 +95,7 @@ def minimize(
         max_iter: the largest number of iterations.
         block: how many restarts advance together; None takes as many as stay in cache on a CPU (half a megabyte of
             points), and all of them on a GPU.
+        device: "cpu" or "cuda".
 
     >>> found = minimize(coding_rate_energy(1.0), 8, 2)
     >>> round(found.energies.item(), 4)  # a tight frame, at -log 2
@@ -297,6 +301,16 @@ def batch_descent(
 
     Each of the epochs · n/batch steps takes one batch of b distinct points, and η falls linearly from lr to 0. So a
     point takes steps of the same length, and is visited as often, for every batch size.
+
+    Args:
+        n: points.
+        d: their dimension.
+        batch: b, points in a batch.
+        eps: ε of the rate.
+        epochs: how often each point is visited.
+        lr: η at the start.
+        restarts: how many `random_points` to start from.
+        seed: of the starts and of the batches.
 
     >>> points = batch_descent(6, 2, batch=6, eps=1.0, epochs=400, lr=0.1)
     >>> round(-coding_rate_energy(1.0)(points).item(), 3)  # close to a tight frame, at log 2

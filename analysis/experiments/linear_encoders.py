@@ -130,6 +130,8 @@ def linear_optimum(
     Args:
         sigma, sigma_a: (m, m) the covariances of the inputs.
         d: the dimension of the features.
+        gamma: γ, the weight of the rate.
+        alpha: α in the rate ½ logdet(I + αWΣWᵀ).
         norm: the value at which E‖z‖² = tr WΣWᵀ is held by rescaling W; None leaves it free.
         seed: of the start.
 
@@ -181,7 +183,11 @@ def descent(
     Args:
         sigma, sigma_a: (m, m) the covariances of the inputs.
         d: the dimension of the features.
+        gamma: γ, the weight of the rate.
+        alpha: α in the rate ½ logdet(I + αWΣWᵀ).
         momentum: ρ of the teacher, 0 for one that is the student itself; None lets both views carry gradients.
+        lr: the step size.
+        steps: how many steps.
         every: how many steps lie between two encoders that are kept.
         scale: the standard deviation of the entries of the start, or the norm of its columns if they are orthogonal.
         orthogonal: start from orthogonal columns.
@@ -281,8 +287,12 @@ def train_encoder(
     Args:
         encoder: a network from m to d dimensions.
         views: (2, n, m) two views of each of n images.
+        gamma: γ, the weight of the rate.
+        eps: ε of the rate.
         unit: put the features on the unit sphere.
         batch: how many images in a batch.
+        steps: how many batches.
+        lr: the learning rate at the start.
         seed: of the batches.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import theory
 from .inputs import Array, as_features
 from .moments import Moments, gram
-from .pair_tiles import _pair_tiles, inner_products, pair_mean, unit_features
+from .pair_tiles import pair_max, pair_mean, unit_features
 from .spectra import eigenvalues
 
 
@@ -41,7 +41,7 @@ def coherence(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
     0.0
     """
     z = unit_features(z, normalize=normalize, min_rows=2)
-    return _pair_tiles(z, inner_products, lambda values: values.abs().max()).max().double()
+    return pair_max(z, torch.abs)
 
 
 def welch_bound(n: int, d: int) -> float:

@@ -103,6 +103,24 @@ def pair_mean(
     return sums.sum() / pairs
 
 
+def pair_max(
+    z: Float[Tensor, "n d"], kernel: Callable[[Tensor], Tensor], *, pairing: Callable = inner_products
+) -> Float[Tensor, ""]:
+    """Largest value of a function of all pairs of rows i < j, in memory that does not grow with n.
+
+    max_{i<j} kernel(pairing(zᵢ, zⱼ))
+
+    Args:
+        z: (n, d), n ≥ 2.
+        kernel: the function, of a tensor of paired values, element by element.
+        pairing: of two sets of rows (p, d) and (q, d), a value for each pair (p, q).
+
+    >>> pair_max(torch.tensor([[1.0], [2.0], [3.0]]), torch.sqrt, pairing=squared_distances).item()
+    2.0
+    """
+    return _pair_tiles(z, pairing, lambda values: kernel(values).max()).max().double()
+
+
 def gram_cosines(z: Array, *, normalize: bool = False) -> Float[Tensor, " pairs"]:
     """Cosines ⟨zᵢ, zⱼ⟩ of all pairs i < j, in the order of `torch.pdist`.
 

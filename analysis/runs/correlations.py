@@ -78,6 +78,10 @@ def measure_runs(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame
     seed), seed, knn, and `label_free_measures`, of the network that is evaluated: the teacher, if there is one. Other
     accuracies can be joined by recipe and seed.
 
+    Args:
+        runs: with recorded features.
+        progress: show a progress bar.
+
     Raises:
         ValueError: a run without snapshots.
     """
@@ -174,7 +178,12 @@ def rank_correlations(
 
 
 def in_expected_direction(found: pd.DataFrame, *, statistic: str = "spearman") -> pd.DataFrame:
-    """Turn the signs of `rank_correlations` so that positive is as expected: value, low, high by measure and scope."""
+    """Turn the signs of `rank_correlations` so that positive is as expected: value, low, high by measure and scope.
+
+    Args:
+        found: from `rank_correlations`.
+        statistic: "spearman" or "kendall".
+    """
     table = found[found["statistic"] == statistic].set_index(["measure", "scope"])
     turned = table[["value", "low", "high"]].mul(table["expected"], axis=0)
     turned[["low", "high"]] = np.sort(turned[["low", "high"]], axis=1)

@@ -17,6 +17,9 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
 
     Called again on a finished run, it reads them there. A directory that cannot be written to, as somebody else's,
     keeps nothing.
+
+    Args:
+        measure: of a run and options by keyword, which are part of the kept file's name.
     """
 
     @functools.wraps(measure)
