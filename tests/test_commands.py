@@ -1,4 +1,4 @@
-"""The commands `analysis.report` and `analysis.preflight`, on good and on damaged input, and the report of a run."""
+"""The commands `simdino report` and `simdino preflight`, on good and on damaged input, and the report of a run."""
 
 import io
 import json
@@ -231,17 +231,17 @@ def write_run(path):
 
 def test_run_report_judges_head_and_backbone(run):
     result = report_run(run)
-    assert result.taps["head"].judgement == "mean collapse"
-    assert result.taps["backbone"].judgement == "healthy"
-    assert result.layers.index.tolist() == [("backbone", 0), ("backbone", 100), ("head", 0), ("head", 100)]
-    assert result.layers.loc[("head", 100), "mean_collapse"] == pytest.approx(0.999, abs=1e-3)
-    assert result.layers.loc[("head", 0), "mean_collapse"] < 0.3
-    assert result.layers.loc[("head", 0), "½E‖z − z′‖²"] == 0  # equal views
+    assert result.reports["head"].judgement == "mean collapse"
+    assert result.reports["backbone"].judgement == "healthy"
+    assert result.table.index.tolist() == [("backbone", 0), ("backbone", 100), ("head", 0), ("head", 100)]
+    assert result.table.loc[("head", 100), "mean_collapse"] == pytest.approx(0.999, abs=1e-3)
+    assert result.table.loc[("head", 0), "mean_collapse"] < 0.3
+    assert result.table.loc[("head", 0), "½E‖z − z′‖²"] == 0  # equal views
     text = str(result)
     ceiling, collapsed = theory.rate_maximum(200, 8, EPS), theory.rate_collapsed(8, EPS)
     for part in (f"the ceiling {ceiling:.4g}", f"equal {collapsed:.4g}", "untrained network (step 0)", "raw pixels"):
         assert part in " ".join(text.split())
-    assert json.loads(result.to_json())["taps"]["head"]["judgement"] == "mean collapse"
+    assert json.loads(result.to_json())["reports"]["head"]["judgement"] == "mean collapse"
     assert "mean collapse" in result._repr_html_()
 
 

@@ -227,9 +227,9 @@ class FeatureCallback(Callback or object):
         name, values = self.layer or "features", self.monitor.compute()
         # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
         pl_module.log_dict({f"{name}/{k}": v for k, v in values.items()}, sync_dist=True)
-        judgement, because = verdict(self.monitor.moments, judged_as="backbone")
+        judgement, reason = verdict(self.monitor.moments, judged_as="backbone")
         if judgement.is_collapse:
-            rank_zero_warn(f"{name}: {judgement}. {because}", category=UserWarning)
+            rank_zero_warn(f"{name}: {judgement}. {reason}", category=UserWarning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
