@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from analysis import theory
-from analysis.commands import report_command
+from analysis.commands import probe_command, recipes_command, report_command
 from analysis.experiments.injected_collapse import collapsed
 from analysis.files import read_features
 from analysis.reporting.features import report
@@ -266,3 +266,21 @@ def test_preflight_command():
     assert "as gamma is 0: total collapse is stable" in command(*official, "--gamma", 0, name="preflight").stdout
     refusal = command("--d", 256, "--batch", 64, "--eps", -1, name="preflight")
     assert one_sentence(refusal, "eps must be positive")
+
+
+@pytest.mark.parametrize("size", ["0", "2x", "x2", "1x2x3", "-4", "a"])
+def test_a_size_that_is_none_is_refused_with_what_one_looks_like(size, capsys):
+    with pytest.raises(SystemExit):
+        probe_command(["pixels", "--data", "digits", f"--size={size}"])
+    assert "give SIDE or HEIGHTxWIDTH, such as 224 or 224x448" in capsys.readouterr().err
+
+
+def test_the_page_of_recipes_is_renewed_between_its_markers(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.commands.CHECKOUT", tmp_path)
+    with pytest.raises(SystemExit, match=r"recipes: .*No such file"):
+        recipes_command([])
+    (tmp_path / "docs").mkdir()
+    page = (ROOT / "docs/recipes.md").read_text()
+    (tmp_path / "docs/recipes.md").write_text(page.replace("<!-- end -->", "old\n<!-- end -->"))
+    recipes_command([])
+    assert (tmp_path / "docs/recipes.md").read_text() == page
