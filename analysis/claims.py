@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from simdino.config import recognized
 from simdino.recipes import PROFILES
 from simdino.runs import CHECKOUT, Run, environment, read_json, write_json, write_text
 
@@ -37,9 +38,8 @@ def check_parameters(In: list[str]) -> None:
     Raises ValueError naming the unknown parameter or profile and the nearest right one.
     """
     profile = re.findall(r"^profile = [\"']([^\"'\n]*)", "\n".join(In), re.MULTILINE)[-1:]
-    if profile and profile[0] not in PROFILES:
-        close = difflib.get_close_matches(profile[0], PROFILES, n=1, cutoff=0)
-        raise ValueError(f"unknown profile {profile[0]!r}; did you mean {close[0]!r}? Known: {', '.join(PROFILES)}")
+    if profile:
+        recognized(profile[0], PROFILES, "profile")
     injected = [i for i, source in enumerate(In) if source.startswith("# Parameters\n")]
     if not injected:
         return

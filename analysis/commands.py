@@ -1,11 +1,13 @@
 """The command line: `simdino train | report | preflight | probe | batch`, the same as `python -m simdino ...`.
 
-`simdino COMMAND --help` explains each. Two more write files of this project: `simdino gallery` (figures/README.md) and
-`simdino conventions` (docs/conventions.md). A mistake is one sentence and an exit status that is not 0.
+`simdino COMMAND --help` explains each. Three more write files of this project: `simdino gallery` (figures/README.md),
+`simdino conventions` (docs/conventions.md) and `simdino recipes` (docs/recipes.md). A mistake is one sentence and an
+exit status that is not 0.
 """
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from simdino.config import PUBLISHED_EPS, recognized
 from simdino.losses import official_scaling
-from simdino.runs import environment, write_json, write_text
+from simdino.runs import CHECKOUT, environment, write_json, write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,15 +133,17 @@ def probe_command(arguments: list[str]) -> None:
         metavar="SET",
         help="photos, digits, NAME=PATH (cifar10=...), an .npz or a folder; may be repeated",
     )
-    parser.add_argument("--tasks", help=f"of {', '.join(TASKS)}; by default all that the data allow")
-    parser.add_argument("--block", type=int, default=-1, help="whose output is read (default: the last)")
+    parser.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}; by default all that the data allow")
+    parser.add_argument("--block", type=int, default=-1, help="block whose output is read (default: the last)")
     parser.add_argument(
         "--branch", choices=("teacher", "student"), default="teacher", help="network of a training file"
     )
     parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
     parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
     parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
-    parser.add_argument("--sequences", type=int, help="of each video set, the first ones (default: all)")
+    parser.add_argument(
+        "--sequences", type=int, metavar="N", help="use only the first N videos of each set (default: all)"
+    )
     parser.add_argument("--ignore", type=int, help="what masks call pixels without a label, say 255")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -184,6 +188,19 @@ def conventions_command(arguments: list[str]) -> None:
     print(PAGE)
 
 
+def recipes_command(arguments: list[str]) -> None:
+    """Renew the tables of docs/recipes.md: what each recipe costs and reaches."""
+    from simdino.recipes import recipes_page
+
+    _parser("recipes", recipes_command).parse_args(arguments)
+    page = CHECKOUT / "docs/recipes.md"
+    try:
+        write_text(page, recipes_page(page.read_text()))
+    except OSError as error:
+        sys.exit(f"recipes: {_one_line(error)}")
+    print(page)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "report": report_command,
@@ -192,6 +209,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "batch": batch_command,
     "gallery": gallery_command,
     "conventions": conventions_command,
+    "recipes": recipes_command,
 }
 
 
@@ -204,7 +222,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _size(text: str) -> int | tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise argparse.ArgumentTypeError("give SIDE or HEIGHTxWIDTH, such as 224 or 224x448")
     sides = tuple(int(side) for side in text.split("x"))
-    if len(sides) > 2 or min(sides) < 1:
-        raise ValueError(text)
     return sides if len(sides) == 2 else sides[0]

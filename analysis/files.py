@@ -27,14 +27,21 @@ class Stream(NamedTuple):
     chunks: Callable[[int], Iterator[Tensor | np.ndarray]]
 
 
+class FeatureFile(NamedTuple):
+    """What a file of features holds."""
+
+    features: Stream
+    labels: Tensor | np.ndarray | None  # those beside the features
+
+
 def located(path: str | Path | None) -> Path | None:
     """Find a path as it stands or, if relative, in the project's folder; None if it is in neither place, or None."""
     places = [] if path is None else [Path(path).expanduser(), CHECKOUT / Path(path).expanduser()]
     return next((place for place in places if place.exists()), None)
 
 
-def read_features(path: Path) -> tuple[Stream, Tensor | np.ndarray | None]:
-    """Read features and the labels beside them, or None.
+def read_features(path: Path) -> FeatureFile:
+    """Read features and the labels beside them, if there are any.
 
     Of a .npz or .safetensors the array `z` or `features` is taken, or the only one besides `labels`; of a .parquet the
     numeric columns besides `labels`, or the only column, of lists.
@@ -62,7 +69,7 @@ def read_features(path: Path) -> tuple[Stream, Tensor | np.ndarray | None]:
         with _named(path):
             yield from features.chunks(rows)
 
-    return Stream(features.shape, chunks), labels and _whole(labels, path)
+    return FeatureFile(Stream(features.shape, chunks), labels and _whole(labels, path))
 
 
 def read_labels(path: Path) -> Tensor | np.ndarray:

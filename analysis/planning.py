@@ -84,8 +84,8 @@ def preflight(
     sentences = [
         f"The expansion term lies between {low:.4f} (all features equal) and {high:.4f} (as spread as {n} features in "
         f"{d} dimensions can be); independent random features score {random:.4f}.",
-        f"Spreading gains at most {high - low:.4f}: a run whose views stay further apart than that in the mean of "
-        "1 - cos would have a lower loss collapsed.",
+        f"Spreading gains at most {high - low:.4f}: if the mean of 1 - cos between views stays above that, total "
+        "collapse would have the lower loss.",
     ]
     if seen >= c:
         sentences.append(f"{number} which is >= {c}: total collapse is unstable whatever the views.")
@@ -97,8 +97,8 @@ def preflight(
         sentences.append(
             f"{number} which is < {c}: total collapse is stable if more than {seen / c:.0%} of every "
             f"direction's variance differs between views. Raise gamma to {gamma * c / seen:.2g}, or lower the paper's "
-            f"epsilon to {safe:.2g} (the official code's eps, times the ranks of a local covariance, to "
-            f"{safe**2:.2g}), to be safe for all views."
+            f"epsilon to {safe:.2g} (eps of the official code, multiplied by the number of ranks unless covariances "
+            f"are gathered, to {safe**2:.2g}), to be safe for all views."
         )
     if n < d:
         sentences.append(f"{n} rows show at most {n} of {d} dimensions: enlarge the batch or gather the covariance.")

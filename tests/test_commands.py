@@ -1,4 +1,4 @@
-"""The commands `analysis.report` and `analysis.preflight`, on good and on damaged input, and the report of a run."""
+"""The commands `simdino report` and `simdino preflight`, on good and on damaged input, and the report of a run."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from analysis import theory
-from analysis.commands import report_command
+from analysis.commands import probe_command, recipes_command, report_command
 from analysis.experiments.injected_collapse import collapsed
 from analysis.files import read_features
 from analysis.reporting.features import report
@@ -231,17 +231,17 @@ def write_run(path):
 
 def test_run_report_judges_head_and_backbone(run):
     result = report_run(run)
-    assert result.taps["head"].judgement == "mean collapse"
-    assert result.taps["backbone"].judgement == "healthy"
-    assert result.layers.index.tolist() == [("backbone", 0), ("backbone", 100), ("head", 0), ("head", 100)]
-    assert result.layers.loc[("head", 100), "mean_collapse"] == pytest.approx(0.999, abs=1e-3)
-    assert result.layers.loc[("head", 0), "mean_collapse"] < 0.3
-    assert result.layers.loc[("head", 0), "½E‖z − z′‖²"] == 0  # equal views
+    assert result.reports["head"].judgement == "mean collapse"
+    assert result.reports["backbone"].judgement == "healthy"
+    assert result.table.index.tolist() == [("backbone", 0), ("backbone", 100), ("head", 0), ("head", 100)]
+    assert result.table.loc[("head", 100), "mean_collapse"] == pytest.approx(0.999, abs=1e-3)
+    assert result.table.loc[("head", 0), "mean_collapse"] < 0.3
+    assert result.table.loc[("head", 0), "½E‖z − z′‖²"] == 0  # equal views
     text = str(result)
     ceiling, collapsed = theory.rate_maximum(200, 8, EPS), theory.rate_collapsed(8, EPS)
     for part in (f"the ceiling {ceiling:.4g}", f"equal {collapsed:.4g}", "untrained network (step 0)", "raw pixels"):
         assert part in " ".join(text.split())
-    assert json.loads(result.to_json())["taps"]["head"]["judgement"] == "mean collapse"
+    assert json.loads(result.to_json())["reports"]["head"]["judgement"] == "mean collapse"
     assert "mean collapse" in result._repr_html_()
 
 
@@ -266,3 +266,21 @@ def test_preflight_command():
     assert "as gamma is 0: total collapse is stable" in command(*official, "--gamma", 0, name="preflight").stdout
     refusal = command("--d", 256, "--batch", 64, "--eps", -1, name="preflight")
     assert one_sentence(refusal, "eps must be positive")
+
+
+@pytest.mark.parametrize("size", ["0", "2x", "x2", "1x2x3", "-4", "a"])
+def test_a_size_that_is_none_is_refused_with_what_one_looks_like(size, capsys):
+    with pytest.raises(SystemExit):
+        probe_command(["pixels", "--data", "digits", f"--size={size}"])
+    assert "give SIDE or HEIGHTxWIDTH, such as 224 or 224x448" in capsys.readouterr().err
+
+
+def test_the_page_of_recipes_is_renewed_between_its_markers(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.commands.CHECKOUT", tmp_path)
+    with pytest.raises(SystemExit, match=r"recipes: .*No such file"):
+        recipes_command([])
+    (tmp_path / "docs").mkdir()
+    page = (ROOT / "docs/recipes.md").read_text()
+    (tmp_path / "docs/recipes.md").write_text(page.replace("<!-- end -->", "old\n<!-- end -->"))
+    recipes_command([])
+    assert (tmp_path / "docs/recipes.md").read_text() == page

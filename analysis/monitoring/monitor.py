@@ -3,8 +3,8 @@
 All three gather the same `Moments` and evaluate the same functions of them, so that they give the numbers of the bare
 functions, in any batches and over any number of ranks. The hook needs torch alone, the others the extra `integrations`.
 
-measures: names out of `MOMENT_MEASURES`, with classes also out of `CLASS_MEASURES`, or {name: function of Moments}, for
-example {"rate": partial(coding_rate_of_spectrum, eps=0.5)}.
+Each takes `measures`: names out of `MOMENT_MEASURES`, with classes also out of `CLASS_MEASURES`, or {name: function of
+Moments}, for example {"rate": partial(coding_rate_of_spectrum, eps=0.5)}.
 """
 
 import difflib
@@ -75,20 +75,31 @@ DEFAULT = ("effective_rank", "effective_rank_centered", "mean_collapse")
 class FeatureMonitor:
     """Diagnostics of whatever passes through a module, for any training code: a forward hook while the block is open.
 
-    with FeatureMonitor(model.backbone) as monitor:
-        train_one_epoch(model)
-    print(monitor.compute())
+    All forward passes count, in training and in evaluation mode, until `reset`. The values of the module stay as they
+    are, no gradients are kept, and memory is O(d²·(1 + blocks)). `moments` are the `Moments` themselves:
+    `reporting.features.verdict(monitor.moments)` judges them in a sentence, and with blocks=16 and unit rows
+    `report(monitor.moments)` makes the whole table, with errors. In a distributed run call `all_reduce` once, on every
+    rank, before any of these.
 
-    The module's output must be features (n, d); `features` makes them of another output, such as
-    lambda tokens: tokens[:, 0], or puts them on the unit sphere, such as torch.nn.functional.normalize. All forward
-    passes count, in training and in evaluation mode, until `reset`. Memory O(d²·(1 + blocks)), no gradients, the values
-    of the module unchanged. `moments` are the `Moments` themselves: `reporting.features.verdict(monitor.moments)`
-    judges
-    them in a sentence, and with blocks=16 and unit rows `report(monitor.moments)` makes the whole table, with errors.
-    In a distributed run call `all_reduce` once, on every rank, before. precision: "fast" spares every forward pass the
-    float64 product, and loses singular values below about 3·10⁻⁴ of the largest.
+    Args:
+        module: its output must be features (n, d), or `features` must make them of it.
+        measures: names or functions, as at the top of this module.
+        features: makes features of another output, such as lambda tokens: tokens[:, 0], or puts them on the unit
+            sphere, such as torch.nn.functional.normalize.
+        blocks: of the jackknife; 0 for none.
+        precision: "fast" spares every forward pass the float64 product, and loses singular values below about 3·10⁻⁴ of
+            the largest.
 
-    ValueError: an output that is not (n, d), NaN or infinite features; `compute` before any forward pass.
+    Raises:
+        ValueError: unknown measures; an output that is not (n, d), NaN or infinite features; `compute` before any
+            forward pass.
+
+    >>> model = nn.Linear(4, 4, bias=False)
+    >>> model.weight.data = torch.eye(4)
+    >>> with FeatureMonitor(model) as monitor:
+    ...     outputs = [model(batch) for batch in torch.eye(4).split(3)]  # in place of a training loop
+    >>> {name: round(value.item(), 6) for name, value in monitor.compute().items()}
+    {'effective_rank': 4.0, 'effective_rank_centered': 3.0, 'mean_collapse': 0.25}
     """
 
     def __init__(
@@ -148,15 +159,26 @@ class FeatureMonitor:
 class FeatureMetric(Metric or object):
     """The diagnostics as a torchmetrics metric: update(z), with classes update(z, labels), compute() -> {name: value}.
 
-    metric = FeatureMetric(384, measures=["rankme", "participation_ratio_unbiased"])
-    self.log_dict(metric.compute())  # in Lightning: compute gives a dictionary, which log_dict takes
-
     The state is the moments of all rows, so batches and shards may have any sizes, none included, and the values are
-    those of one pass over everything: exactly what "sum" or "mean" states cannot do for a spectrum. In a
-    `MetricCollection` metrics of one (d, classes, blocks) share their state. classes and blocks as in `Moments`: for
-    measures such as `nc1`, and for `jackknife`. Other keywords are those of `torchmetrics.Metric`.
+    those of one pass over everything: exactly what "sum" or "mean" states cannot do for a spectrum. It is float64
+    whatever `Metric.half` is told, and memory and traffic per rank are O(d²·(1 + classes + blocks)). In a
+    `MetricCollection` metrics of one (d, classes, blocks) share their state. In Lightning, log_dict takes the
+    dictionary that `compute` gives:
 
-    Memory and traffic per rank O(d²·(1 + classes + blocks)). The state is float64 whatever `Metric.half` is told.
+        metric = FeatureMetric(384, measures=["rankme", "participation_ratio_unbiased"])
+        metric.update(model(images))
+        self.log_dict(metric.compute())
+
+    Args:
+        d: dimension of the features.
+        measures: names or functions, as at the top of this module.
+        classes: their number, for measures such as `nc1`, as in `Moments`.
+        blocks: for `jackknife`, as in `Moments`.
+        **kwargs: those of `torchmetrics.Metric`.
+
+    Raises:
+        ImportError: without torchmetrics.
+        ValueError: unknown measures; NaN or infinite features, or features that are not (n, d).
     """
 
     full_state_update = False
@@ -182,14 +204,22 @@ class FeatureMetric(Metric or object):
 class FeatureCallback(Callback or object):
     """The diagnostics as a Lightning callback: logs them for the features that a layer gives in every validation epoch.
 
-    Trainer(callbacks=[FeatureCallback("backbone")]) logs backbone/effective_rank and so on, and warns, by the judgement
-    of `report`, of features that have collapsed.
+    It logs backbone/effective_rank and so on, and warns, by the judgement of `report` for a backbone, of features that
+    have collapsed. Every forward pass of the layer during validation counts, but for the sanity check, and ranks are
+    merged. Give it to the trainer:
 
-    layer: name of a submodule, as in `named_modules()`; "" is the output of the LightningModule itself, logged as
-    features/... . Every forward pass of that layer during validation counts, and ranks are merged. `features` and
-    precision as in `FeatureMonitor`. The sanity check is left out.
+        Trainer(callbacks=[FeatureCallback("backbone")])
 
-    ValueError: a layer that does not exist, with the nearest one that does.
+    Args:
+        layer: name of a submodule, as in `named_modules()`; "" is the output of the LightningModule itself, logged as
+            features/... .
+        measures: names or functions, as at the top of this module.
+        features: as in `FeatureMonitor`.
+        precision: as in `FeatureMonitor`.
+
+    Raises:
+        ImportError: without lightning.
+        ValueError: unknown measures; a layer that does not exist, with the nearest one that does.
     """
 
     def __init__(
@@ -227,9 +257,9 @@ class FeatureCallback(Callback or object):
         name, values = self.layer or "features", self.monitor.compute()
         # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
         pl_module.log_dict({f"{name}/{k}": v for k, v in values.items()}, sync_dist=True)
-        judgement, because = verdict(self.monitor.moments, judged_as="backbone")
+        judgement, reason = verdict(self.monitor.moments, judged_as="backbone")
         if judgement.is_collapse:
-            rank_zero_warn(f"{name}: {judgement}. {because}", category=UserWarning)
+            rank_zero_warn(f"{name}: {judgement}. {reason}", category=UserWarning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""

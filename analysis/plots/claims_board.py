@@ -7,7 +7,7 @@ HOLDS, FAILS, OBSERVED = "#0072B2", "#D55E00", "#56B4E9"
 
 
 def plot_board(records: list[dict], ax: Axes | None = None) -> Axes:
-    """Draw one row for each notebook and one square for each of its claims.
+    """Plot one row for each notebook and one square for each of its claims.
 
     A theorem that holds is dark blue, an observation that holds is light blue, and what fails is orange. Claims that
     hold stand on the left, theorems first.

@@ -89,7 +89,7 @@ def plot_scores(results: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_level(
     value: SupportsFloat, label: str, ax: Axes | None = None, *, x: float = 0.02, below: bool = False
 ) -> Axes:
-    """Draw a predicted or reference value as a dashed horizontal line with its name.
+    """Plot a predicted or reference value as a dashed horizontal line with its name.
 
     Args:
         x: where the name begins, as a fraction of the axis.
@@ -103,7 +103,7 @@ def plot_level(
 
 
 def _plot_recipes(ax: Axes, quantity: xr.DataArray, along: str) -> None:
-    """Draw a line for each recipe: the mean over seeds, and their range shaded."""
+    """Plot a line for each recipe: the mean over seeds, and their range shaded."""
     for i, recipe in enumerate(quantity["recipe"].values):
         q = quantity.sel(recipe=recipe)
         color = COLORS.get(str(recipe), f"C{i}")

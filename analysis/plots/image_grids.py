@@ -11,7 +11,7 @@ GAP = 0.04  # between pictures, in widths of one
 
 
 def plot_maps(columns: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
-    """Draw pictures side by side, one row per image, labels on top.
+    """Plot pictures side by side, one row per image, labels on top.
 
     Maps (n, h, w) are colored from their own least to their largest value; (n, h, w, 3) is RGB, 0 to 1 or uint8.
     All pictures have one size, whatever the resolution of their arrays.

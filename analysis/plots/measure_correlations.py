@@ -14,7 +14,7 @@ SCOPE_STYLES = {  # marker, color, label
 
 
 def plot_rank_correlations(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw Spearman's ρ of measures with accuracy and its intervals, one row per measure.
+    """Plot Spearman's ρ of measures with accuracy and its intervals, one row per measure.
 
     The measure that ranks the runs of one method best is on top. To the right of 0 a measure is as its paper expects;
     "(low)" says that low values are expected to be good.

@@ -17,7 +17,7 @@ RUN_PANELS = [["rate", "rank", "alignment", "knn"], ["relative", "spectrum", "co
 def plot_page(
     page: "simdino.analysis.reporting.page.Page",  # noqa: F821  a string, since plots import no torch
 ) -> Figure:
-    """Draw a page: of features four panels, of a run eight, five of which are curves over its steps.
+    """Plot a page as a figure: four panels for features, eight for a run, of which five are curves over its steps.
 
     Args:
         page: what `reporting.page.one_page` returns.
@@ -38,7 +38,7 @@ def plot_page(
 
 
 def _plot_rate(log: pd.DataFrame, curves: xr.Dataset, ax: Axes) -> None:
-    """The logged rate of batches; dashed what isotropic features would have, the ceiling and total collapse."""
+    """Plot the logged rate of batches; dashed what isotropic features would have, the ceiling and total collapse."""
     ax.plot(log["step"], log["rate"], ".", color="C0", markersize=3)
     plot_level(log["rate_ceiling"].iloc[-1], "ceiling", ax, x=0.7)
     plot_level(log["rate_isotropic"].iloc[-1], "isotropic", ax, x=0.7)
@@ -47,7 +47,7 @@ def _plot_rate(log: pd.DataFrame, curves: xr.Dataset, ax: Axes) -> None:
 
 
 def _plot_curves(curves: xr.Dataset, axes: dict[str, Axes]) -> None:
-    """Effective rank, alignment and k-NN accuracy at the recorded steps."""
+    """Plot effective rank, alignment and k-NN accuracy at the recorded steps."""
     rank, alignment, knn = axes["rank"], axes["alignment"], axes["knn"]
     for name in ("head", "backbone"):
         at = curves.sel(layer=name)
@@ -67,7 +67,7 @@ def _plot_curves(curves: xr.Dataset, axes: dict[str, Axes]) -> None:
 
 
 def _plot_gradients(log: pd.DataFrame, ax: Axes) -> None:
-    """Norms of the gradients of SimDINO's two terms at the features; of other methods, that of the parameters."""
+    """Plot the norms of SimDINO's two gradients at the features; of other methods, that of the parameters' gradient."""
     if "gradient_rate" in log:
         ax.plot(log["step"], log["gradient_alignment"], ".", color="C1", markersize=3, label="alignment")
         ax.plot(log["step"], log["gradient_rate"], ".", color="C0", markersize=3, label="γ · rate")
@@ -80,7 +80,7 @@ def _plot_gradients(log: pd.DataFrame, ax: Axes) -> None:
 
 
 def _plot_relative(relative: pd.DataFrame, ax: Axes) -> None:
-    """Measures divided by what white noise of the same size has, with ± 2 standard errors."""
+    """Plot measures divided by what white noise of the same size has, with ± 2 standard errors."""
     measures = list(dict.fromkeys(relative["measure"]))[::-1]
     sets = list(dict.fromkeys(relative["set"]))
     for i, name in enumerate(sets):
@@ -95,7 +95,7 @@ def _plot_relative(relative: pd.DataFrame, ax: Axes) -> None:
 
 
 def _plot_spectra(spectra: pd.DataFrame, ax: Axes) -> None:
-    """Eigenvalues of each set by index; dashed white noise of the same n and d."""
+    """Plot the eigenvalues of each set by index; dashed white noise of the same n and d."""
     for name, part in spectra.groupby("set", sort=False):
         ax.plot(part["index"], part["white_noise"], **THEORY | {"color": SETS[name]}, linewidth=1)
         seen = part[part["eigenvalue"] > 1e-7]
@@ -106,7 +106,7 @@ def _plot_spectra(spectra: pd.DataFrame, ax: Axes) -> None:
 
 
 def _plot_cosines(cosines: pd.DataFrame, ax: Axes) -> None:
-    """Cosines of pairs of samples; dashed those of independent random directions."""
+    """Plot the cosines of pairs of samples; dashed those of independent random directions."""
     styles = {"all": "-", "one class": "-", "different classes": ":"}
     for (name, pairs), part in cosines.groupby(["set", "pairs"], sort=False):
         label = name if pairs == "all" else f"{name}, {pairs}"
@@ -120,7 +120,7 @@ def _plot_cosines(cosines: pd.DataFrame, ax: Axes) -> None:
 
 
 def _plot_sizes(sizes: pd.DataFrame, ax: Axes) -> None:
-    """Effective rank of subsets of the samples by their size; dashed white noise. A curve that is flat has settled."""
+    """Plot the effective rank of subsets of the samples by size, white noise dashed. A flat curve has settled."""
     for name, part in sizes.groupby("set", sort=False):
         ax.plot(part["n"], part["white_noise"], **THEORY, linewidth=1)
         ax.plot(part["n"], part["effective_rank"], "o-", color=SETS[name], linewidth=1)

@@ -9,7 +9,7 @@ from .style import THEORY
 
 
 def plot_reported(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the expansion term of reported runs between total collapse (0) and isotropy (1), one row per run.
+    """Plot the expansion term of reported runs between total collapse (0) and isotropy (1), one row per run.
 
     A bar spans what is possible, up to the ceiling; a dot is the value that was logged, if there is one. Runs that
     collapsed are red. The numbers and the reported outcome stand to the right.

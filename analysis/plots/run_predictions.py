@@ -16,7 +16,7 @@ def plot_twins(
     measured: Mapping[str, tuple[ArrayLike, str]],
     ax: Axes | None = None,
 ) -> Axes:
-    """Runs as dots beside the runs that predict them, dashed; both have the color of the prediction.
+    """Plot runs as dots beside the runs that predict them, dashed; both have the color of the prediction.
 
     Each is drawn as its mean over seeds; for the dots the range of the seeds is shaded.
 
@@ -44,7 +44,7 @@ def plot_growth_phases(
     reported: Mapping[str, tuple[float, bool]],
     ax: Axes | None = None,
 ) -> Axes:
-    """Phase diagram of collapse: each run at its predicted boundary and its collapse number χ.
+    """Plot the phase diagram of collapse: each run at its predicted boundary and its collapse number χ.
 
     Runs whose spread grows are hollow, those that shrink are filled. On the dashed line χ is the predicted boundary;
     in the gray area below it total collapse is stable.

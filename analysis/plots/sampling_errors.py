@@ -21,7 +21,7 @@ MEASURE_STYLES = {
 
 
 def plot_sensitivity(table: pd.DataFrame, ax: Axes | None = None, *, x: str = "share") -> Axes:
-    """Measures along the way to one collapse: measurements as dots, predictions dashed, 1 is healthy.
+    """Plot measures along the way to one collapse: measurements as dots, predictions dashed, 1 is healthy.
 
     Args:
         table: rows of one collapse of `collapse_sweep`, or those of `shrink_sweep`: measure, measured, predicted and x.
@@ -38,7 +38,7 @@ def plot_sensitivity(table: pd.DataFrame, ax: Axes | None = None, *, x: str = "s
 
 
 def plot_sampling_bias(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Measures of samples over their truth, against the samples per dimension n/d: mean ± sd over draws as dots.
+    """Plot measures of samples over their truth against the samples per dimension n/d: mean ± sd over draws as dots.
 
     Dashed are the truth, at 1, and what theory predicts of the mean.
 
@@ -59,7 +59,7 @@ def plot_sampling_bias(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_intervals(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Confidence intervals of repeated samples as bars, grouped by method; dashed the truth, red the bars that miss it.
+    """Plot confidence intervals of repeated samples as bars by method; dashed the truth, red the bars that miss it.
 
     Args:
         table: the rows of `sampling.effective_rank_intervals`.
@@ -78,7 +78,7 @@ def plot_intervals(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_conventions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Values of one embedding under several definitions, on a logarithmic axis, each with its user and its definition.
+    """Plot values of one embedding under several definitions, on a logarithmic axis, with their users and definitions.
 
     Args:
         table: rows of one family of `compare_definitions`.
@@ -97,7 +97,7 @@ def plot_conventions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_response(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What is left of each measure in each collapse, as numbers on colors: a measure that stays at 1 is blind.
+    """Plot what is left of each measure in each collapse, as numbers on colors: a measure that stays at 1 is blind.
 
     Args:
         table: what `collapse_response` returns, measures as rows and collapses as columns.

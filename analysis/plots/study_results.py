@@ -14,7 +14,7 @@ _POINTS = {"textcoords": "offset points", "ha": "center"}
 
 
 def plot_strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw one method's settings that change one factor: a row for each factor, a column for each multiple.
+    """Plot one method's settings that change one factor: a row for each factor, a column for each multiple.
 
     The color of a square is the k-NN accuracy as a share of the method's best. In it stand the k-NN accuracy and below
     it the effective rank; features that collapsed are crossed out. The recipe itself stands in every row of multiples.
@@ -46,7 +46,7 @@ def plot_strips(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_two_factors(table: pd.DataFrame, x: str, y: str, ax: Axes | None = None) -> Axes:
-    """Draw one method's settings that change two factors, one of them or neither, with squares as in `plot_strips`.
+    """Plot one method's settings that change two factors, one of them or neither, with squares as in `plot_strips`.
 
     Args:
         table: rows of one method from `runs.outcomes.mean_outcomes`.
@@ -74,7 +74,7 @@ def _fractions(multiples: list[float]) -> list[str]:
 
 
 def _draw(ax: Axes, cells: dict[tuple[int, int], tuple[pd.Series, str]]) -> None:
-    """Draw (row, column) -> (setting, its name or "") as colored squares with numbers, the first row on top."""
+    """Plot (row, column) -> (setting, its name or "") as colored squares with numbers, the first row on top."""
     rows, columns = (max(place) + 1 for place in zip(*cells, strict=True))
     relative = np.full((rows, columns), np.nan)
     for place, (setting, _) in cells.items():
@@ -98,7 +98,7 @@ def _draw(ax: Axes, cells: dict[tuple[int, int], tuple[pd.Series, str]]) -> None
 
 
 def plot_shares_within(shares: pd.DataFrame, ax: Axes | None = None, *, gains: pd.DataFrame | None = None) -> Axes:
-    """Draw which share of each method's settings works, as a dot with its interval, and which collapsed, as a cross.
+    """Plot which share of each method's settings works, as a dot with its interval, and which collapsed, as a cross.
 
     Args:
         shares: one row for each method, from `runs.outcomes.share_within`.
@@ -121,7 +121,7 @@ def plot_shares_within(shares: pd.DataFrame, ax: Axes | None = None, *, gains: p
 def plot_with_and_without(
     sides: dict[str, tuple[pd.DataFrame, pd.DataFrame]], quantity: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw a quantity with something and without it: a dot for each run, and a line between the means of a method.
+    """Plot a quantity with something and without it: a dot for each run, and a line between the means of a method.
 
     Args:
         sides: method -> (table of its runs with it, table of its runs without it).

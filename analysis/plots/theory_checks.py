@@ -14,7 +14,7 @@ from .style import THEORY
 def plot_powers(
     predicted: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray], ax: Axes | None = None
 ) -> Axes:
-    """Measured powers of modes against predicted ones; dashed is where the two agree, the inset has the errors.
+    """Plot measured powers of modes against predicted ones; dashed is where the two agree, the inset has the errors.
 
     Modes whose predicted power is zero are left out, since the axes are logarithmic.
 
@@ -45,7 +45,7 @@ def plot_powers(
 def plot_collapse_path(
     t: np.ndarray, losses: Mapping[str, np.ndarray], ends: Mapping[str, float], ax: Axes | None = None
 ) -> Axes:
-    """Losses on the way from spread to totally collapsed features, each above its value at the start.
+    """Plot losses on the way from spread to totally collapsed features, each above its value at the start.
 
     Args:
         t: (t,) places on the way, from 0 to 1.
@@ -63,7 +63,7 @@ def plot_collapse_path(
 
 
 def plot_atlas(table: pd.DataFrame, points: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
-    """The atlas of optima as a table, with a picture of each configuration as seen along its first point.
+    """Plot the atlas of optima as a table, with a picture of each configuration as seen along its first point.
 
     Each column is shaded from its worst row, light, to its best, dark. Hollow points lie on the far side of the sphere.
 
@@ -103,7 +103,7 @@ def plot_atlas(table: pd.DataFrame, points: Mapping[str, ArrayLike], ax: Axes | 
 
 
 def _draw_sphere(ax: Axes, z: np.ndarray) -> None:
-    """Points (n, 3) on the sphere as seen along the first one."""
+    """Plot points (n, 3) on the sphere as seen along the first one."""
     frame = np.linalg.qr(np.column_stack([z[0], np.eye(3)]))[0]  # (3, 3), the first column is ±z_0
     x, y, depth = (z @ frame[:, [1, 2, 0]]).T
     depth = depth * np.sign(depth[0])

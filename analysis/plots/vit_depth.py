@@ -11,7 +11,7 @@ NETWORKS = {"pretrained": "C0", "untrained": "0.45"}
 
 
 def plot_layers(tables: dict[str, xr.Dataset], quantity: str, ax: Axes | None = None) -> Axes:
-    """Draw a positive quantity of networks by depth, with bars of ± 2 standard errors; values of 0 are left out.
+    """Plot a positive quantity of networks by depth, with bars of ± 2 standard errors; values of 0 are left out.
 
     Args:
         tables: of each network, what `runs.vit_layers.diagnose_layers` returns, of one token: its columns `quantity`
@@ -28,7 +28,7 @@ def plot_layers(tables: dict[str, xr.Dataset], quantity: str, ax: Axes | None = 
 
 
 def plot_heads(tables: dict[str, xr.Dataset], quantity: str, ax: Axes | None = None) -> Axes:
-    """Draw a quantity of attention by depth, one dot per head, the networks side by side.
+    """Plot a quantity of attention by depth, one dot per head, the networks side by side.
 
     Args:
         tables: of each network, what `runs.vit_layers.diagnose_layers` returns: its column `quantity` is (layer, head).
@@ -44,7 +44,7 @@ def plot_heads(tables: dict[str, xr.Dataset], quantity: str, ax: Axes | None = N
 
 
 def plot_token_shares(share: xr.DataArray, ax: Axes | None = None) -> Axes:
-    """Draw the four shares of the patch tokens' energy by depth, stacked to 1.
+    """Plot the four shares of the patch tokens' energy by depth, stacked to 1.
 
     Args:
         share: (layer, part), the column `share` of what `runs.vit_layers.diagnose_layers` returns.
@@ -64,7 +64,7 @@ def plot_token_shares(share: xr.DataArray, ax: Axes | None = None) -> Axes:
 
 
 def plot_layer_spectra(eigenvalues: xr.DataArray, white_noise: xr.DataArray, ax: Axes | None = None) -> Axes:
-    """Draw the spectra of some layers, the deeper the darker, and dashed that of white noise of the same n.
+    """Plot the spectra of some layers, the deeper the darker, and dashed that of white noise of the same n.
 
     Args:
         eigenvalues: (layer, eigen), each layer's sum to 1; those of at most 1e-6 are left out.

@@ -1,1 +1,1 @@
-"""From features to the printed line: `rows`, `judgement`, `features` (the report), and `page` (with what is next)."""
+"""From features to the printed page: `rows`, `judgement`, `features` (the report), `advice`, and `page` (all of it)."""

@@ -37,8 +37,8 @@ def next_steps(
         facts: of a run: knn, knn_untrained and knn_pixels (accuracies on `images` images), spread and spread_halfway
             (where the rate of batches is between total collapse, 0, and isotropy, 1, at the end and half way),
             alignment ½E‖z − z′‖² of the head; pull, if it is SimDINO: the norm of the expansion's gradient over the
-            alignment's, at the features; and patches, if its objective has a rate for them: the share of the rest in
-            `vit_layers.token_shares` over all that is not common.
+            alignment's, at the features; and patches, only for objectives with patches: of the patch energy that is not
+            common to all, the share that neither position nor image explains (`token_shares`).
 
     >>> next_steps({"features": (Judgement.HEALTHY, 1000, 10)})[0][:22]
     'Nothing stands out. Re'

@@ -40,7 +40,7 @@ class Report:
     blocks: int
     judged_as: JudgedAs
     judgement: Judgement
-    because: str
+    reason: str
     rows: tuple[Row, ...]
     warnings: tuple[str, ...] = field(default=())
 
@@ -49,7 +49,8 @@ class Report:
         """What the numbers are, in one line."""
         return (
             f"rows on the unit sphere, Γ = zᵀz/n, uncentered unless named; ε = {self.eps:.4g} (squared in the rate), "
-            f"nats; ± one standard error by the jackknife over {self.blocks} blocks; judged as a {self.judged_as}'s"
+            f"nats; ± one standard error by the jackknife over {self.blocks} blocks; judged as features of a "
+            f"{self.judged_as}"
         )
 
     @property
@@ -70,7 +71,7 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [self.headline, *wrapped(self.conventions), ""]
-        lines += [*wrapped(f"{self.judgement.upper()}: {self.because}"), ""]
+        lines += [*wrapped(f"{self.judgement.upper()}: {self.reason}"), ""]
         lines += [line for warning in self.warnings for line in wrapped(f"warning: {warning}")]
         lines += [f"{'':26}{'value ± se':>22}{'corrected':>11}{'white noise':>13}{'best':>11}   healthier"]
         for row in self.rows:
@@ -81,7 +82,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<br>warning: {escape(w)}" for w in self.warnings)
-        head = f"<p><b>{escape(self.judgement)}</b>: {escape(self.because)}</p>"
+        head = f"<p><b>{escape(self.judgement)}</b>: {escape(self.reason)}</p>"
         foot = f"<p><small>{escape(self.headline)}; {escape(self.conventions)}{notes}</small></p>"
         return head + self.to_frame().to_html(float_format="{:.4g}".format, na_rep="") + foot
 
@@ -181,7 +182,7 @@ def report_of_rows(
         table += of_views
     if tokens is not None:
         table += token_rows(tokens)
-    judgement, because = judge(
+    judgement, reason = judge(
         n,
         d,
         rate=values["coding rate"],
@@ -195,8 +196,8 @@ def report_of_rows(
     if judgement is Judgement.MEAN_COLLAPSE and 1 - values["mean share"] >= eps**2:
         shape = eigenvalues(moments, center=True)
         kept = kept_of_rate(n, d, coding_rate_of_spectrum(shape / shape.sum(), eps=eps, d=d).item(), eps)
-        because = f"{because} Centered, and scaled up to unit energy, they would keep {kept:.0%}."
-    return Report(n, d, float(eps), len(moments.by_block), judged_as, judgement, because, tuple(table), tuple(warnings))
+        reason = f"{reason} Centered, and scaled up to unit energy, they would keep {kept:.0%}."
+    return Report(n, d, float(eps), len(moments.by_block), judged_as, judgement, reason, tuple(table), tuple(warnings))
 
 
 def verdict(moments: Moments, *, eps: float = PUBLISHED_EPS, judged_as: JudgedAs = "head") -> Verdict:

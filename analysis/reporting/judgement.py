@@ -6,9 +6,12 @@ from typing import Literal, NamedTuple
 
 from .. import theory
 
-KEPT = 0.5  # of the coding rate that random directions have over a single point: less is a collapse of a head
-RANK = 2.0  # centered effective rank of a backbone: less, and one direction is all that tells samples apart
-VIEWS = 0.5  # views of one sample this far apart, over views of different samples: more is a view problem
+# A head that keeps less than this share of the coding rate of random directions, above a single point's, has collapsed.
+KEPT = 0.5
+# A backbone with a smaller centered effective rank has collapsed: one direction is all that tells samples apart.
+RANK = 2.0
+# Views of one sample that are further apart than this share of the distance of different samples are a view problem.
+VIEWS = 0.5
 
 JudgedAs = Literal["head", "backbone"]
 
@@ -94,8 +97,9 @@ def judge(
         collapsed, by_mean = complete or rank < RANK, complete
         few = f"Centered, the features have an effective rank of {rank:.2g}: one direction tells samples apart."
     if collapsed and by_mean:
-        extent = "Complete, the r.m.s. distance from one point is below ε" if complete else "Partial"
-        says = f"{extent}. {scale}, and {mean:.1%} of their energy is their common mean."
+        where = ": the r.m.s. distance from one point is below ε" if complete else ""
+        extent = "Complete" if complete else "Partial"
+        says = f"{extent} mean collapse{where}. {scale}, and {mean:.1%} of their energy is their common mean."
         return Verdict(Judgement.MEAN_COLLAPSE, says)
     if within is not None and within < eps**2:
         says = f"E‖z − class mean‖² = {within:.2g} is below ε² = {eps**2:.2g}: only the class is left."

@@ -19,7 +19,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from simdino.config import PUBLISHED_EPS
-from simdino.runs import Run
+from simdino.runs import Run, evaluated_branch
 
 from ..files import read_features, read_labels
 from ..measures.inputs import as_labels, unit_rows
@@ -39,40 +39,47 @@ BLOCKS = 16  # of the jackknife
 
 @dataclass(frozen=True, repr=False)
 class RunReport:
-    """A run's layers at its first and last snapshot, two sentences on their worth, a `Report` of head and backbone."""
+    """The diagnostics of a run's layers at its first and last snapshot, and what is said of them.
+
+    Two sentences compare the layers with baselines, and head and backbone have one `Report` each.
+    """
 
     run: str
-    layers: pd.DataFrame
+    table: pd.DataFrame  # one row for each layer and step
     sentences: tuple[str, ...]
-    taps: dict[str, Report]
+    reports: dict[str, Report]  # of each layer at the last snapshot
 
     def to_json(self) -> str:
         """Everything in the report."""
-        taps = {name: json.loads(tap.to_json()) for name, tap in self.taps.items()}
-        layers = json.loads(self.layers.reset_index().to_json(orient="records"))
-        plain = {"run": self.run, "sentences": self.sentences, "layers": layers, "taps": taps}
+        reports = {layer: json.loads(told.to_json()) for layer, told in self.reports.items()}
+        table = json.loads(self.table.reset_index().to_json(orient="records"))
+        plain = {"run": self.run, "sentences": self.sentences, "table": table, "reports": reports}
         return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
 
     def __repr__(self) -> str:
-        judged = [f"{name}, {tap.judgement.upper()}: {tap.because}" for name, tap in self.taps.items()]
+        judged = [f"{layer}, {told.judgement.upper()}: {told.reason}" for layer, told in self.reports.items()]
         says = [line for sentence in (*self.sentences, *judged) for line in wrapped(sentence)]
-        return "\n".join([self.run, *says, "", self.layers.to_string(float_format="{:.3g}".format, na_rep="-")])
+        return "\n".join([self.run, *says, "", self.table.to_string(float_format="{:.3g}".format, na_rep="-")])
 
     def _repr_html_(self) -> str:
-        taps = "".join(f"<h4>{escape(name)}</h4>{tap._repr_html_()}" for name, tap in self.taps.items())
-        layers = self.layers.to_html(float_format="{:.3g}".format, na_rep="")
-        return f"<p><b>{escape(self.run)}</b><br>{escape(' '.join(self.sentences))}</p>{layers}{taps}"
+        reports = "".join(f"<h4>{escape(layer)}</h4>{told._repr_html_()}" for layer, told in self.reports.items())
+        table = self.table.to_html(float_format="{:.3g}".format, na_rep="")
+        return f"<p><b>{escape(self.run)}</b><br>{escape(' '.join(self.sentences))}</p>{table}{reports}"
 
 
 @dataclass(frozen=True, repr=False)
 class Page:
-    """What `one_page` found: print it, show it, draw it. A set is "features", or of a run "head" and "backbone"."""
+    """What `one_page` found: print it, show it, draw it.
+
+    A file has one set, "features"; a run has two, "head" and "backbone".
+    """
 
     name: str
     report: Report | RunReport
     reports: dict[str, Report]  # of each set
     spectra: pd.DataFrame  # set, index, eigenvalue, white_noise
-    relative: pd.DataFrame  # set, measure, value, low, high: over what white noise of the same n and d has, ± 2 se
+    # set, measure, value, low, high (± 2 se): divided by the value for white noise of the same n and d
+    relative: pd.DataFrame
     cosines: pd.DataFrame  # set, pairs ("all", or "one class" and "different classes"), cosine, density, white_noise
     sizes: pd.DataFrame  # set, n, effective_rank, white_noise: of n random rows
     next: tuple[str, ...]  # sentences
@@ -136,8 +143,9 @@ def one_page(
 def report_run(run: Run | str | Path) -> RunReport:
     """Report on a run: `diagnose` at its first and last snapshot, and `report` of the last head and backbone.
 
-    All of the teacher, the network that is kept, on held-out images. k-NN is judged by raw pixels and by the untrained
-    network (step 0), the rate by its value for random directions, for the best and for equal features.
+    Everything is of the network that is evaluated: the teacher, or the student of a run without one; and on held-out
+    images. k-NN accuracy is compared with that of raw pixels and of the untrained network (step 0), the coding rate
+    with those of random directions, of equal features, and the largest possible.
 
     Raises:
         ValueError: not a run directory, a damaged file, no snapshots.
@@ -148,11 +156,11 @@ def report_run(run: Run | str | Path) -> RunReport:
 
 
 def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> RunReport:
-    """`report_run` from what `diagnose` says of the teacher and from the features of the last snapshot."""
+    """`report_run` from what `diagnose` says of the evaluated network and from the features of the last snapshot."""
     steps = sorted({run.steps[0], run.steps[-1]})
     names = ["effective_rank", "effective_rank_centered", "mean_collapse", "feature_std", "alignment", "knn"]
-    layers = curves[names].sel(step=steps).to_dataframe(dim_order=["layer", "step"])[names]
-    layers = layers.rename(
+    table = curves[names].sel(step=steps).to_dataframe(dim_order=["layer", "step"])[names]
+    table = table.rename(
         columns={"effective_rank": "rank", "effective_rank_centered": "rank centered", "alignment": "½E‖z − z′‖²"}
     )
     knn, rate = curves["knn"].sel(layer="backbone"), curves["rate"].sel(layer="head", step=steps[-1]).item()
@@ -163,17 +171,12 @@ def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> Run
         f"Coding rate of the head: {rate:.4g} nats, {rate / high:.1%} of the ceiling {high:.4g}; random directions "
         f"{isotropic:.4g}, all features equal {low:.4g}.",
     )
-    labels, eps, branch = run.probe["test_labels"], curves.attrs["eps"], _evaluated_branch(last)
-    taps = {}
-    for tap in ("head", "backbone"):
-        z, views = last[f"{branch}/{tap}/test"], last.get(f"{branch}/{tap}/views")
-        taps[tap] = report(z, labels=labels, views=views, eps=eps, judged_as=tap)
-    return RunReport(f"{run.name}, {branch} network, steps {steps[0]} to {steps[-1]}", layers, sentences, taps)
-
-
-def _evaluated_branch(snapshot: dict[str, Tensor]) -> str:
-    """The network that is kept: the teacher, or the student of a run without one."""
-    return "teacher" if "teacher/head/test" in snapshot else "student"
+    labels, eps, branch = run.probe["test_labels"], curves.attrs["eps"], evaluated_branch(last)
+    reports = {}
+    for layer in ("head", "backbone"):
+        z, views = last[f"{branch}/{layer}/test"], last.get(f"{branch}/{layer}/views")
+        reports[layer] = report(z, labels=labels, views=views, eps=eps, judged_as=layer)
+    return RunReport(f"{run.name}, {branch} network, steps {steps[0]} to {steps[-1]}", table, sentences, reports)
 
 
 def _page_of_run(run: Run) -> Page:
@@ -182,15 +185,21 @@ def _page_of_run(run: Run) -> Page:
         raise ValueError(f"{run.path} has logged nothing yet")
     curves = diagnose(run).sel(branch="teacher")
     last = run.snapshot(run.steps[-1])
-    told, branch = _report_of_run(run, curves, last), _evaluated_branch(last)
-    tables = _tables({tap: last[f"{branch}/{tap}/test"] for tap in told.taps}, told.taps, run.probe["test_labels"])
+    told, branch = _report_of_run(run, curves, last), evaluated_branch(last)
+    sets = {layer: last[f"{branch}/{layer}/test"] for layer in told.reports}
+    tables = _tables(sets, told.reports, run.probe["test_labels"])
     before, facts = _preflight(run.config, log), _facts(curves, log)
-    judged = {tap: (told.judgement, told.n, told.d) for tap, told in told.taps.items()}
+    judged = {layer: (found.judgement, found.n, found.d) for layer, found in told.reports.items()}
     patches = last.get(f"{branch}/head/patches")  # as the loss sees them
     if patches is not None and "patch_gamma" in run.config["objective"]:
         shares = token_shares(unit_rows(patches))
+<<<<<<< HEAD
         facts["patches"] = (shares.rest / (1 - shares.common).clamp(min=1e-12)).item()
     return Page(run.name, told, told.taps, *tables, next_steps(judged, facts), facts, curves, log, before)
+=======
+        facts["patches"] = (shares["rest"] / (1 - shares["common"]).clamp(min=1e-12)).item()
+    return Page(run.name, told, told.reports, *tables, next_steps(judged, facts), facts, curves, log, before)
+>>>>>>> H2
 
 
 def _preflight(config: dict, log: pd.DataFrame) -> Preflight | None:
@@ -246,7 +255,7 @@ def _spectrum(z: Float[Tensor, "n d"]) -> pd.DataFrame:
 
 
 def _relative(told: Report) -> pd.DataFrame:
-    """The measures of a report that rise with spread, over what white noise of the same n and d has."""
+    """The measures of a report that rise with spread, divided by the value for white noise of the same n and d."""
     rows = [row for row in told.rows if row.white_noise and row.se is not None and row.healthier == "higher"]
     return pd.DataFrame(
         {

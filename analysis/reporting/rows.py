@@ -1,4 +1,4 @@
-"""The rows of a report, each measure with its error, its references and a sentence; and the judgement of them all."""
+"""The rows of a report: each measure with its error, its references and one sentence."""
 
 import math
 import warnings
@@ -35,6 +35,20 @@ class Row(NamedTuple):
     says: str = ""
 
 
+class ClassRows(NamedTuple):
+    """What labels add to a report."""
+
+    within: float | None  # E‖z − class mean‖², unbiased; None if it cannot be told
+    rows: list[Row]
+
+
+class ViewRows(NamedTuple):
+    """What views add to a report."""
+
+    share: float  # E‖z − z′‖² of two views of one sample over that of different samples
+    rows: list[Row]
+
+
 def spectral_rows(moments: Moments, eps: float) -> list[Row]:
     """The measures that are functions of the moments (n, d) of unit rows, with their standard errors."""
     n, d = moments.n, moments.d
@@ -55,7 +69,7 @@ def spectral_rows(moments: Moments, eps: float) -> list[Row]:
     says = {
         "coding rate": f"{near}; all features equal: {lowest:.3g} nats.",
         "effective rank": f"Energy in {rank[0]:.3g} of {r:.0f} directions, the mean's included.",
-        "effective rank, centered": "Directions in which samples differ; blind to how little they do.",
+        "effective rank, centered": "Counts directions in which samples differ, however small the differences.",
         "RankMe": "Effective rank of the singular values, which weighs weak directions more.",
         "participation ratio": "(Σλ)²/Σλ², which weighs strong directions more.",
         "mean share": f"{mean[0]:.1%} of the energy is common to all samples; 1: all on one point.",
@@ -86,17 +100,22 @@ def pair_rows(z: Float[Tensor, "n d"]) -> list[Row]:
     except ValueError:  # fewer than three different rows
         return rows
     copies = f" {found.duplicates} of {len(z)} rows are copies." if found.duplicates else ""
-    says = f"TwoNN: dimensions of the manifold around a sample, where ranks count those of all space.{copies}"
+    says = (
+        f"TwoNN: dimension of the manifold near a sample; ranks count the linear directions of the whole set.{copies}"
+    )
     dimension, se = found.dimension.item(), found.se.item()
     return [*rows, Row("intrinsic dimension", dimension, se, healthier="neither", says=says)]
 
 
-def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[float | None, list[Row]]:
-    """E‖z − class mean‖² of unit rows, unbiased, and measures of classes; None, none with fewer than two a class."""
+def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> ClassRows:
+    """The measures of classes of unit rows, and the spread within classes, by which they are judged.
+
+    (None, []) for fewer than two classes, or fewer than two samples per class on average.
+    """
     names, index, counts = labels.unique(return_inverse=True, return_counts=True)
     k, (n, d) = len(counts), z.shape
     if k < 2 or n < 2 * k:
-        return None, []
+        return ClassRows(None, [])
     z = z.double()
     means = torch.zeros(k, d, dtype=z.dtype, device=z.device).index_add(0, index, z) / counts[:, None]
     within = ((z - means[index]).square().sum() / (n - k)).item()
@@ -122,13 +141,16 @@ def class_rows(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> tuple[floa
     if z.any(1).all() and len(test):
         near, largest = min(NEIGHBORS, len(bank)), (counts.max() / n).item()
         hits = knn_accuracy(z[bank], index[bank], z[test], index[test], k=near).item()
-        says = f"One half of the samples classified by {near} of the other; compare an untrained network."
+        says = (
+            f"Half of the samples, classified by their {near} nearest neighbors in the other half; compare with an "
+            "untrained network."
+        )
         rows.append(Row("k-NN accuracy", hits, white_noise=largest, best=1.0, says=says))
-    return within, rows
+    return ClassRows(within, rows)
 
 
-def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
-    """E‖z − z′‖² of two views of a sample over that of different samples, and the measures of views, of unit rows."""
+def view_rows(views: Float[Tensor, "v n d"]) -> ViewRows:
+    """The measures of views of unit rows, and the share by which they are judged."""
     v, n, d = views.shape
     if n < 2:
         raise ValueError("views needs at least 2 samples")
@@ -137,10 +159,10 @@ def view_rows(views: Float[Tensor, "v n d"]) -> tuple[float, list[Row]]:
     cosine = ((means.sum(0).square().sum() - means.square().sum()) / (v * (v - 1))).item()  # of any two of other views
     apart = max(1 - (n * cosine - own) / (n - 1), 0.0)  # ½E‖z − z′‖² of different samples
     share = (1 - own) / apart if apart > 1e-12 else 0.0
-    says = f"Half of `alignment`, of two views of a sample; {share:.1%} of that of different samples, {apart:.3g}."
+    says = f"Half of `alignment` between two views of one sample: {share:.1%} of its value between different samples."
     rows = [Row("alignment, ½E‖z − z′‖²", 1 - own, white_noise=1.0, best=0.0, healthier="lower", says=says)]
     says = f"Directions in which samples differ by more than their views do, from {v} views of {n} samples."
-    return share, [*rows, Row("LiDAR", lidar(views).item(), best=float(min(n - 1, d)), says=says)]
+    return ViewRows(share, [*rows, Row("LiDAR", lidar(views).item(), best=float(min(n - 1, d)), says=says)])
 
 
 def token_rows(tokens: Array) -> list[Row]:

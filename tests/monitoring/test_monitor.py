@@ -68,7 +68,7 @@ def test_monitor_gathers_what_a_report_needs():
     result = report(monitor.moments)
     assert result.n == N
     assert result.to_frame().loc["effective rank", "value"] == pytest.approx(effective_rank(Z, normalize=True).item())
-    assert (result.judgement, result.because) == verdict(monitor.moments)
+    assert (result.judgement, result.reason) == verdict(monitor.moments)
     with pytest.raises(ValueError, match="blocks must be 0 or at least 2"):
         FeatureMonitor(module, blocks=1)
 
@@ -294,7 +294,7 @@ def test_callback_logs_a_layer_and_the_output_of_validation(tmp_path):
 
 
 def test_callback_warns_of_collapse_and_not_of_health(tmp_path):
-    with pytest.warns(UserWarning, match="backbone: mean collapse. Complete"):
+    with pytest.warns(UserWarning, match="backbone: mean collapse. Complete mean collapse: "):
         fit(tmp_path, FeatureCallback("backbone", features=lambda z: 0.01 * z + 5))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*collapse")

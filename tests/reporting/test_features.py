@@ -79,7 +79,7 @@ CONSTRUCTED = {
 def test_judgement_of_constructed_features(name):
     z, expected = CONSTRUCTED[name]
     result = report(z)
-    assert result.judgement == expected, result.because
+    assert result.judgement == expected, result.reason
     assert report(z @ rotation(D).to(z)).judgement == expected
 
 
@@ -87,10 +87,10 @@ def test_noise_around_one_point_is_complete_collapse_though_its_centered_rank_is
     result = report(torch.ones(D) + 1e-3 * gaussian(N, D))
     row = result.to_frame().loc["effective rank, centered"]
     assert row["value"] > 0.95 * row["white_noise"]
-    assert result.because.startswith("Complete")
+    assert result.reason.startswith("Complete")
     assert values(result)["mean share"] > 0.999
     assert values(result)["feature std"] < 0.01
-    cone = report(offset(sphere(N, D), 0.9)).because
+    cone = report(offset(sphere(N, D), 0.9)).reason
     assert cone.startswith("Partial")
     assert cone.endswith(("they would keep 99%.", "they would keep 100%."))
 
@@ -181,7 +181,7 @@ def test_the_worst_class_is_named_beside_white_noise_of_its_size():
 def test_moments_gathered_in_training_give_the_same_judgement_and_numbers():
     for z in (sphere(N, 16), torch.nn.functional.normalize(offset(sphere(N, 16), 0.95), dim=1)):
         streamed, whole = report(Moments.of(z, blocks=16)), report(z)
-        assert (streamed.judgement, streamed.because) == (whole.judgement, whole.because)
+        assert (streamed.judgement, streamed.reason) == (whole.judgement, whole.reason)
         assert values(streamed).to_dict() == pytest.approx(values(whole)[: len(streamed.rows)].to_dict(), rel=1e-9)
     with pytest.raises(ValueError, match="must be of unit rows"):
         report(Moments.of(2 * sphere(N, 16), blocks=16))
@@ -222,7 +222,7 @@ def test_forms_hold_the_same_plain_numbers():
     record = json.loads(result.to_json())
     assert [row["measure"] for row in record["rows"]] == list(result.to_frame().index)
     assert record["judgement"] == "healthy"
-    assert {"n", "d", "eps", "blocks", "conventions", "because"} <= record.keys()
+    assert {"n", "d", "eps", "blocks", "conventions", "reason"} <= record.keys()
     for row in result.rows:
         assert type(row.value) is float
         assert {type(x) for x in row[2:6]} <= {float, type(None)}

@@ -74,7 +74,7 @@ def test_a_healthy_backbone_is_not_judged_as_a_head():
     assert report(z).judgement.is_collapse
     told = report(z, judged_as="backbone")
     assert told.judgement is Judgement.HEALTHY
-    assert "judged as a backbone" in told.conventions
+    assert "judged as features of a backbone" in told.conventions
     assert verdict(Moments.of(z), judged_as="backbone").judgement is Judgement.HEALTHY
     assert report(torch.ones(D) + 1e-3 * gaussian(N, D), judged_as="backbone").judgement is Judgement.MEAN_COLLAPSE
     line = gaussian(N, 1) @ gaussian(1, D, seed=1) + 1e-3 * gaussian(N, D, seed=2)
