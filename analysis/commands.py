@@ -49,27 +49,32 @@ def batch_command(arguments: list[str]) -> None:
 
 
 def report_command(arguments: list[str]) -> None:
-    """Print what a file of features, or a run, says: measures, a judgement, what to look at next."""
+    """Print what files of features, or runs, say: measures, a judgement, what to look at next."""
     from .reporting.page import one_page
 
     parser = _parser("report", report_command)
-    parser.add_argument("what", help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory")
+    parser.add_argument(
+        "what", nargs="+", help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory; or several"
+    )
     parser.add_argument("--labels", help="class of each row: .npy, .npz, .safetensors, or text with one in each line")
     parser.add_argument("--eps", type=float, help=f"the paper's ε, for features (default: {PUBLISHED_EPS:.4f})")
     parser.add_argument(
         "--judged-as",
         choices=("head", "backbone"),
-        help="of features: a loss asks them to spread (head, the default), or nothing does (backbone)",
+        help="judge features as those of a head, which a loss asks to spread (default), or of a backbone",
     )
-    parser.add_argument("--json", type=Path, help="write the report there, too")
+    parser.add_argument("--json", type=Path, help="write the report of one file or run there, too")
     given = parser.parse_args(arguments)
     try:
-        page = one_page(given.what, labels=given.labels, eps=given.eps, judged_as=given.judged_as)
-        if given.json:
-            write_text(given.json, page.report.to_json())
+        if given.json and len(given.what) > 1:
+            raise ValueError(f"--json takes the report of one file or run, not of {len(given.what)}")
+        for what in given.what:
+            page = one_page(what, labels=given.labels, eps=given.eps, judged_as=given.judged_as)
+            if given.json:
+                write_text(given.json, page.report.to_json())
+            print(page if len(given.what) == 1 else f"=== {what}\n\n{page}\n")
     except (ValueError, OSError) as error:
-        sys.exit(f"report: {_one_line(error)}")
-    print(page)
+        sys.exit(f"simdino report: {_one_line(error)}")
 
 
 def preflight_command(arguments: list[str]) -> None:
@@ -113,7 +118,7 @@ def preflight_command(arguments: list[str]) -> None:
             )
         )
     except ValueError as error:
-        sys.exit(f"preflight: {_one_line(error)}")
+        sys.exit(f"simdino preflight: {_one_line(error)}")
 
 
 def probe_command(arguments: list[str]) -> None:
@@ -163,7 +168,7 @@ def probe_command(arguments: list[str]) -> None:
             rows = json.loads(results.to_json(orient="records", double_precision=15))
             write_json(given.json, made | {"results": rows})
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        sys.exit(f"probe: {_one_line(error)}")
+        sys.exit(f"simdino probe: {_one_line(error)}")
     print(results_table(results))
 
 
@@ -176,7 +181,7 @@ def gallery_command(arguments: list[str]) -> None:
     try:
         print(gallery(parser.parse_args(arguments).figures))
     except (ValueError, OSError) as error:
-        sys.exit(f"gallery: {_one_line(error)}")
+        sys.exit(f"simdino gallery: {_one_line(error)}")
 
 
 def conventions_command(arguments: list[str]) -> None:
@@ -197,7 +202,7 @@ def recipes_command(arguments: list[str]) -> None:
     try:
         write_text(page, recipes_page(page.read_text()))
     except OSError as error:
-        sys.exit(f"recipes: {_one_line(error)}")
+        sys.exit(f"simdino recipes: {_one_line(error)}")
     print(page)
 
 

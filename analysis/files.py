@@ -53,7 +53,7 @@ def read_features(path: Path) -> FeatureFile:
         ValueError: no such file, damage, several arrays that could be meant.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(f"there is no file or run directory {path}")
     readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path.name} must be a run directory or one of {', '.join(readers)}")

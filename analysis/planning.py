@@ -80,7 +80,10 @@ def preflight(
     )
     chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient and rate_of == "student" else 2
     share = 1 - 1 / n  # of the features' variance, in a batch
-    seen, number = chi * share, f"The collapse number is {chi:.2f}, {chi * share:.2f} in batches of {n},"
+    seen = chi * share
+    number = f"The collapse number is {chi:.2f}; what counts in batches of {n} is {seen:.2f},"
+    cause = "a stop-gradient teacher" if c == 1 else "the rate of a mean" if stop_gradient else "no stop-gradient"
+    least = f"{c} ({cause})"
     sentences = [
         f"The expansion term lies between {low:.4f} (all features equal) and {high:.4f} (as spread as {n} features in "
         f"{d} dimensions can be); independent random features score {random:.4f}.",
@@ -88,14 +91,14 @@ def preflight(
         "collapse would have the lower loss.",
     ]
     if seen >= c:
-        sentences.append(f"{number} which is >= {c}: total collapse is unstable whatever the views.")
+        sentences.append(f"{number} at least {least}: total collapse is unstable whatever the views.")
     elif seen == 0:
-        cause = "gamma is 0" if gamma == 0 else "one row has no spread"
-        sentences.append(f"{number} as {cause}: total collapse is stable whatever the views.")
+        why = "gamma is 0" if gamma == 0 else "one row has no spread"
+        sentences.append(f"{number} as {why}: total collapse is stable whatever the views.")
     else:
         safe = math.sqrt(2 * gamma * share * d / (c + math.sqrt(c * c + 4 * gamma * share * c)))  # ε at which seen = c
         sentences.append(
-            f"{number} which is < {c}: total collapse is stable if more than {seen / c:.0%} of every "
+            f"{number} less than {least}: total collapse is stable if more than {seen / c:.0%} of every "
             f"direction's variance differs between views. Raise gamma to {gamma * c / seen:.2g}, or lower the paper's "
             f"epsilon to {safe:.2g} (eps of the official code, multiplied by the number of ranks unless covariances "
             f"are gathered, to {safe**2:.2g}), to be safe for all views."

@@ -137,8 +137,12 @@ def report(
     """
     if isinstance(z, Moments):
         _check((z.n, z.d), len(z.by_block))
-        if labels is not None or abs(z.second_moment.trace() - 1) > 1e-2:
-            raise ValueError("z as Moments must be of unit rows, and comes without labels")
+        if not z.by_block:
+            raise ValueError("z as Moments needs blocks for its standard errors: Moments(d, blocks=16)")
+        if labels is not None:
+            raise ValueError("z as Moments keeps no rows that labels could be of: pass the features instead")
+        if abs(z.second_moment.trace() - 1) > 1e-2:
+            raise ValueError("z as Moments must be of unit rows: normalize the features before they are added")
         rows = UnitRows(z, 0, torch.empty(0, z.d), torch.empty(0, dtype=torch.int64))
     else:
         rows = read_unit_rows(z, blocks)

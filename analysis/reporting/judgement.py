@@ -115,7 +115,7 @@ def judge(
     common = f"{mean:.1%} of their energy is their common mean. Usefulness is another question."
     if judged_as == "head":
         return Verdict(Judgement.HEALTHY, f"{scale}; {common}")
-    return Verdict(Judgement.HEALTHY, f"Centered, the features have an effective rank of {rank:.3g}; {common}")
+    return Verdict(Judgement.HEALTHY, f"Centered effective rank {rank:.3g}; as a backbone may have it, {common}")
 
 
 def kept_of_rate(n: int, d: int, rate: float, eps: float) -> float:

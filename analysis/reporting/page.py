@@ -193,13 +193,8 @@ def _page_of_run(run: Run) -> Page:
     patches = last.get(f"{branch}/head/patches")  # as the loss sees them
     if patches is not None and "patch_gamma" in run.config["objective"]:
         shares = token_shares(unit_rows(patches))
-<<<<<<< HEAD
         facts["patches"] = (shares.rest / (1 - shares.common).clamp(min=1e-12)).item()
-    return Page(run.name, told, told.taps, *tables, next_steps(judged, facts), facts, curves, log, before)
-=======
-        facts["patches"] = (shares["rest"] / (1 - shares["common"]).clamp(min=1e-12)).item()
     return Page(run.name, told, told.reports, *tables, next_steps(judged, facts), facts, curves, log, before)
->>>>>>> H2
 
 
 def _preflight(config: dict, log: pd.DataFrame) -> Preflight | None:

@@ -185,9 +185,9 @@ def test_moments_gathered_in_training_give_the_same_judgement_and_numbers():
         assert values(streamed).to_dict() == pytest.approx(values(whole)[: len(streamed.rows)].to_dict(), rel=1e-9)
     with pytest.raises(ValueError, match="must be of unit rows"):
         report(Moments.of(2 * sphere(N, 16), blocks=16))
-    with pytest.raises(ValueError, match="without labels"):
+    with pytest.raises(ValueError, match="keeps no rows that labels could be of"):
         report(Moments.of(sphere(N, 16), blocks=16), labels=torch.arange(N))
-    with pytest.raises(ValueError, match="non-empty blocks"):
+    with pytest.raises(ValueError, match="needs blocks for its standard errors"):
         report(Moments.of(sphere(N, 16)))
 
 
