@@ -101,7 +101,7 @@ def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows:
         z: (n, d), rows are samples.
         name: what messages call it.
         normalize: divide each row by its norm.
-        min_rows: the least n.
+        min_rows: the smallest allowed n.
 
     Raises:
         ValueError: as in `as_floating`, or fewer rows than min_rows; a zero row, if normalized.
