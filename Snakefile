@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from simdino.batch import core_seconds, jobs, needed
+from simdino.batch import core_seconds, jobs, needed_configs
 from simdino.config import recognized
 from simdino.recipes import PROFILES
 from simdino.runs import TRAINING
@@ -20,7 +20,7 @@ PROFILE = recognized(config.get("profile", "cpu"), PROFILES, "profile")
 GPUS = int(config.get("gpus", 1)) if PROFILE.startswith("gpu") else 0  # for each run
 FIGURES = "figures" if PROFILE == "cpu" else f"figures/{PROFILE}"
 BUILD = f"build/{PROFILE}"
-RUNS = {path.stem: needed(path, PROFILE) for path in sorted(Path("notebooks").glob("*.ipynb"))}
+RUNS = {path.stem: needed_configs(path, PROFILE) for path in sorted(Path("notebooks").glob("*.ipynb"))}
 SOURCES = [str(path) for folder in ("simdino", "analysis") for path in sorted(Path(folder).rglob("*.py"))]
 
 

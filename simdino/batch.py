@@ -48,7 +48,7 @@ def parameters(notebook: str | Path) -> dict[str, object]:
     return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
 
 
-def needed(notebook: str | Path, profile: str) -> list[Config]:
+def needed_configs(notebook: str | Path, profile: str) -> list[Config]:
     """List the configurations whose runs a notebook needs under a profile, each once.
 
     Args:
@@ -122,7 +122,7 @@ def training_table(notebooks: Sequence[Path], profile: str) -> str:
     """
     seen, rows = set(), []
     for notebook in notebooks:
-        configs = needed(notebook, profile)
+        configs = needed_configs(notebook, profile)
         new = [config for config in configs if config.run_name not in seen]
         seen |= {config.run_name for config in configs}
         steps = sorted({config.optim.steps for config in configs})
@@ -136,7 +136,7 @@ def training_table(notebooks: Sequence[Path], profile: str) -> str:
     return "\n".join(lines)
 
 
-def named(run: str, profile: str) -> Config:
+def config_of_run(run: str, profile: str) -> Config:
     """Return the configuration of a run, given the name of its directory.
 
     Raises:
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.runs:
             print(training_table(sorted(options.notebooks.glob("*.ipynb")), options.profile))
         paths = [path.parent if path.name == "DONE" else path for path in map(Path, options.runs)]
-        wanted = [(path, named(path.name, options.profile)) for path in paths]
+        wanted = [(path, config_of_run(path.name, options.profile)) for path in paths]
         join_ranks()
     except ValueError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")

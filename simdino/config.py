@@ -45,7 +45,7 @@ def _kinds(part: type) -> dict[str, object]:
     return get_type_hints(part)
 
 
-def stream(purpose: str, *numbers: int) -> int:
+def derived_seed(purpose: str, *numbers: int) -> int:
     """Derive a seed of its own for each use of randomness.
 
     Args:
@@ -55,7 +55,8 @@ def stream(purpose: str, *numbers: int) -> int:
     Returns:
         A number in [0, 2⁶³), from a hash of all arguments: two purposes, seeds or steps practically never share one.
 
-    >>> stream("crops", 0, 1) == stream("crops", 0, 1), stream("crops", 0, 1) == stream("order", 0, 1)
+    >>> seed = derived_seed("crops", 0, 1)
+    >>> seed == derived_seed("crops", 0, 1), seed == derived_seed("order", 0, 1)
     (True, False)
     """
     digest = hashlib.sha256(" ".join(map(str, (purpose, *numbers))).encode()).digest()
@@ -167,7 +168,7 @@ class Optim:
     """
 
     steps: int = 1000
-    batch_size: int = 64  # images a step, over all ranks
+    batch_size: int = 64  # images in each step, over all ranks
     groups: int = 1  # equal parts of a batch, each with a loss and a coding rate of its own, on any number of ranks
     lr: float = 4e-3
     lr_start: float = 0.0

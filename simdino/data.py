@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from simdino.config import recognized
 from simdino.image_files import Files, decoded, require
 from simdino.runs import CHECKOUT
 
@@ -77,24 +78,22 @@ def load(
     """
     if root is not None and not (root := Path(root).expanduser()).exists():
         root = CHECKOUT / root if (CHECKOUT / root).exists() else root
-    if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}, not {name!r}.")
-    if name in ("digits", "photos"):
+    if recognized(name, DATASETS, "image set") in ("digits", "photos"):
         if root is not None:
-            raise ValueError(f"root must be None for {name}, which is built from an installed package.")
+            raise ValueError(f"root must be None for {name}, which is built from an installed package")
     elif root is None:
-        raise ValueError(f"root must say where the files of {name} are{_page(name)}.")
+        raise ValueError(f"root must say where the files of {name} are{_page(name)}")
     elif not root.exists():
-        raise FileNotFoundError(f"root {root} does not exist{_page(name)}.")
+        raise FileNotFoundError(f"root {root} does not exist{_page(name)}")
     if lazy and (name != "folder" or size is None):
-        raise ValueError(f"images can be decoded while training for a folder and a size only, not {name} at {size}.")
+        raise ValueError(f"images can be decoded while training for a folder and a size only, not {name} at {size}")
     *arrays, classes = DATASETS[name](root, size, *[True] * lazy)
     train, train_labels, test, test_labels = (a if isinstance(a, Files) else torch.as_tensor(a) for a in arrays)
     for part, labels in (("training", train_labels), ("test", test_labels)):
         if not len(labels):
-            raise ValueError(f"{name} at {root} has no {part} images.")
+            raise ValueError(f"{name} at {root} has no {part} images")
         if labels.min() < 0 or labels.max() >= len(classes):
-            raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}.")
+            raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}")
     train, test = (x if lazy else _resized(x, size).to(device) for x in (train, test))
     return Dataset(
         train,
@@ -131,7 +130,7 @@ def photos(root: None, size: int | None) -> tuple:
     folder = Path(find_spec("skimage").origin).parent / "data"
     for file in PHOTOS:
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"photos needs {file} inside scikit-image, where release 0.26 has it.")
+            raise FileNotFoundError(f"photos needs {file} inside scikit-image, where release 0.26 has it")
     train, test = (crops.copy() for crops in _photo_crops(folder))  # (N, 1, 32, 32)
     names = [file.split(".")[0] for file in PHOTOS]
     return train, np.repeat(np.arange(16), 500), test, np.repeat(np.arange(16), 100), names
@@ -176,11 +175,11 @@ def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
     held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), None)
     if (root / "train").is_dir():
         if held_out is None:
-            raise FileNotFoundError(f"{root} has a train folder but neither test nor val beside it.")
+            raise FileNotFoundError(f"{root} has a train folder but neither test nor val beside it")
         classes = _subfolders(root / "train")
         unknown = set(_subfolders(held_out)) - set(classes)
         if unknown:
-            raise ValueError(f"{held_out} has the class {min(unknown)}, which {root / 'train'} has not.")
+            raise ValueError(f"{held_out} has the class {min(unknown)}, which {root / 'train'} has not")
         files = [
             [(f, i) for i, c in enumerate(classes) for f in _image_files(d / c)] for d in (root / "train", held_out)
         ]
@@ -199,7 +198,7 @@ def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
 def _subfolders(path: Path) -> list[str]:
     names = sorted(p.name for p in path.iterdir() if p.is_dir())
     if not names:
-        raise FileNotFoundError(f"{path} has no class folders.")
+        raise FileNotFoundError(f"{path} has no class folders")
     return names
 
 
@@ -216,9 +215,9 @@ def npz(root: Path, size: int | None) -> tuple:
                 raise ValueError(f"it has no array {', '.join(sorted(missing))}")
             data, offsets, labels, split, names = (z[k] for k in ("data", "offsets", "labels", "split", "names"))
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error, BadZipFile) as error:
-        raise ValueError(f"{root} is not an .npz of images: {error}.") from error
+        raise ValueError(f"{root} is not an .npz of images: {error}") from error
     if not (len(labels) == len(split) == len(offsets) - 1) or (np.diff(offsets) <= 0).any() or offsets[-1] > len(data):
-        raise ValueError(f"{root} is damaged: offsets, labels, split and data do not fit together.")
+        raise ValueError(f"{root} is damaged: offsets, labels, split and data do not fit together")
     out = []
     for part in (np.flatnonzero(split == 0), np.flatnonzero(split != 0)):
         encoded = ((f"image {i} of {root}", BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())) for i in part)
@@ -247,7 +246,7 @@ def _cifar(root: Path, name: str, directory: str, train: list[str], test: str, n
                 p for p in ("data_batch_1", "train", "cifar-10-batches-py", "cifar-100-python") if (root / p).exists()
             ]
             kind = " holds the pickled python version, which is never read:" if pickled else f" has no {f}:"
-            raise FileNotFoundError(f"{root}{kind} {where}.")
+            raise FileNotFoundError(f"{root}{kind} {where}")
     head = 1 if name == "cifar10" else 2  # CIFAR-100 puts the coarse label before the fine one
 
     def rows(files: list[str], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +254,7 @@ def _cifar(root: Path, name: str, directory: str, train: list[str], test: str, n
         for f in files:
             raw = np.fromfile(root / f, np.uint8)
             if raw.size != count // len(files) * (head + 3072):
-                raise ValueError(f"{root / f} is damaged: {raw.size} bytes, not {count // len(files) * (head + 3072)}.")
+                raise ValueError(f"{root / f} is damaged: {raw.size} bytes, not {count // len(files) * (head + 3072)}")
             blocks.append(raw.reshape(-1, head + 3072))
         block = np.concatenate(blocks)
         return block[:, head:].reshape(-1, 3, 32, 32), block[:, head - 1].astype(np.int64)
@@ -279,7 +278,7 @@ def _idx_set(root: Path, name: str) -> list[np.ndarray]:
         images = _idx(root, f"{part}-images-idx3-ubyte", name)[:, None]  # (N, 1, 28, 28)
         labels = _idx(root, f"{part}-labels-idx1-ubyte", name).astype(np.int64)
         if len(images) != len(labels):
-            raise ValueError(f"{root} is damaged: {len(images)} {part} images but {len(labels)} labels.")
+            raise ValueError(f"{root} is damaged: {len(images)} {part} images but {len(labels)} labels")
         out += [images, labels]
     return out
 
@@ -288,16 +287,16 @@ def _idx(root: Path, file: str, name: str) -> np.ndarray:
     """Read an idx file: 0, 0, type (8 is uint8), number of axes, big-endian lengths, then the bytes."""
     path = next((p for p in (root / file, root / f"{file}.gz") if p.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{root} has neither {file} nor {file}.gz{_page(name)}.")
+        raise FileNotFoundError(f"{root} has neither {file} nor {file}.gz{_page(name)}")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         axes = int(file.split("idx")[1][0])
         magic, *shape = struct.unpack(f">{1 + axes}I", raw[: 4 * (1 + axes)])
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+        raise ValueError(f"{path} is damaged: {error}") from error
     body = np.frombuffer(raw, np.uint8, offset=4 * (1 + axes))
     if magic != 0x0800 + axes or body.size != np.prod(shape):
-        raise ValueError(f"{path} is damaged: its header does not fit its {len(raw)} bytes.")
+        raise ValueError(f"{path} is damaged: its header does not fit its {len(raw)} bytes")
     return body.reshape(shape).copy()  # frombuffer's own array is read-only
 
 

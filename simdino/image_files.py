@@ -76,7 +76,7 @@ def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarr
             with Image.open(item[1]) as im:
                 im = im.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{item[0]} is not a readable image: {error}.") from error
+            raise ValueError(f"{item[0]} is not a readable image: {error}") from error
         if size is not None and im.size != (size, size):
             im = ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC)
         return np.asarray(im)
@@ -87,7 +87,7 @@ def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarr
     for (name, _), image in zip(encoded, out, strict=True):
         if image.shape != out[0].shape:
             h, w = image.shape[:2]
-            raise ValueError(f"size is needed, as the images differ: {encoded[0][0]} and {name} ({w}x{h}).")
+            raise ValueError(f"size is needed, as the images differ: {encoded[0][0]} and {name} ({w}x{h})")
     return np.stack(out).transpose(0, 3, 1, 2).copy() if out else np.empty((0, 3, 1, 1), np.uint8)
 
 

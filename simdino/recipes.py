@@ -113,7 +113,7 @@ _PUBLISHED_CROPS = Crops(
 def _imagenet(objective: str, size: str) -> Config:
     """A published recipe, number by number; docs/recipes.md says what differs from the official code."""
     first, simple = not objective.endswith("v2"), objective.startswith("sim")
-    rows = 128 if objective == "simdinov2" else 64  # images a rank
+    rows = 128 if objective == "simdinov2" else 64  # images on each rank
     eps, gamma = official_scaling(256, rows, 0.05, world_size=8)
     losses = {
         "simdino": SimDINO(eps, gamma, rate_of="mean"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simdino.augment import center_view, multi_crop
-from simdino.config import Config, stream
+from simdino.config import Config, derived_seed
 from simdino.data import Dataset
 from simdino.runs import snapshot_path, write_tensors
 from simdino.vit import Network
@@ -36,12 +36,12 @@ def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tens
         (2, k, c, s, s), two fixed augmentations of the first k test images.
     """
     r = config.record
-    choose = torch.Generator().manual_seed(stream("probe"))
+    choose = torch.Generator().manual_seed(derived_seed("probe"))
     bank = torch.randperm(len(images.train), generator=choose)[: r.bank]
     test = torch.randperm(len(images.test), generator=choose)[: r.probe]
     two = replace(config.crops, global_crops=2, local_crops=0)
     test_images = images.test[test].to(device)
-    views, _ = multi_crop(test_images[: r.views], two, torch.Generator().manual_seed(stream("views")))
+    views, _ = multi_crop(test_images[: r.views], two, torch.Generator().manual_seed(derived_seed("views")))
     return {
         "bank_images": images.train[bank].to(device),
         "bank_labels": images.train_labels[bank],

@@ -17,7 +17,8 @@ class Setting(NamedTuple):
     """One point of a study: a method's recipe with some factors changed."""
 
     method: str
-    at: dict[str, float | str]  # factor -> multiple of the recipe's value, or the name of another; {}: as it is
+    # Factor -> multiple of the recipe's value, or the name of the alternative; an empty dict is the recipe itself.
+    at: dict[str, float | str]
     recipe: str  # the recipe or variant, as a run of it is named
     seeds: tuple[int, ...]
 

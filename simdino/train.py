@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from simdino.augment import block_masks, multi_crop
 from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
-from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, fields_table, stream
+from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, derived_seed, fields_table
 from simdino.data import load
 from simdino.image_files import batches
 from simdino.losses import coding_rate, dino_loss, dinov2_loss, gather_rows, simdino_loss, simdinov2_loss
@@ -37,7 +37,7 @@ from simdino.optim import clip_gradients, parameter_groups, schedules, teacher_t
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.record import probe_images, record_snapshot, snapshot_steps
 from simdino.runs import CHECKOUT, SOURCE, Run, environment, write_json, write_tensors, write_text
-from simdino.vit import Network
+from simdino.vit import Network, usable_device
 
 RUNS = CHECKOUT / "runs" if (CHECKOUT / "pyproject.toml").is_file() else Path("runs")
 
@@ -63,7 +63,7 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
         OSError: a folder that cannot be written or locked.
         FloatingPointError: a loss or a gradient that is not finite.
     """
-    path, device = Path(root or RUNS) / config.run_name, usable(device)
+    path, device = Path(root or RUNS) / config.run_name, usable_device(device)
     done = path / "DONE"
     with _locked(path) if ranks().rank == 0 and not done.is_file() else nullcontext():
         if not _of_first_rank(done.is_file(), device):
@@ -149,8 +149,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
             masks, rows_logged, moved = patch_masks(config, step), [], []  # (g, n, p) of the whole batch
             for k, some in enumerate(batch.split(rows)):
                 part = rank * share + k
-                generator = torch.Generator().manual_seed(stream("crops", config.seed, step))
-                torch.manual_seed(stream("depth", config.seed, step, part))  # for stochastic depth
+                generator = torch.Generator().manual_seed(derived_seed("crops", config.seed, step))
+                torch.manual_seed(derived_seed("depth", config.seed, step, part))  # for stochastic depth
                 crops = multi_crop(some, config.crops, generator, part=(part, parts))  # (g, n, …), (l, n, …)
                 mask = None if masks is None else masks[:, part * rows : (part + 1) * rows].to(device)
                 with nullcontext() if world == 1 or k + 1 == share else network.no_sync():
@@ -264,7 +264,7 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
         The networks by name, "student" first.
     """
     o, shape = config.optim, {"size": config.crops.global_size, "channels": channels}
-    torch.manual_seed(stream("weights", config.seed))
+    torch.manual_seed(derived_seed("weights", config.seed))
     branches = {"student": Network(config.model, **shape).to(device)}
     if not o.teacher.startswith("student"):
         teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
@@ -341,7 +341,7 @@ def ranks() -> Ranks:
 def join_ranks(device: str | None = None) -> None:
     """Join the other processes that torchrun started, each with a GPU of its own; without torchrun, do nothing."""
     if "LOCAL_RANK" in os.environ and not dist.is_initialized():
-        if on_gpu := usable(device).startswith("cuda"):
+        if on_gpu := usable_device(device).startswith("cuda"):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if on_gpu else "gloo")
 
@@ -362,26 +362,12 @@ def _mean_over_ranks(row: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(row, (values / ranks().world).tolist(), strict=True))
 
 
-def usable(device: str | None) -> str:
-    """Return the device that was asked for or, for None, cuda where there is one, each rank its own.
-
-    Raises:
-        ValueError: it cannot be used here.
-    """
-    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
-
-
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Return the images of one step, of a fresh permutation every epoch; an incomplete last batch is left out.
 
     Args:
         n: how many images there are.
-        batch_size: images a step.
+        batch_size: images in each step.
         seed: the run's.
         step: which one, over all epochs.
 
@@ -389,7 +375,7 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     [0, 1, 2, 3, 4, 5]
     """
     epoch, batch = divmod(step, n // batch_size)
-    return _permutation(n, stream("order", seed, epoch))[batch * batch_size : (batch + 1) * batch_size]
+    return _permutation(n, derived_seed("order", seed, epoch))[batch * batch_size : (batch + 1) * batch_size]
 
 
 @functools.lru_cache(maxsize=1)
@@ -402,7 +388,7 @@ def patch_masks(config: Config, step: int) -> Tensor | None:
     if not config.patches:
         return None
     side, c, n = config.crops.global_size // config.model.patch, config.crops, config.optim.batch_size
-    generator = torch.Generator().manual_seed(stream("masks", config.seed, step))
+    generator = torch.Generator().manual_seed(derived_seed("masks", config.seed, step))
     masks = block_masks(c.global_crops * n, (side, side), ratio=c.mask_ratio, p=c.mask_p, generator=generator)
     return masks.flatten(1).unflatten(0, (c.global_crops, n))
 
@@ -435,7 +421,7 @@ def rate_references(config: Config, device: str) -> dict[str, float]:
     """
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
     n, d = config.optim.batch_size // config.optim.groups, config.model.out
-    draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(stream("isotropic"))).to(device)
+    draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(derived_seed("isotropic"))).to(device)
     isotropic = coding_rate(F.normalize(draw, dim=-1), eps=eps).mean().item()
     r = min(n, d)
     return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
@@ -447,7 +433,7 @@ A variant of a recipe changes fields of its configuration, which --fields lists:
 
   simdino train simdino@optim.lr=0.002,optim.steps=400
   simdino train simdino@crops.global_scale=0.2,1.0
-  simdino train dino@data.name=folder,data.root=photos,data.size=32      # photos/<class>/*.png
+  simdino train dino@data.name=folder,data.root=my_images,data.size=32   # my_images/<class>/*.png
 
 On several devices: torchrun --nproc-per-node 8 -m simdino train RECIPE
 

@@ -6,6 +6,7 @@ that instrumentation needs no hooks.
 
 import itertools
 import math
+import os
 from collections import OrderedDict
 
 import numpy as np
@@ -362,6 +363,23 @@ class Network(nn.Module):
         if select is not None:
             taps["selected"] = (self.patch_head or self.head)(taps["patches"][select])[0]
         return out, {**taps, **head_taps}
+
+
+def usable_device(device: str | torch.device | None) -> str:
+    """Return the device that was asked for or, for None, cuda where there is one, each rank its own.
+
+    Raises:
+        ValueError: it cannot be used here.
+
+    >>> usable_device("cpu")
+    'cpu'
+    """
+    device = str(device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def _initialize(module: nn.Module) -> None:

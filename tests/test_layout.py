@@ -18,7 +18,7 @@ from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from simdino.batch import needed, parameters
+from simdino.batch import needed_configs, parameters
 from simdino.losses import coding_rate
 from simdino.recipes import PROFILES
 
@@ -166,7 +166,7 @@ def test_plots_import_no_torch_not_even_through_others():
 
 @pytest.mark.parametrize("module", ["config", "runs", "image_files", "data", "augment", "vit", "losses"])
 def test_the_parts_of_training_know_only_the_configuration(module):
-    allowed = {"config": set(), "runs": set(), "data": {"simdino.image_files", "simdino.runs"}}
+    allowed = {"config": set(), "runs": set(), "data": {"simdino.config", "simdino.image_files", "simdino.runs"}}
     assert FIRST_PARTY[f"simdino.{module}"] <= allowed.get(module, {"simdino.config"})
 
 
@@ -252,7 +252,7 @@ def test_notebook_has_one_cell_of_literal_parameters_and_checks_them(path):
     assert declared.keys() >= {"profile", "seeds", "out_dir"}
     assert declared["profile"] in PROFILES
     assert declared == parameters(path)  # what the Snakefile reads
-    needed(path, "smoke")  # recipes, variants and a study that there are
+    needed_configs(path, "smoke")  # recipes, variants and a study that there are
     seen = papermill.inspect_notebook(str(path))
     assert {name: ast.literal_eval(seen[name]["default"]) for name in declared} == declared
 

@@ -58,7 +58,7 @@ def growth_boundary(chi: Float[np.ndarray, " k"], spread: Float[np.ndarray, "k t
         spread: (k, t) the spread of each run over time.
 
     >>> time = np.arange(8.0)
-    >>> chi, spread = np.array([1.0, 4.0]), np.exp([-time, time])  # as fast a decay as a growth: half way, in log χ
+    >>> chi, spread = np.array([1.0, 4.0]), np.exp([-time, time])  # as fast a decay as a growth: halfway, in log χ
     >>> round(float(growth_boundary(chi, spread).chi), 6)
     2.0
     """

@@ -143,7 +143,7 @@ def shrink_sweep(
 ) -> "pandas.DataFrame":  # noqa: F821
     """The trap: what measures see of features that shrink around one point, beside what they must see.
 
-    Features are centered, put on the sphere, and drawn together towards a point in one dimension more, until distances
+    Features are centered, put on the sphere, and drawn together toward a point in one dimension more, until distances
     are `size` times what they were. The centered effective rank stays. So does the k-NN accuracy, of one random half by
     the other: the neighbors stay and their votes even out, as at the temperature T/size². 1 − mean share is size². The
     coding rate above that of a point follows from the spectrum {1 − size², size²·λᵢ}, up to the little mean that unit

@@ -61,7 +61,7 @@ def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Floa
         normalize: puts the rows on the unit sphere first.
 
     Raises:
-        ValueError: rows off the sphere, fewer than two, NaN.
+        ValueError: rows off the sphere, fewer than two rows, NaN.
 
     Source: Wang & Isola 2020 (arXiv 2005.10242) section 4.1.2, as a mean over distinct pairs.
 
@@ -110,7 +110,7 @@ def uniformity_gap(z: Array, *, t: int | float = 2, normalize: bool = False) -> 
         normalize: puts the rows on the unit sphere first.
 
     Raises:
-        ValueError: rows off the sphere, fewer than two, t ≤ 0, NaN.
+        ValueError: rows off the sphere, fewer than two rows, t ≤ 0, NaN.
 
     Source: Wang & Isola 2020 (arXiv 2005.10242) proposition 1.
 
@@ -137,7 +137,7 @@ def hyperspherical_energy(z: Array, *, s: int | float = 0, normalize: bool = Fal
         normalize: puts the rows on the unit sphere first.
 
     Raises:
-        ValueError: s < 0, rows off the sphere, fewer than two, NaN.
+        ValueError: s < 0, rows off the sphere, fewer than two rows, NaN.
 
     Source: Liu et al. 2018 (arXiv 1805.09298); for neural collapse Gao et al. 2023 (arXiv 2303.06484).
 

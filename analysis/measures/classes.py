@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_labels, centered, unit_rows
+from .inputs import Array, as_features, centered, labeled_features, unit_rows
 from .moments import Moments, gram
 from .pair_tiles import squared_distances
 from .spectra import effective_rank
@@ -485,7 +485,8 @@ def _class_statistics(x: Array | Moments, labels: Array | None) -> _ClassStatist
             sum(covariances) / len(parts),
             torch.stack([c.trace() for c in covariances]),
         )
-    z, labels = _labeled(x, labels)
+    z, labels = labeled_features(x, labels)
+    z = z.double()
     _, index, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(counts) < 2:
         raise ValueError("neural collapse needs samples of at least two classes")
@@ -503,15 +504,9 @@ def _by_class(x: Array | Moments, labels: Array | None) -> dict[int, Moments] | 
         if labels is not None or not x.by_class:
             raise ValueError("Moments must have classes of their own, and come without labels")
         return {k: part for k, part in enumerate(x.by_class) if part.n}
-    z, labels = _labeled(x, labels)
+    z, labels = labeled_features(x, labels)
+    z = z.double()
     return {k: z[labels == k] for k in labels.unique().tolist()}
-
-
-def _labeled(z: Array, labels: Array | None) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
-    if labels is None:
-        raise ValueError("features need labels")
-    z = as_features(z).double()
-    return z, as_labels(labels, len(z), device=z.device)
 
 
 def _row_per_class(weight: Array, means: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:

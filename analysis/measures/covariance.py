@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .inputs import Array, as_features, centered
+from .inputs import Array, centered_features
 from .moments import Moments
 
 
@@ -88,7 +88,7 @@ def redundancy(x: Array | Moments, y: Array | None = None) -> Float[Tensor, ""]:
     elif isinstance(x, Moments):
         raise ValueError("Moments of x say nothing about how it varies with y: pass features")
     else:
-        x, y = _centered_rows(x, "x"), _centered_rows(y, "y")
+        x, y = centered_features(x, "x", min_rows=2), centered_features(y, "y", min_rows=2)
         if x.shape != y.shape:
             raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
         cross, a, b = x.mT @ y.to(x), x.square().sum(0), y.to(x).square().sum(0)
@@ -106,9 +106,5 @@ def _covariance(x: Array | Moments) -> Float[Tensor, "d d"]:
         if x.n < 2:
             raise ValueError(f"x needs Moments of at least 2 rows, got {x.n}")
         return x.scatter / (x.n - 1)
-    z = _centered_rows(x, "x")
+    z = centered_features(x, "x", min_rows=2)
     return z.mT @ z / (len(z) - 1)
-
-
-def _centered_rows(z: Array, name: str) -> Float[Tensor, "n d"]:
-    return centered(as_features(z, name, min_rows=2).double())

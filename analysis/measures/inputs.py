@@ -101,7 +101,7 @@ def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows:
         z: (n, d), rows are samples.
         name: what messages call it.
         normalize: divide each row by its norm.
-        min_rows: the least n.
+        min_rows: the smallest allowed n.
 
     Raises:
         ValueError: as in `as_floating`, or fewer rows than min_rows; a zero row, if normalized.
@@ -114,6 +114,41 @@ def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows:
     if len(z) < min_rows:
         raise ValueError(f"{name} needs at least {min_rows} rows, got {len(z)}")
     return unit_rows(z, name) if normalize else z
+
+
+def centered_features(z: Array, name: str = "z", *, min_rows: int = 1) -> Float[Tensor, "n d"]:
+    """Features in float64 minus their mean, checked as in `as_features`.
+
+    Args:
+        z: (n, d), rows are samples.
+        name: what messages call it.
+        min_rows: the smallest allowed n.
+
+    >>> centered_features(np.array([[1], [3]]))
+    tensor([[-1.],
+            [ 1.]], dtype=torch.float64)
+    """
+    return centered(as_features(z, name, min_rows=min_rows).double())
+
+
+def paired_features(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:
+    """Two representations of the same samples in float64, on the device of the first.
+
+    Args:
+        x: (n, d), rows are samples.
+        y: (n, e), the same samples in the same order.
+        min_rows: the smallest allowed n.
+
+    Raises:
+        ValueError: x and y have different n, or as in `as_features`.
+
+    >>> [tuple(z.shape) for z in paired_features(np.ones((3, 2)), np.ones((3, 5)))]
+    [(3, 2), (3, 5)]
+    """
+    x, y = as_features(x, "x", min_rows=min_rows).double(), as_features(y, "y", min_rows=min_rows).double()
+    if len(x) != len(y):
+        raise ValueError(f"x and y must have rows of the same samples, got {len(x)} and {len(y)}")
+    return x, y.to(x.device)
 
 
 def as_views(
@@ -193,6 +228,25 @@ def as_labels(
     if n and classes is not None and labels.max() >= classes:
         raise ValueError(f"labels must be below classes={classes}, got {labels.max().item()}")
     return labels
+
+
+def labeled_features(z: Array, labels: Array | None) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    """Features and the class of each row, on the device of the features.
+
+    Args:
+        z: (n, d), rows are samples.
+        labels: (n,) class indices.
+
+    Raises:
+        ValueError: there are no labels, or as in `as_features` and `as_labels`.
+
+    >>> labeled_features(np.array([[1.0], [3.0]]), np.array([0, 1]))[1]
+    tensor([0, 1])
+    """
+    if labels is None:
+        raise ValueError("features need labels")
+    z = as_features(z)
+    return z, as_labels(labels, len(z), device=z.device)
 
 
 def as_patches(patches: Array, name: str = "patches", *, rank: str = "n gh gw d") -> Float[Tensor, "..."]:

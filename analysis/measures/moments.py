@@ -175,6 +175,15 @@ class Moments:
         """
         return self.scatter / max(self.n, 1)
 
+    @property
+    def has_unit_energy(self) -> bool:
+        """Whether the mean of ‖z‖² is 1 up to 1 %, as it is for rows on the unit sphere.
+
+        >>> Moments.of(torch.eye(2)).has_unit_energy, Moments.of(2 * torch.eye(2)).has_unit_energy
+        (True, False)
+        """
+        return bool(abs(self.second_moment.trace() - 1) <= 1e-2)
+
     def update(self, z: Array, labels: Array | None = None) -> "Moments":
         """Add a batch of rows; large batches cost less per row.
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_labels, centered
+from .inputs import Array, as_features, as_labels, centered, centered_features, paired_features
 from .pair_tiles import squared_distances
 
 NEIGHBORS, KNN_TEMP = 20, 0.07  # of a k-NN classifier, unless it is asked for others; the temperature is DINO's
@@ -56,7 +56,7 @@ def nearest_neighbors(z: Array, *, k: int) -> Neighbors:
     >>> nearest_neighbors(torch.tensor([[0.0], [1.0], [3.0]]), k=1).indices.flatten().tolist()
     [1, 0, 1]
     """
-    z = _centered_rows(z, "z", k)
+    z = centered_features(z, min_rows=_rows_needed(k))
     with torch.no_grad():
         indices = torch.cat([_largest_of_tiles(_own_tiles(z, rows), k).indices for rows in _rows(len(z))])  # (n, k)
     distances = torch.stack([(z - z[indices[:, j]]).norm(dim=1) for j in range(k)], 1)  # (n, k)
@@ -85,7 +85,7 @@ def neighbor_overlap(x: Array, y: Array, *, k: int) -> Float[Tensor, ""]:
     >>> neighbor_overlap(x, -2 * x, k=1).item(), neighbor_overlap(x, x[[0, 2, 1, 3]], k=1).item()
     (1.0, 0.0)
     """
-    a, b = (nearest_neighbors(z, k=k).indices for z in _paired(x, y, k))
+    a, b = (nearest_neighbors(z, k=k).indices for z in _centered_pair(x, y, k))
     shared = torch.stack([(a == b[:, j, None]).any(1) for j in range(k)])  # (k, n)
     return shared.double().mean()
 
@@ -115,7 +115,7 @@ def information_imbalance(x: Array, y: Array, *, k: int = 1) -> Float[Tensor, ""
     >>> information_imbalance(plane, line).item() < 0.2, information_imbalance(line, plane).item() > 0.3
     (True, True)
     """
-    x, y = _paired(x, y, k)
+    x, y = _centered_pair(x, y, k)
     n, indices = len(x), nearest_neighbors(x, k=k).indices
     closer = torch.zeros((), dtype=torch.float64, device=y.device)
     slack = 16 * torch.finfo(y.dtype).eps * y.square().sum(1).max()
@@ -312,17 +312,16 @@ def largest_products(queries: Float[Tensor, "c d"], bank: Float[Tensor, "m d"], 
 # --- Tiles
 
 
-def _centered_rows(z: Array, name: str, k: int) -> Float[Tensor, "n d"]:
+def _centered_pair(x: Array, y: Array, k: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:
+    x, y = paired_features(x, y, min_rows=_rows_needed(k))
+    return centered(x).detach(), centered(y).detach()
+
+
+def _rows_needed(k: int) -> int:
+    """How many rows a sample with k neighbors takes."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    return centered(as_features(z, name, min_rows=k + 1).double())
-
-
-def _paired(x: Array, y: Array, k: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:
-    x, y = _centered_rows(x, "x", k).detach(), _centered_rows(y, "y", k).detach()
-    if len(x) != len(y):
-        raise ValueError(f"x and y must have rows of the same samples, got {len(x)} and {len(y)}")
-    return x, y.to(x.device)
+    return k + 1
 
 
 def _rows(n: int) -> Iterator[slice]:

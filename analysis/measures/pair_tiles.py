@@ -22,7 +22,7 @@ def unit_features(z: Array, *, normalize: bool, min_rows: int = 1) -> Float[Tens
     Args:
         z: (n, d).
         normalize: divide each row by its norm.
-        min_rows: the least n.
+        min_rows: the smallest allowed n.
 
     Raises:
         ValueError: rows that are not of unit norm, without normalize=True; or as in `as_features`.

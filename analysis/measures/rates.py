@@ -13,7 +13,7 @@ from torch import Tensor
 from simdino.losses import coding_rate
 
 from .. import theory
-from .inputs import Array, as_features, as_labels, require_unit_rows
+from .inputs import Array, as_features, labeled_features, require_unit_rows
 from .moments import Moments
 from .spectra import eigenvalues
 
@@ -113,7 +113,7 @@ def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) 
     """
     if isinstance(x, Moments):
         measured, n, d = coding_rate_of_spectrum(x, eps=eps, normalize=normalize), x.n, x.d
-        if abs(x.second_moment.trace() - 1) > 1e-2:
+        if not x.has_unit_energy:
             raise ValueError("rate_optimality needs Moments of unit-norm rows")
     else:
         z = as_features(x, normalize=normalize)
@@ -153,7 +153,7 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
             raise ValueError("class_rates needs Moments with classes and then no labels")
         rates = [coding_rate_of_spectrum(part, eps=eps) if part.n else x.quartic * 0 for part in x.by_class]
     else:
-        z, labels = _with_labels(x, labels)
+        z, labels = labeled_features(x, labels)
         parts = [z[labels == k] for k in range(int(labels.max()) + 1)]
         rates = [coding_rate(part, eps=eps) if len(part) else z.new_zeros(()) for part in parts]
     return torch.stack(rates)
@@ -186,13 +186,6 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
     if isinstance(x, Moments):
         counts, rate = rates.new_tensor([part.n for part in x.by_class]), coding_rate_of_spectrum(x, eps=eps)
     else:
-        z, labels = _with_labels(x, labels)
+        z, labels = labeled_features(x, labels)
         counts, rate = labels.bincount(minlength=len(rates)).to(rates), coding_rate(z, eps=eps)
     return rate - (counts @ rates) / counts.sum()
-
-
-def _with_labels(x: Array, labels: Array | None) -> tuple[Tensor, Tensor]:
-    if labels is None:
-        raise ValueError("features need labels")
-    z = as_features(x)
-    return z, as_labels(labels, len(z), device=z.device)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .inputs import Array, as_features, centered, unit_rows
+from .inputs import Array, as_features, centered, paired_features, unit_rows
 from .pair_tiles import gram_cosines
 
 FEATURE_ROUNDING = torch.finfo(torch.float32).eps  # features are float32 at best, whatever they are computed in
@@ -42,7 +42,7 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
     >>> round(debiased_cka(x, 7 - 2 * x.flip(1)).item(), 6)
     1.0
     """
-    x, y = (centered(z) for z in _paired(x, y, min_rows=4))
+    x, y = (centered(z) for z in paired_features(x, y, min_rows=4))
     x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
     floors = (FEATURE_ROUNDING**2 * len(z) * z.detach().square().sum(1).square().sum() for z in (x, y))
     resolved = torch.stack([own > floor for own, floor in zip((x_own, y_own), floors, strict=True)]).all()
@@ -77,7 +77,7 @@ def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    x, y = (_leading_columns(centered(z), share) for z in _paired(x, y, min_rows=2))
+    x, y = (_leading_columns(centered(z), share) for z in paired_features(x, y, min_rows=2))
     if not x.shape[1] or not y.shape[1]:
         return x.new_zeros(())
     return torch.linalg.svdvals(x.mT @ y).clamp(max=1).mean()
@@ -122,7 +122,7 @@ def rsa(
         raise ValueError(f'distance must be "correlation", "cosine" or "euclidean", got {distance!r}')
     if compare not in ("spearman", "pearson"):
         raise ValueError(f'compare must be "spearman" or "pearson", got {compare!r}')
-    both = [_distances(z, distance, name) for z, name in zip(_paired(x, y, min_rows=3), "xy", strict=True)]
+    both = [_distances(z, distance, name) for z, name in zip(paired_features(x, y, min_rows=3), "xy", strict=True)]
     if compare == "spearman":
         rounding = max(torch.finfo(as_features(z).dtype).eps for z in (x, y))
         a, b = (_ranks(d, 8 * rounding) for d in both)
@@ -199,19 +199,12 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
     >>> round(procrustes_distance(x, torch.eye(4)[:, 2:]).item(), 6)  # varies over the other two: √2
     1.414214
     """
-    x, y = ((centered(z) if center else z) for z in _paired(x, y))
+    x, y = ((centered(z) if center else z) for z in paired_features(x, y))
     norms = torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y)
     # With more dimensions than samples, the (n, n) triangular factor has the same Gram matrix as the features.
     x, y = (torch.linalg.qr(z.mT, mode="r").R.mT if z.shape[1] > len(z) else z for z in (x, y))
     nuclear = torch.linalg.svdvals(x.mT @ y).sum()
     return (2 - 2 * (nuclear / torch.where(norms > 0, norms, 1.0)).clamp(max=1)).sqrt()
-
-
-def _paired(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n e"]]:
-    x, y = as_features(x, "x", min_rows=min_rows).double(), as_features(y, "y", min_rows=min_rows).double()
-    if len(x) != len(y):
-        raise ValueError(f"x and y must have rows of the same samples, got {len(x)} and {len(y)}")
-    return x, y.to(x.device)
 
 
 def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tensor, "n r"]:

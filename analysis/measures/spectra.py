@@ -432,7 +432,7 @@ def mean_cosine(x: Array | Moments, *, normalize: bool = False, preset: str | No
         return mean_cosine(x, **_preset(mean_cosine, preset, normalize=normalize))
     if isinstance(x, Moments):
         spread = x.quartic_about_zero() / max(x.n, 1) - 1  # with E‖z‖² = 1, the variance of ‖z‖²
-        if normalize or abs(spread) > 1e-2 or abs(x.second_moment.trace() - 1) > 1e-2:
+        if normalize or abs(spread) > 1e-2 or not x.has_unit_energy:
             raise ValueError("mean_cosine needs Moments of unit-norm rows")
         n, mean = x.n, x.mean
     else:

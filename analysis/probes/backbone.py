@@ -17,7 +17,7 @@ from simdino.augment import grayscale
 from simdino.config import Crops, Model
 from simdino.image_files import Files
 from simdino.runs import Run
-from simdino.vit import ConvNet, Network, ViT
+from simdino.vit import ConvNet, Network, ViT, usable_device
 from simdino.weights import load_weights
 
 from ..measures.inputs import Array
@@ -56,7 +56,7 @@ class Backbone:
     channels: int = 3  # 1: images are turned gray
     mean: tuple[float, ...] = Crops.mean  # of each channel, by which images are normalized; ImageNet's
     std: tuple[float, ...] = Crops.std
-    device: str | torch.device = "cpu"
+    device: str = "cpu"
     network: ViT | ConvNet | None = None  # the network inside `encode`, up to the block that is read, if it is ours
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Features:
@@ -94,7 +94,7 @@ def load_backbone(
     >>> load_backbone("pixels", device="cpu")(torch.zeros(1, 3, 28, 42)).patches.shape
     torch.Size([1, 2, 3, 588])
     """
-    path, device = Path(what), _usable(device)
+    path, device = Path(what), usable_device(device)
     if what == "pixels":
         return _pixels((config or VIT_S).patch, device)
     if what == "random":
@@ -272,16 +272,6 @@ def _batches(backbone: Backbone, images: Array | Files, size: Size, batch: int, 
         yield backbone(preprocess(backbone, images[start : start + batch], size=size))
 
 
-def _usable(device: str | torch.device | None) -> torch.device:
-    """The device, or cuda where there is one; ValueError if nothing can be put on it."""
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
-
-
 def _block(block: int, count: int, name: str) -> int:
     """The index of a block from the first, of `count`."""
     if not -count <= block < count:
@@ -289,7 +279,7 @@ def _block(block: int, count: int, name: str) -> int:
     return block % count
 
 
-def _ours(name: str, network: Network, block: int, device: torch.device) -> Backbone:
+def _ours(name: str, network: Network, block: int, device: str) -> Backbone:
     """A network of ours up to a block; what comes after it is neither kept nor computed."""
     model, config = network.backbone, network.config
     last = _block(block, len(model.blocks), name)
@@ -310,7 +300,7 @@ def _ours(name: str, network: Network, block: int, device: torch.device) -> Back
     return Backbone(name, config.patch, encode, channels=channels, device=device, network=model)
 
 
-def _pixels(patch: int, device: torch.device) -> Backbone:
+def _pixels(patch: int, device: str) -> Backbone:
     """The baseline whose features are the pixels themselves."""
 
     def encode(images: Tensor) -> Features:
@@ -322,7 +312,7 @@ def _pixels(patch: int, device: torch.device) -> Backbone:
     return Backbone("pixels", patch, encode, device=device)
 
 
-def _timm(name: str, block: int, device: torch.device) -> Backbone:
+def _timm(name: str, block: int, device: str) -> Backbone:
     """A pretrained timm model, through its own `forward_intermediates`; maps of a stage stand for patches."""
     try:
         import timm

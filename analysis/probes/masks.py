@@ -51,7 +51,7 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     An .npz has encoded files end to end in `data` and `mask_data`, which begin at `offsets` and `mask_offsets`, besides
     `split` (0 for training, the largest number for testing) and `names` of the classes.
 
-    A mask of the shape of its image but of another size is resized to it, by the nearest pixel. Objects are COCO's
+    A mask of its image's aspect ratio but of another size is resized to it, by the nearest pixel. Objects are COCO's
     things, by its panoptic ids 1 to 90, and in a folder all classes but 0 and `ignore`.
 
     Args:
@@ -61,8 +61,8 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
         ignore: what masks call pixels without a label; None is the class that is named unlabeled, if there is one.
 
     Raises:
-        ValueError: nothing there, an image without its mask, a mask with colors or of another shape than its image,
-            images of different sizes without `size`, or damage. The file is named.
+        ValueError: nothing there, an image without its mask, a mask with colors or of another aspect ratio than its
+            image, images of different sizes without `size`, or damage. The file is named.
     """
     root, classes = Path(root).expanduser(), ()
     if root.is_file():
@@ -93,7 +93,7 @@ def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, V
 
     DAVIS is root/JPEGImages/480p/<sequence>/*.jpg and root/Annotations/480p/<sequence>/*.png. A folder is
     root/<sequence>/images and root/<sequence>/masks. An .npz is as for `load_masks`, with `sequence`, an index into
-    `names`, and `frame` in the place of `split`.
+    `names`, and `frame` instead of `split`.
 
     Args:
         root: the folder or the file.
@@ -213,7 +213,9 @@ def _decoded(pair: _Pair) -> tuple[UInt8[Tensor, "1 3 h w"], Float[Tensor, "1 1 
         raise ValueError(f"the mask of {name} has colors ({mode}), not class indices")
     (h, w), (mask_h, mask_w) = pixels.shape[2:], labels.shape
     if abs(mask_h * w - mask_w * h) > (h + w) / 2:
-        raise ValueError(f"the mask of {name} is {mask_h}x{mask_w}, which is not the shape of its {h}x{w}")
+        raise ValueError(
+            f"the mask of {name} is {mask_h}x{mask_w} and does not have the aspect ratio of its {h}x{w} image"
+        )
     labels = torch.from_numpy(labels.astype(np.float32))[None, None]
     if labels.shape[2:] != (h, w):
         labels = torch.nn.functional.interpolate(labels, (h, w), mode="nearest-exact")

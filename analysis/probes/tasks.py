@@ -45,8 +45,8 @@ from .video import davis_scores, propagate_masks
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
 BUILT_IN_SETS = ("photos", "digits")  # that need no files
-KS = (10, 20, 100, 200)  # neighbors of "knn", as many as the training set has
-SHOTS = (1, 5, 10)  # images of each class of "few-shot", as many as the training set has
+KS = (10, 20, 100, 200)  # numbers of neighbors that "knn" tries, if the training set is that large
+SHOTS = (1, 5, 10)  # images of each class that "few-shot" tries, if the classes are that large
 SMALLEST_OBJECT = 1 / 256  # of an image's area; smaller regions are no true objects. COCO's small ones are under 1/225
 
 MakeResult = Callable[..., Result]  # of one set, backbone and task: from a measure, its value and the rest

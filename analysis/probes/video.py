@@ -83,7 +83,8 @@ def transfer_iou(patches: Array, masks: Array, *, neighbors: int = 5, temp: int 
 
     A patch is foreground if more than half of its pixels are. It is predicted to be, if more than half of the label is
     that its nearest patches of the first frame vote for. They vote with their shares of foreground pixels, as in
-    `propagate_masks` but without a neighborhood. The range is 0 to 1, and higher is better; 1 if both are empty.
+    `propagate_masks` but without a neighborhood. It is a quick look at two frames of your own; "video" among the tasks
+    follows whole videos with `propagate_masks`. The range is 0 to 1, and higher is better; 1 if both are empty.
 
     Args:
         patches: (2, gh, gw, d) patch features of the two frames.

@@ -143,7 +143,9 @@ def test_a_mask_of_another_resolution_is_brought_to_its_image(tmp_path):
     assert found.train_masks.shape == (4, 12, 16)
     assert found.train_masks[1].tolist() == [[0] * 8 + [1] * 8] * 12
     picture(1, h=16, w=12)[1].save(tmp_path / "masks/001.png")
-    with pytest.raises(ValueError, match=r"the mask of .*001.png is 16x12, which is not the shape of its 12x16"):
+    with pytest.raises(
+        ValueError, match=r"the mask of .*001.png is 16x12 and does not have the aspect ratio of its 12x16 image"
+    ):
         load_masks(tmp_path)
 
 

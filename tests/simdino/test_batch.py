@@ -5,7 +5,16 @@ import json
 import pytest
 
 from simdino import batch
-from simdino.batch import core_seconds, jobs, main, named, needed, operations, parameters, training_table
+from simdino.batch import (
+    config_of_run,
+    core_seconds,
+    jobs,
+    main,
+    needed_configs,
+    operations,
+    parameters,
+    training_table,
+)
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.runs import Run
 from simdino.studies import STUDIES, settings
@@ -21,13 +30,13 @@ def write(tmp_path, notebook):
 def test_a_notebook_says_what_it_needs_in_its_parameters_cell(write):
     path = write("a", 'profile = "cpu"\nseeds = None\nrecipes = ["simdino", "dino@optim.lr=0.002"]\nout_dir = None')
     assert parameters(path)["recipes"] == ["simdino", "dino@optim.lr=0.002"]
-    assert [c.recipe for c in needed(path, "smoke")] == ["simdino", "dino@optim.lr=0.002"]
-    assert [c.seed for c in needed(path, "cpu")] == 2 * [*PROFILES["cpu"].seeds]
+    assert [c.recipe for c in needed_configs(path, "smoke")] == ["simdino", "dino@optim.lr=0.002"]
+    assert [c.seed for c in needed_configs(path, "cpu")] == 2 * [*PROFILES["cpu"].seeds]
     path = write("b", 'profile = "cpu"\nseeds = [3]\nrecipes = ["simdino", "simdino"]\nstudy = "self_distillation"')
-    configs = needed(path, "cpu")
+    configs = needed_configs(path, "cpu")
     assert {c.seed for c in configs} == {3}
     assert [c.recipe for c in configs] == ["simdino", *(s.recipe for s in settings("self_distillation"))]
-    assert needed(write("c", 'profile = "cpu"\nseeds = [0]'), "cpu") == []
+    assert needed_configs(write("c", 'profile = "cpu"\nseeds = [0]'), "cpu") == []
 
 
 def test_a_notebook_without_one_parameters_cell_is_named(tmp_path):
@@ -69,20 +78,20 @@ def test_the_expected_cost_follows_the_size():
 def test_a_run_is_found_by_its_name():
     for s in settings("robustness", "gpu"):
         config = recipe(s.recipe, "gpu", 2)
-        assert named(config.run_name, "gpu") == config
+        assert config_of_run(config.run_name, "gpu") == config
     with pytest.raises(ValueError, match="of another version or profile: here it is simdino-s0-"):
-        named("simdino-s0-0123456789", "cpu")
+        config_of_run("simdino-s0-0123456789", "cpu")
     with pytest.raises(ValueError, match="is not the name of a run"):
-        named("simdino", "cpu")
+        config_of_run("simdino", "cpu")
     plain = recipe("simdino@data.name=folder,data.root=photos,data.size=64", seed=3)
-    assert named(plain.run_name, "cpu") == plain
+    assert config_of_run(plain.run_name, "cpu") == plain
 
 
 @pytest.mark.parametrize("root", ["/data/images", "a" * 200])
 def test_a_run_whose_name_does_not_say_its_recipe_in_full_is_refused_with_the_remedy(root):
     run = recipe(f"simdino@data.name=folder,data.root={root}", "smoke", 3).run_name
     with pytest.raises(ValueError, match=r"; simdino train simdino@\.\.\. --profile smoke --seed 3 trains it"):
-        named(run, "smoke")
+        config_of_run(run, "smoke")
 
 
 def test_one_process_trains_what_is_absent_of_several_runs(tmp_path, capsys):

@@ -23,11 +23,11 @@ from simdino.config import (
     Optim,
     SimDINO,
     SimDINOv2,
+    derived_seed,
     fields,
     fields_table,
     override,
     read_changes,
-    stream,
     write_changes,
 )
 from simdino.recipes import PROFILES, RECIPES, recipe
@@ -132,7 +132,7 @@ def test_an_impossible_configuration_is_refused(part, message):
     ],
 )
 def test_a_word_that_means_nothing_is_refused(part, message):
-    """Run without the types' check, as users do: `replace` goes around it by setting the field afterwards."""
+    """Run without the types' check, as users do: `replace` goes around it by setting the field afterward."""
     ((name, fields),), base = part.items(), RECIPES["simdino"]
     value = copy.copy(getattr(base, name))
     for field, word in fields.items():
@@ -142,7 +142,7 @@ def test_a_word_that_means_nothing_is_refused(part, message):
 
 
 def test_streams_of_randomness_do_not_meet():
-    seeds = [stream(purpose, seed, i) for purpose in ("crops", "order") for seed in range(9) for i in range(99)]
+    seeds = [derived_seed(purpose, seed, i) for purpose in ("crops", "order") for seed in range(9) for i in range(99)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**63 for s in seeds)
 
@@ -190,7 +190,7 @@ def test_one_setting_has_one_run_name_however_it_is_written(profile, names):
 
 
 def test_a_whole_number_names_the_same_run_as_the_real_one():
-    """Set afterwards, since the types that tests check at run time would refuse it."""
+    """Set afterward, since the types that tests check at run time would refuse it."""
     config = RECIPES["simdino"]
     whole = copy.copy(config)
     for part, field, value in (("optim", "lr", 1), ("crops", "global_scale", (1, 1))):

@@ -56,7 +56,7 @@ def test_damaged_files_are_named(run):
         Run.load(run.path)
 
 
-def test_a_row_cut_short_is_left_out_while_running_and_refused_afterwards(run):
+def test_a_row_cut_short_is_left_out_while_running_and_refused_afterward(run):
     with open(run.path / "metrics.jsonl", "a") as log:
         log.write('{"step": 20, "lo')
     assert run.metrics["step"].tolist() == [0, 10]

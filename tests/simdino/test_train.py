@@ -224,7 +224,7 @@ def test_schedules_start_peak_and_end_where_they_should():
     rates = [schedules(o, step)[0] for step in range(100)]
     assert rates[:10] == pytest.approx([s / 10 for s in range(10)])
     assert max(rates) == rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.55)  # half-way down the cosine
+    assert rates[55] == pytest.approx(0.55)  # halfway down the cosine
     assert schedules(o, 100) == pytest.approx((0.1, 0.4, 1.0))
     assert schedules(o, 0)[1:] == pytest.approx((0.0, 0.9))
 
