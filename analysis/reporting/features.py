@@ -141,7 +141,7 @@ def report(
             raise ValueError("z as Moments needs blocks for its standard errors: Moments(d, blocks=16)")
         if labels is not None:
             raise ValueError("z as Moments keeps no rows that labels could be of: pass the features instead")
-        if abs(z.second_moment.trace() - 1) > 1e-2:
+        if not z.has_unit_energy:
             raise ValueError("z as Moments must be of unit rows: normalize the features before they are added")
         rows = UnitRows(z, 0, torch.empty(0, z.d), torch.empty(0, dtype=torch.int64))
     else:
