@@ -339,7 +339,6 @@ def test_masks_hide_the_stratified_share_of_half_the_images():
     assert not block_masks(4, (3, 5), p=0.0, generator=generator()).any()
 
 
-@pytest.mark.skipif(not ORACLE.exists(), reason="the recorded official numbers (../shared/oracle) are not here")
 @pytest.mark.parametrize(("case", "side"), [("224_16", 14), ("32_4", 8), ("96_8", 12), ("28_4", 7)])
 def test_masks_are_the_official_ones_in_distribution(case, side):
     for wanted, mean, std, _, most, exact in json.loads(ORACLE.read_text())["masks"][case]["rows"]:
