@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from simdino.config import PUBLISHED_EPS
 
@@ -238,8 +239,6 @@ def read_unit_rows(z: Array | Stream, blocks: int) -> UnitRows:
 
     ValueError: fewer rows than blocks, NaN, wrong shapes.
     """
-    from tqdm import tqdm
-
     _check(tuple(z.shape), blocks)
     n, d = z.shape
     index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values
