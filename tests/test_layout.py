@@ -143,7 +143,7 @@ def test_a_name_means_one_thing():
         for node in ast.parse(path.read_text()).body:
             targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
             names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
-            names += [t.id for t in targets if isinstance(t, ast.Name)]
+            names += [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
             for name in names:
                 if not name.startswith("_") and name != "main":
                     public.setdefault(name, []).append(module)

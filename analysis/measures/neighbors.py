@@ -22,7 +22,7 @@ from .pair_tiles import squared_distances
 
 NEIGHBORS, KNN_TEMP = 20, 0.07  # of a k-NN classifier, unless it is asked for others; the temperature is DINO's
 BANK_TILE = 65536  # training rows that are compared with the queries at a time
-ROWS, COLUMNS = 512, 4096  # of a tile of distances: 16 MiB, wide, since the nearest are sought in each tile
+TILE_ROWS, TILE_COLUMNS = 512, 4096  # of a tile of distances: 16 MiB, wide, since the nearest are sought in each tile
 
 
 # --- Neighbors within a set
@@ -325,13 +325,13 @@ def _rows_needed(k: int) -> int:
 
 
 def _rows(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS))
+    return (slice(start, min(start + TILE_ROWS, n)) for start in range(0, n, TILE_ROWS))
 
 
 def _own_tiles(z: Float[Tensor, "n d"], rows: slice) -> Iterator[tuple[Float[Tensor, "rows columns"], int]]:
     """Minus the squared distances of some rows to all, tile by tile, −∞ to oneself; with the first index of each."""
-    for start in range(0, len(z), COLUMNS):
-        score = -squared_distances(z[rows], z[start : start + COLUMNS])
+    for start in range(0, len(z), TILE_COLUMNS):
+        score = -squared_distances(z[rows], z[start : start + TILE_COLUMNS])
         first, last = max(start, rows.start), min(start + score.shape[1], rows.stop)
         own = torch.arange(first, max(first, last), device=z.device)  # often none
         score[own - rows.start, own - start] = -torch.inf

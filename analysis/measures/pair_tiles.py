@@ -103,22 +103,19 @@ def pair_mean(
     return sums.sum() / pairs
 
 
-def pair_max(
-    z: Float[Tensor, "n d"], kernel: Callable[[Tensor], Tensor], *, pairing: Callable = inner_products
-) -> Float[Tensor, ""]:
-    """Largest value of a function of all pairs of rows i < j, in memory that does not grow with n.
+def pair_max(z: Float[Tensor, "n d"], kernel: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
+    """Largest value of a function of the inner products of rows i < j, in memory that does not grow with n.
 
-    max_{i<j} kernel(pairing(zᵢ, zⱼ))
+    max_{i<j} kernel(⟨zᵢ, zⱼ⟩)
 
     Args:
         z: (n, d), n ≥ 2.
-        kernel: the function, of a tensor of paired values, element by element.
-        pairing: of two sets of rows (p, d) and (q, d), a value for each pair (p, q).
+        kernel: the function, of a tensor of inner products, element by element.
 
-    >>> pair_max(torch.tensor([[1.0], [2.0], [3.0]]), torch.sqrt, pairing=squared_distances).item()
-    2.0
+    >>> pair_max(torch.tensor([[1.0], [-2.0], [3.0]]), torch.abs).item()
+    6.0
     """
-    return _pair_tiles(z, pairing, lambda values: kernel(values).max()).max().double()
+    return _pair_tiles(z, inner_products, lambda values: kernel(values).max()).max().double()
 
 
 def gram_cosines(z: Array, *, normalize: bool = False) -> Float[Tensor, " pairs"]:

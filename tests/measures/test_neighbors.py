@@ -15,8 +15,8 @@ def matrix(z: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("tile", [1, 7, 40, 64])
 def test_neighbors_are_the_smallest_of_all_distances_whatever_the_tiles(tile, monkeypatch):
-    monkeypatch.setattr("analysis.measures.neighbors.ROWS", tile)
-    monkeypatch.setattr("analysis.measures.neighbors.COLUMNS", 2 * tile + 1)
+    monkeypatch.setattr("analysis.measures.neighbors.TILE_ROWS", tile)
+    monkeypatch.setattr("analysis.measures.neighbors.TILE_COLUMNS", 2 * tile + 1)
     z = gaussian(40, 5)
     expected, order = matrix(z).sort(1)
     distances, index = nearest_neighbors(z, k=6)
@@ -52,8 +52,8 @@ def test_distances_carry_gradients():
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_overlap_and_imbalance_equal_the_full_matrices(k, monkeypatch):
-    monkeypatch.setattr("analysis.measures.neighbors.ROWS", 11)
-    monkeypatch.setattr("analysis.measures.neighbors.COLUMNS", 7)
+    monkeypatch.setattr("analysis.measures.neighbors.TILE_ROWS", 11)
+    monkeypatch.setattr("analysis.measures.neighbors.TILE_COLUMNS", 7)
     x = gaussian(30, 4)
     y = x[:, :2] @ gaussian(2, 3, seed=1) + 0.3 * gaussian(30, 3, seed=2)
     a, b = (matrix(z).argsort(1)[:, :k] for z in (x, y))
