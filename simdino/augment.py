@@ -2,14 +2,17 @@
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from simdino.config import Crops
 
+T = TypeVar("T")
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
 TAPS = 4  # a blur kernel reaches 4 pixels to each side: torchvision's size 9
 TABLE_BYTES = 2**25  # the most that the interpolation matrices of one pair of sizes may take, else they are computed
@@ -43,25 +46,105 @@ def multi_crop(
     Source: Caron et al. 2021 (arXiv 2104.14294), appendix; torchvision's definitions of each operation.
     """
     _check(images)
+    draws = draw_views(images.shape, crops, generator, device=images.device, part=part)
+    return make_views(images, crops, moved(draws, images.device))
+
+
+class ViewDraw(NamedTuple):
+    """What one view of some images is made with."""
+
+    parameters: Tensor  # (12, m): the fields of a `Draw`, one column for each image
+    gray: Tensor  # indices (k,) of the images that turn gray
+    blurred: Tensor
+    solarized: Tensor
+    order: tuple[int, ...]  # of the color operations
+
+
+Draws = list[list[list[ViewDraw]]]  # of global and local views: of each view, one draw for each chunk of images
+
+
+def draw_views(
+    shape: tuple[int, int, int, int],
+    crops: Crops,
+    generator: torch.Generator,
+    *,
+    device: torch.device | str,
+    part: tuple[int, int] = (0, 1),
+) -> Draws:
+    """Draw what `make_views` makes the views of some images with, on the generator's device.
+
+    Args:
+        shape: of the images, (n, c, h, w).
+        crops: how many views, of which sizes, how augmented.
+        generator: of all the randomness.
+        device: where views are made; on a CPU in chunks that its cache holds.
+        part: as in `multi_crop`.
+    """
     blur, solarized = crops.blur_p, crops.solarize_p
     kinds = (  # the last: the odds of blur and solarization, of the first view of a kind and of the other ones
-        (crops.global_crops, crops.global_size, crops.global_scale, ((blur[0], solarized[0]), (blur[1], solarized[1]))),
-        (crops.local_crops, crops.local_size, crops.local_scale, 2 * ((blur[2], solarized[2]),)),
+        (crops.global_crops, crops.global_scale, ((blur[0], solarized[0]), (blur[1], solarized[1]))),
+        (crops.local_crops, crops.local_scale, 2 * ((blur[2], solarized[2]),)),
     )
-    n, c, h, w = images.shape
+    n, _, h, w = shape
     k, parts = part
-    chunk = max(CHUNK_PIXELS // (h * w), 16) if images.device.type == "cpu" else max(n, 1)
-    globals_locals = []
-    for views, size, scale, odds in kinds:
-        out = torch.empty(views, n, c, size, size, device=images.device)
-        for i, view in enumerate(out):
-            draws = torch.stack(random_draw(n * parts, (h, w), crops, scale, odds[i > 0], generator))
-            draws = draws[:, n * k : n * (k + 1)]  # (12, n)
-            order = torch.randperm(4, generator=generator, device=generator.device).tolist() if crops.jitter > 0 else []
-            for some in (slice(a, a + chunk) for a in range(0, n, chunk)):
-                view[some] = _view(images[some], draws[:, some], size, order)
-        globals_locals.append(_normalized(out, crops))
-    return globals_locals[0], globals_locals[1]
+    chunk = max(CHUNK_PIXELS // (h * w), 16) if torch.device(device).type == "cpu" else max(n, 1)
+
+    def of_view(scale: tuple[float, float], odds: tuple[float, float]) -> list[ViewDraw]:
+        draws = torch.stack(random_draw(n * parts, (h, w), crops, scale, odds, generator))
+        draws = draws[:, n * k : n * (k + 1)]  # (12, n)
+        order = torch.randperm(4, generator=generator, device=generator.device).tolist() if crops.jitter > 0 else []
+        return [_view_draw(some, tuple(order)) for some in draws.split(chunk, 1)]
+
+    return [[of_view(scale, odds[i > 0]) for i in range(views)] for views, scale, odds in kinds]
+
+
+def _view_draw(draws: Tensor, order: tuple[int, ...]) -> ViewDraw:
+    draw = Draw(*draws)
+    return ViewDraw(draws, *(flag.nonzero()[:, 0] for flag in (draw.gray, draw.sigma, draw.solarize)), order)
+
+
+def make_views(
+    images: UInt8[Tensor, "n c h w"], crops: Crops, draws: Draws
+) -> tuple[Float[Tensor, "g n c s s"], Float[Tensor, "l n c t t"]]:
+    """Make the views that were drawn for some images; see `multi_crop`.
+
+    Args:
+        images: uint8 (n, c, h, w), on the device of the draws.
+        crops: as for the draws.
+        draws: what `draw_views` drew.
+    """
+    n, c = images.shape[:2]
+    made = []
+    for views, size in zip(draws, (crops.global_size, crops.local_size), strict=True):
+        out = torch.empty(len(views), n, c, size, size, device=images.device)
+        for view, chunks in zip(out, views, strict=True):
+            sizes = [chunk.parameters.shape[1] for chunk in chunks]
+            for into, some, draw in zip(view.split(sizes), images.split(sizes), chunks, strict=True):
+                into.copy_(_view(some, draw, size))
+        made.append(_normalized(out, crops))
+    return made[0], made[1]
+
+
+def moved(tree: T, device: torch.device | str) -> T:
+    """Copy the host's tensors of nested tuples, lists and dictionaries to a device, all in one copy.
+
+    They are packed into one buffer, pinned for a GPU, so that nothing waits for the copy.
+
+    >>> moved({"a": torch.ones(2), "b": [3]}, "cpu")
+    {'a': tensor([1., 1.]), 'b': [3]}
+    """
+    if torch.device(device).type == "cpu":
+        return tree
+    leaves, spec = tree_flatten(tree)
+    at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    flat = [leaves[i].contiguous().view(-1).view(torch.uint8) for i in at]
+    sizes = [x + -len(x) % 8 for x in map(len, flat)]  # each tensor begins at a multiple of 8 bytes
+    packed = torch.cat([F.pad(x, (0, size - len(x))) for x, size in zip(flat, sizes, strict=True)])
+    packed = packed.pin_memory() if torch.device(device).type == "cuda" else packed
+    there = packed.to(device, non_blocking=True).split(sizes)
+    for i, x, some in zip(at, flat, there, strict=True):
+        leaves[i] = some[: len(x)].view(leaves[i].dtype).view(leaves[i].shape)
+    return tree_unflatten(leaves, spec)
 
 
 class Draw(NamedTuple):
@@ -152,9 +235,9 @@ def random_boxes(
     return top, left, height, width
 
 
-def _view(images: Tensor, draws: Tensor, size: int, order: list[int]) -> Tensor:
-    """Make one view of each image, (n, c, size, size) in [0, 1], the color operations in the given order."""
-    draw, at = Draw(*draws), Draw(*draws.to(images.device))
+def _view(images: Tensor, draw: ViewDraw, size: int) -> Tensor:
+    """Make one view of each image, (n, c, size, size) in [0, 1]."""
+    at = Draw(*draw.parameters)
     x = resized_crop(images, at.top, at.left, at.height, at.width, at.flip, size)
     color = x.shape[1] == 3
     operations = (
@@ -163,21 +246,18 @@ def _view(images: Tensor, draws: Tensor, size: int, order: list[int]) -> Tensor:
         (adjust_saturation, at.saturation, color),
         (adjust_hue, at.hue, color),
     )
-    for operation, parameter, applies in (operations[k] for k in order):
+    for operation, parameter, applies in (operations[k] for k in draw.order):
         if applies:
             x = operation(x, parameter)
-    # The next three apply to some images only: which, `draw` says, on the CPU as a rule, so that no GPU is waited for
-    if color and len(some := _where(draw.gray, x)):
-        x.index_copy_(0, some, grayscale(x.index_select(0, some)).expand(-1, 3, -1, -1))
-    if len(some := _where(draw.sigma, x)):
-        x.index_copy_(0, some, gaussian_blur(x.index_select(0, some), at.sigma[some]))
-    if len(some := _where(draw.solarize, x)):
-        x.index_copy_(0, some, solarize(x.index_select(0, some)))
+    # The next three apply to some images only, which the host knows, so that no device is waited for
+    if color and len(draw.gray):
+        x.index_copy_(0, draw.gray, grayscale(x.index_select(0, draw.gray)).expand(-1, 3, -1, -1))
+    if len(draw.blurred):
+        sigma = at.sigma.index_select(0, draw.blurred)
+        x.index_copy_(0, draw.blurred, gaussian_blur(x.index_select(0, draw.blurred), sigma))
+    if len(draw.solarized):
+        x.index_copy_(0, draw.solarized, solarize(x.index_select(0, draw.solarized)))
     return x
-
-
-def _where(flag: Tensor, x: Tensor) -> Tensor:
-    return flag.nonzero()[:, 0].to(x.device)
 
 
 def center_view(images: UInt8[Tensor, "n c h w"], size: int, crops: Crops) -> Float[Tensor, "n c s s"]:
@@ -290,7 +370,7 @@ def adjust_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float
     # the six cases of the textbook in one, without torch.where, which is 20 times slower than arithmetic on a CPU.
     rest = (g + b).sub_(r).sub_(least).div_(chroma.clamp(min=1e-12)).add_(1)
     hue = rest.copysign_(g - b).mul_(1 / 6)
-    complement = torch.tensor([1 / 2, 5 / 6, 1 / 6], device=x.device).view(3, 1, 1)
+    complement = _constant((1 / 2, 5 / 6, 1 / 6), x.device)
     away = hue[:, None] + (_per_image(turns) - complement)  # (n, 3, h, w)
     away = away.sub_(away.round()).abs_().mul_(6).sub_(1).clamp_(0, 1)
     return away.mul_(chroma[:, None]).add_(least[:, None])
@@ -381,12 +461,18 @@ def block_masks(
 
 
 def _normalized(x: Tensor, crops: Crops) -> Tensor:
-    mean, std = (torch.tensor(m, device=x.device) for m in (crops.mean, crops.std))
+    mean, std = crops.mean, crops.std
     if x.shape[-3] == 1:
-        mean, std = mean.mean()[None], std.mean()[None]
+        mean, std = ((torch.tensor(m).mean().item(),) for m in (mean, std))
     if len(mean) != x.shape[-3] or len(std) != x.shape[-3]:
         raise ValueError(f"crops.mean and crops.std must have {x.shape[-3]} values, one per channel.")
-    return x.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+    return x.sub_(_constant(mean, x.device)).div_(_constant(std, x.device))
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel (c, 1, 1), copied to a device once."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def _per_image(parameter: Tensor) -> Tensor:
