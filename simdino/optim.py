@@ -1,5 +1,6 @@
 """What an optimizer's step depends on besides the gradient: parameter groups, schedules, clipping."""
 
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -91,11 +92,15 @@ def clip_gradients(network: Network, o: Optim) -> Tensor:
     Returns:
         The norm of all together before clipping.
     """
-    parameters = [p for p in network.parameters() if p.grad is not None]
-    if not o.clip:
-        return nn.utils.get_total_norm([p.grad for p in parameters])
-    if o.clip_by == "all":
-        return nn.utils.clip_grad_norm_(parameters, o.clip)
-    parts = network.children() if o.clip_by == "module" else [[p] for p in parameters]
-    parts = [part.parameters() if isinstance(part, nn.Module) else part for part in parts]
-    return torch.stack([nn.utils.clip_grad_norm_(part, o.clip) for part in parts]).norm()
+    modules = [name.partition(".")[0] for name, p in network.named_parameters() if p.grad is not None]
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))  # (tensors,)
+    total = norms.norm()
+    if o.clip and o.clip_by == "all":
+        torch._foreach_mul_(gradients, (o.clip / (total + 1e-6)).clamp(max=1))
+    elif o.clip:
+        if o.clip_by == "module":
+            sizes = [len(list(of_one)) for _, of_one in itertools.groupby(modules)]
+            norms = torch.cat([some.norm().expand(len(some)) for some in norms.split(sizes)])
+        torch._foreach_mul_(gradients, list((o.clip / (norms + 1e-6)).clamp(max=1).unbind()))
+    return total

@@ -120,9 +120,9 @@ def patch_features(network: Network, images: Tensor, config: Config) -> dict[str
     There is no `head` where the objective has no patches.
     """
     x, training = center_view(images, config.crops.global_size, config.crops), network.training
-    every = torch.ones(len(x), (x.shape[2] // config.model.patch) ** 2, dtype=torch.bool, device=x.device)
+    every = torch.arange(len(x) * (x.shape[2] // config.model.patch) ** 2, device=x.device)
     network.eval()
     _, taps = network(x, None, every if config.patches else None)
     network.train(training)
     tokens = {"backbone": network.backbone.patch_tokens(taps["tokens"])}
-    return tokens | ({"head": taps["selected"].unflatten(0, every.shape)} if config.patches else {})
+    return tokens | ({"head": taps["selected"].unflatten(0, (len(x), -1))} if config.patches else {})

@@ -6,9 +6,7 @@ on any number of ranks. All randomness of a step follows from the seed and the s
 """
 
 import argparse
-import functools
 import json
-import math
 import os
 import re
 import time
@@ -21,22 +19,24 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from filelock import FileLock, SoftFileLock
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from simdino.augment import block_masks, multi_crop
+from simdino.augment import make_views, moved
 from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
 from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, derived_seed, fields_table
 from simdino.data import load
 from simdino.image_files import batches
-from simdino.losses import coding_rate, dino_loss, dinov2_loss, gather_rows, simdino_loss, simdinov2_loss
-from simdino.optim import clip_gradients, parameter_groups, schedules, teacher_temperature
+from simdino.losses import dino_loss, dinov2_loss, simdino_loss, simdinov2_loss
+from simdino.optim import clip_gradients, parameter_groups, schedules
+from simdino.ranks import join_ranks, of_first_rank, ranks, sharing_ranks
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.record import probe_images, record_snapshot, snapshot_steps
 from simdino.runs import CHECKOUT, SOURCE, Run, environment, write_json, write_tensors, write_text
+from simdino.step_inputs import Hidden, batch_indices, step_inputs
+from simdino.step_log import StepLog
 from simdino.vit import Network, usable_device
 
 RUNS = CHECKOUT / "runs" if (CHECKOUT / "pyproject.toml").is_file() else Path("runs")
@@ -66,10 +66,10 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
     path, device = Path(root or RUNS) / config.run_name, usable_device(device)
     done = path / "DONE"
     with _locked(path) if ranks().rank == 0 and not done.is_file() else nullcontext():
-        if not _of_first_rank(done.is_file(), device):
+        if not of_first_rank(done.is_file(), device):
             with torch.random.fork_rng():  # the caller's random numbers are not ours to move
                 _train(config, path, device=device, progress=progress)
-        _of_first_rank(True, device)  # which has written the end of it
+        of_first_rank(True, device)  # which has written the end of it
     run = Run.load(path)
     if run.environment["source"] != SOURCE:
         warnings.warn(f"{path} was trained by another version of simdino/; delete it to train it anew", stacklevel=2)
@@ -100,16 +100,18 @@ def _locked(path: Path) -> Iterator[None]:
 def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     """Train a configuration into its run directory, from a checkpoint if there is a usable one."""
     o, (rank, world) = config.optim, ranks()
+    refuse_slow_precision(o.precision, device)
     data, lazy = config.data, config.data.workers > 0
     images = load(data.name, root=data.root, size=data.size, device=device, lazy=lazy)
     if o.batch_size > len(images.train):
         raise ValueError(f"batch_size {o.batch_size} is larger than the {len(images.train)} training images")
-    parts = max(o.groups, world)  # of a batch: each is on one rank at a time
-    if parts % world or (world > o.groups > 1) or o.batch_size % parts:
+    parts = max(o.groups, world)  # of a batch: each is on one rank
+    if parts % min(o.groups, world) or o.batch_size % parts:
         raise ValueError(f"{world} ranks cannot share a batch of {o.batch_size} in {o.groups} groups evenly")
-    share, rows = parts // world, o.batch_size // parts
+    share, team = parts // world, sharing_ranks(o.groups)
     branches = networks(config, images.train.shape[1], device)
     student, teacher = branches["student"], list(branches.values())[-1]
+    frozen = [p for name, p in student.named_parameters() if "last_layer" in name]  # in the first steps
     optimizer = torch.optim.AdamW(parameter_groups(student, o), lr=o.lr, fused=True)
     centers = {}
     if isinstance(config.objective, DINO):
@@ -117,9 +119,9 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
         centers = {name: torch.zeros(config.model.prototypes, device=device) for name in names}
     if rank == 0:
         clear(path, branches)
-    _of_first_rank(True, device)
+    of_first_rank(True, device)
     start, spent, recording = resume(path, branches, optimizer, centers)
-    probe, references = probe_images(images, config, device), rate_references(config, device)
+    probe = probe_images(images, config, device)
     if rank == 0 and start == 0:
         path.mkdir()
         write_json(path / "config.json", config)
@@ -130,59 +132,59 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     snapshots = snapshot_steps(o.steps, config.record.snapshots) if rank == 0 else set()
     recorded = branches if o.teacher == "ema" else {"student": student}  # a frozen one is a target, and no result
     network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
+    loss_of = torch.compile(group_loss, fullgraph=world == 1) if o.compile else group_loss
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
-    loader = batches(images.train, (b.chunk(world)[rank] for b in order), workers=data.workers, device=device)
+    decoded = batches(images.train, (b.chunk(world)[rank] for b in order), workers=data.workers, device=device)
     began = time.perf_counter() - spent
-    show = progress and rank == 0
-    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not show)
-    with open(path / "metrics.jsonl" if rank == 0 else os.devnull, "a") as log:
-        for step, batch in zip(bar, loader, strict=True):  # (rows of this rank, c, h, w)
+    saved, saved_at = start, time.perf_counter()
+    bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress or rank > 0)
+    with open(path / "metrics.jsonl" if rank == 0 else os.devnull, "a") as file:
+        log = StepLog(config, file, team)
+        for step in bar:
             if step in snapshots:
                 recording += record_snapshot(path, step, config, probe, recorded)
             rate, weight_decay, momentum = schedules(o, step)
             for group in optimizer.param_groups:
                 group.update(lr=rate * group["factor"], weight_decay=weight_decay * group["decay"])
-            logged = step % config.record.log_every == 0 or step + 1 == o.steps
-            kept = (step + 1) % config.record.checkpoint_every == 0 or step + 1 == o.steps
+            costly = step % config.record.log_every == 0 or step + 1 == o.steps
 
             optimizer.zero_grad()
-            masks, rows_logged, moved = patch_masks(config, step), [], []  # (g, n, p) of the whole batch
-            for k, some in enumerate(batch.split(rows)):
-                part = rank * share + k
-                generator = torch.Generator().manual_seed(derived_seed("crops", config.seed, step))
-                torch.manual_seed(derived_seed("depth", config.seed, step, part))  # for stochastic depth
-                crops = multi_crop(some, config.crops, generator, part=(part, parts))  # (g, n, …), (l, n, …)
-                mask = None if masks is None else masks[:, part * rows : (part + 1) * rows].to(device)
+            inputs = moved(step_inputs(config, images.train.shape, step, device=device, rank=rank, world=world), device)
+            files = next(decoded).chunk(share) if lazy else None
+            measured, centers_of = [], []
+            for k, drawn in enumerate(inputs):
+                torch.manual_seed(derived_seed("depth", config.seed, step, rank * share + k))  # for stochastic depth
+                some = files[k] if lazy else images.train.index_select(0, drawn.images)
+                crops = make_views(some, config.crops, drawn.views)  # (g, n, …), (l, n, …)
                 with nullcontext() if world == 1 or k + 1 == share else network.no_sync():
-                    loss, terms, s, z = group_loss(config, network, teacher, crops, mask, centers, step)
-                    moved.append({name: terms.pop(name) for name in centers})
-                    if logged:
-                        row = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-                        row |= feature_monitors(z, references["eps"]) | gradient_monitors(s, terms, config)
-                        rows_logged.append(row)
-                    (loss / share).backward()
-            centers = mean_centers(moved, masks, world)
+                    loss = loss_of(config, network, teacher, crops, drawn.hidden, centers, drawn.teacher_temp, team)
+                    centers_of.append({name: loss.terms.pop(name) for name in centers})
+                    measured.append(log.measure(loss, costly=costly))
+                    (loss.loss / share).backward()
+            centers = mean_centers(centers_of, [drawn.hidden for drawn in inputs])
             norm = clip_gradients(student, o)
             if step < round(o.freeze_prototypes * o.steps):
-                for p in (p for name, p in student.named_parameters() if "last_layer" in name):
+                for p in frozen:
                     p.grad = None
             optimizer.step()
             if o.teacher == "ema":
                 torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
-            if (logged or kept) and not math.isfinite(_mean_over_ranks({"": loss + norm})[""]):
-                raise FloatingPointError(f"{path.name}: loss or gradient is not finite at step {step}")
-            if logged:
-                row = {"step": step} | _mean_over_ranks({k: sum(r[k] for r in rows_logged) / share for k in row})
-                row |= references | {"lr": rate, "weight_decay": weight_decay, "ema": momentum}
-                row |= {"gradient_norm": norm.item(), "seconds": time.perf_counter() - began}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+            now = time.perf_counter()
+            host = {"lr": rate, "weight_decay": weight_decay, "ema": momentum, "seconds": now - began}
+            log.add({"step": step} | host, measured, norm)
+            if costly:
+                try:
+                    row = log.flush()
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{path.name}: {error}; its last checkpoint is of step {saved}") from None
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
-            if kept and rank == 0:
+            last = step + 1 == o.steps
+            if costly and rank == 0 and (last or now - saved_at > config.record.checkpoint_every):
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
                 save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
+                saved, saved_at = step + 1, time.perf_counter()
     if rank == 0:
         recording += record_snapshot(path, o.steps, config, probe, recorded)
         seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
@@ -195,6 +197,7 @@ class GroupLoss(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]  # its named parts
     outputs: Tensor  # the student's, of all views (g + l, n, d)
+    targets: Tensor  # the teacher's, of the global views (g, n, d)
     features: Tensor  # the head's, of the student's global views (g, n, d)
 
 
@@ -203,9 +206,10 @@ def group_loss(
     student: torch.nn.Module,
     teacher: Network,
     crops: tuple[Tensor, Tensor],
-    masks: Tensor | None,
+    hidden: Hidden | None,
     centers: dict[str, Tensor],
-    step: int,
+    teacher_temp: Tensor,
+    team: "dist.ProcessGroup | None" = None,
 ) -> GroupLoss:
     """Compute the loss of one group of images: their crops through both networks, and the objective of the outputs.
 
@@ -216,40 +220,38 @@ def group_loss(
         student: a network, perhaps wrapped to run on several ranks.
         teacher: the network that makes the targets.
         crops: global views (g, n, c, s, s) and local views (l, n, c, t, t).
-        masks: the hidden patches of the global views (g, n, p), or None for an objective without patches.
+        hidden: the hidden patches of the global views, or None for an objective without patches.
         centers: DINO's, by name (k,); empty for SimDINO.
-        step: which one it is, for the teacher's temperature.
+        teacher_temp: DINO's τ_t at this step, 0-d.
+        team: the ranks that have the other rows of this group, or None.
     """
     o, n = config.optim, crops[0].shape[1]
     full_gradient = o.teacher == "student-with-gradient"
     views = [c.flatten(0, 1) for c in crops if len(c)]  # (g·n, …), (l·n, …)
-    masks = None if masks is None else masks.flatten(0, 1)  # (g·n, p)
+    masks, select = (None, None) if hidden is None else hidden[:2]
     with torch.autocast(views[0].device.type, torch.bfloat16, enabled=o.precision == "bf16"):
-        outs, taps = zip(*(student(x, m, m) for x, m in zip(views, (masks, None), strict=False)), strict=True)
+        outs, taps = zip(*(student(x, *of) for x, of in zip(views, ((masks, select), ()), strict=False)), strict=True)
         with torch.set_grad_enabled(full_gradient):
             alone = o.teacher.startswith("student") and masks is None  # then the student has just made the targets
-            target, target_taps = (outs[0], taps[0]) if alone else teacher(views[0], None, masks)
+            target, target_taps = (outs[0], taps[0]) if alone else teacher(views[0], None, select)
     target = target if full_gradient else target.detach()
     s, t = (x.unflatten(0, (-1, n)) for x in (torch.cat(outs), target))  # (g + l, n, d), (g, n, d)
     z = taps[0]["head"].unflatten(0, (-1, n)).detach()  # (g, n, d)
-    patches = () if masks is None else (taps[0]["selected"], target_taps["selected"], patch_weights(masks))
-    if ranks().world > o.groups:  # the ranks share one group: its rate is that of all its rows
-        z = gather_rows(z)
-        if isinstance(config.objective, SimDINO):  # a mean of cross-entropies needs no more than the mean of gradients
-            s, t, *patches = map(gather_rows, (s, t, *patches))
-    temp = {"teacher_temp": teacher_temperature(o, config.objective.teacher_temp, step)} if centers else {}
-    options = vars(config.objective) | centers | temp
-    match config.objective:
-        case SimDINOv2():
-            loss, terms = simdinov2_loss(s, t, *patches[:2], patches[2] * n / s.shape[1], **options)
-        case SimDINO():
-            loss, terms = simdino_loss(s, t, **options)
-        case DINOv2():
-            features = taps[0]["backbone"].unflatten(0, (-1, n))  # (g, n, d)
-            loss, terms = dinov2_loss(s, t, *patches, features, **options)
-        case DINO():
-            loss, terms = dino_loss(s, t, **options)
-    return GroupLoss(loss, terms, s, z)
+    patches = () if hidden is None else (taps[0]["selected"], target_taps["selected"], hidden.weights)
+    options = vars(config.objective) | centers
+    if isinstance(config.objective, DINO):
+        options["teacher_temp"] = teacher_temp
+    else:
+        options |= {"group": team} if team else {}
+    if isinstance(config.objective, SimDINOv2):
+        loss, terms = simdinov2_loss(s, t, *patches, **options)
+    elif isinstance(config.objective, SimDINO):
+        loss, terms = simdino_loss(s, t, **options)
+    elif isinstance(config.objective, DINOv2):
+        loss, terms = dinov2_loss(s, t, *patches, taps[0]["backbone"].unflatten(0, (-1, n)), **options)
+    else:
+        loss, terms = dino_loss(s, t, **options)
+    return GroupLoss(loss, terms, s, t, z)
 
 
 def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
@@ -270,161 +272,40 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
         teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
         teacher.load_state_dict(branches["student"].state_dict())
         branches["teacher"] = teacher
-    for block in (block for network in branches.values() for block in network.backbone.blocks if o.compile):
-        block.compile()
     return branches
 
 
-def mean_centers(moved: list[dict[str, Tensor]], masks: Tensor | None, world: int) -> dict[str, Tensor]:
+def mean_centers(centers: list[dict[str, Tensor]], hidden: list[Hidden | None]) -> dict[str, Tensor]:
     """Average the centers that a step's groups led to, each weighted by the rows that it saw.
 
     Args:
-        moved: each group's centers after the step, by name (k,).
-        masks: hidden patches of the whole batch (g, n, p), or None.
-        world: how many ranks share the batch, in equal parts one after another.
+        centers: each group's after the step, by name (k,).
+        hidden: each group's hidden patches.
 
     Returns:
         The centers for the next step, by name (k,).
     """
-    counts = {"center": torch.ones(len(moved))}
-    if masks is not None:  # of each of a rank's groups, the patches that are masked on all ranks
-        counts["patch_center"] = masks.unflatten(1, (world, len(moved), -1)).sum((0, 1, 3, 4)) + 1e-9
     means = {}
-    for name in moved[0]:
-        centers = torch.stack([m[name] for m in moved], -1)  # (k, groups)
-        means[name] = centers @ (counts[name] / counts[name].sum()).to(centers)
+    for name in centers[0]:
+        weights = [h.share if name == "patch_center" else 1 / len(centers) for h in hidden]
+        means[name] = sum(some[name] * weight for some, weight in zip(centers, weights, strict=True))
     return means
 
 
-def feature_monitors(z: Tensor, eps: float) -> dict[str, Tensor]:
-    """Measure alignment and rate of the student's features, alike for every objective.
-
-    Args:
-        z: the head's features of the global views (g, n, d).
-        eps: the paper's ε, for the rate.
-    """
-    return {"alignment": (z[0] - z[1]).square().sum(-1).mean() / 2, "rate": coding_rate(z, eps=eps).mean()}
-
-
-def gradient_monitors(s: Tensor, terms: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Measure how hard SimDINO's two terms pull at the features of the global views.
-
-    gradient_alignment = ‖g·∂alignment/∂s‖_F ≤ 2/√n,  gradient_rate = ‖g·γ·∂rate/∂s‖_F ≤ γ·½·√(αr/n)
-
-    with α = d/ε² and r = min(n, d): norms of one view's gradient, root mean square over the g global views.
-
-    Args:
-        s: the student's outputs (v, n, d).
-        terms: the loss' parts, "alignment" and "rate" among them.
-        config: the run's; of DINO there is nothing to measure, and the result is empty.
-    """
-    if not isinstance(config.objective, SimDINO):
-        return {}
-    g, weights = config.crops.global_crops, {"alignment": 1.0, "rate": config.objective.gamma}
-    pulls = {name: torch.autograd.grad(terms[name], s, retain_graph=True)[0][:g] for name in weights}
-    return {f"gradient_{name}": weights[name] * math.sqrt(g) * pull.norm() for name, pull in pulls.items()}
-
-
-class Ranks(NamedTuple):
-    """Which of several processes this one is."""
-
-    rank: int
-    world: int  # how many there are
-
-
-def ranks() -> Ranks:
-    """Return this process' rank and how many there are: 0 of 1 where it is alone."""
-    running = dist.is_available() and dist.is_initialized()
-    return Ranks(dist.get_rank(), dist.get_world_size()) if running else Ranks(0, 1)
-
-
-def join_ranks(device: str | None = None) -> None:
-    """Join the other processes that torchrun started, each with a GPU of its own; without torchrun, do nothing."""
-    if "LOCAL_RANK" in os.environ and not dist.is_initialized():
-        if on_gpu := usable_device(device).startswith("cuda"):
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-
-
-def _of_first_rank(value: bool, device: str) -> bool:
-    """Give all ranks the first one's value, for which they wait."""
-    flag = torch.tensor(float(value), device=device)
-    if ranks().world > 1:
-        dist.broadcast(flag, 0)
-    return bool(flag)
-
-
-def _mean_over_ranks(row: dict[str, Tensor]) -> dict[str, float]:
-    """Average numbers over the ranks, which all call this."""
-    values = torch.stack([v.detach().double() for v in row.values()])
-    if ranks().world > 1:
-        dist.all_reduce(values)
-    return dict(zip(row, (values / ranks().world).tolist(), strict=True))
-
-
-def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Return the images of one step, of a fresh permutation every epoch; an incomplete last batch is left out.
-
-    Args:
-        n: how many images there are.
-        batch_size: images in each step.
-        seed: the run's.
-        step: which one, over all epochs.
-
-    >>> torch.cat([batch_indices(6, 2, seed=0, step=i) for i in range(3)]).sort().values.tolist()
-    [0, 1, 2, 3, 4, 5]
-    """
-    epoch, batch = divmod(step, n // batch_size)
-    return _permutation(n, derived_seed("order", seed, epoch))[batch * batch_size : (batch + 1) * batch_size]
-
-
-@functools.lru_cache(maxsize=1)
-def _permutation(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-def patch_masks(config: Config, step: int) -> Tensor | None:
-    """Draw which patches of a step's global views are hidden, (g, n, p); None for an objective without patches."""
-    if not config.patches:
-        return None
-    side, c, n = config.crops.global_size // config.model.patch, config.crops, config.optim.batch_size
-    generator = torch.Generator().manual_seed(derived_seed("masks", config.seed, step))
-    masks = block_masks(c.global_crops * n, (side, side), ratio=c.mask_ratio, p=c.mask_p, generator=generator)
-    return masks.flatten(1).unflatten(0, (c.global_crops, n))
-
-
-def patch_weights(masks: Tensor) -> Tensor:
-    """Weigh the masked patches so that each masked crop counts alike: 1/(masked patches of the crop)/(all crops).
-
-    Args:
-        masks: the hidden patches, crop by crop (n, p).
-
-    Returns:
-        A weight for each hidden patch (m,), crop after crop; those of a masked crop sum to 1/n.
-
-    >>> patch_weights(torch.tensor([[True, True, False], [False, False, False]])).tolist()
-    [0.25, 0.25]
-    """
-    return (masks / masks.sum(1, keepdim=True).clamp(min=1))[masks] / len(masks)
-
-
-def rate_references(config: Config, device: str) -> dict[str, float]:
-    """Compute what the logged rate is read against, for as many images as a group has.
-
-    Args:
-        config: the run's.
-        device: where the isotropic features are drawn.
-
-    Returns:
-        `eps`, the paper's ε; `rate_isotropic`, the mean rate of random unit features; `rate_ceiling`, the largest
-        rate there is, r/2·log(1 + d/(ε²r)) with r = min(n, d). Rates are in nats.
-    """
-    eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
-    n, d = config.optim.batch_size // config.optim.groups, config.model.out
-    draw = torch.randn(64, n, d, generator=torch.Generator().manual_seed(derived_seed("isotropic"))).to(device)
-    isotropic = coding_rate(F.normalize(draw, dim=-1), eps=eps).mean().item()
-    r = min(n, d)
-    return {"eps": eps, "rate_isotropic": isotropic, "rate_ceiling": r / 2 * math.log1p(d / eps**2 / r)}
+def refuse_slow_precision(precision: str, device: str) -> None:
+    """Refuse bfloat16 on a CPU that lacks it, where it is 8 to 75 times slower than float32; measured, in 10 ms."""
+    if precision == "fp32" or device != "cpu":
+        return
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(256, 256, dtype=dtype)
+        a @ a
+        began = time.perf_counter()
+        for _ in range(8):
+            a @ a
+        seconds[dtype] = time.perf_counter() - began
+    if seconds[torch.bfloat16] > 3 * seconds[torch.float32]:
+        raise ValueError("optim.precision bf16 is slower than fp32 on this CPU, which lacks it: leave optim.precision out")
 
 
 _USAGE = "simdino train RECIPE[@field=value,...] [--profile P] [--seed N] [--root DIR] [--device D] [--fields]"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from simdino.config import Model
@@ -345,14 +345,14 @@ class Network(nn.Module):
         self.head = Head(config) if config.out else None
         self.patch_head = Head(config) if config.out and config.patch_head == "separate" else None
 
-    def forward(self, x: Images, masks: Masks = None, select: Masks = None) -> Output:
+    def forward(self, x: Images, masks: Masks = None, select: Int64[Tensor, " m"] | None = None) -> Output:
         """Send the image feature through the head.
 
         Args:
             x: images (n, c, h, w).
             masks: the patches that are hidden from the backbone, row by row (n, p).
-            select: the patches (n, p) that go, packed (m, d), through `patch_head` if there is one, else through
-                `head`: the tap `selected`.
+            select: the patches that go through `patch_head` if there is one, else through `head`, counted over all
+                images: i·p + j is patch j of image i. Their outputs (m, d) are the tap `selected`.
         """
         feature, taps = self.backbone(x, masks)
         taps["backbone"] = feature
@@ -362,7 +362,7 @@ class Network(nn.Module):
             return feature, taps
         out, head_taps = self.head(feature)
         if select is not None:
-            taps["selected"] = (self.patch_head or self.head)(taps["patches"][select])[0]
+            taps["selected"] = (self.patch_head or self.head)(taps["patches"].flatten(0, 1).index_select(0, select))[0]
         return out, {**taps, **head_taps}
 
 
