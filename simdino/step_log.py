@@ -109,7 +109,7 @@ class StepLog:
     def __init__(self, config: Config, file: TextIO, team: "dist.ProcessGroup | None" = None):
         self.config, self.file, self.team = config, file, team
         self.references = rate_references(config)
-        self.rows: list[tuple[dict[str, float], dict[str, Tensor]]] = []  # of the host, of the device
+        self.rows: list[tuple[dict[str, float | int], dict[str, Tensor]]] = []  # of the host, of the device
 
     def measure(self, loss: "GroupLoss", *, costly: bool) -> dict[str, Tensor]:  # noqa: F821
         """Measure one group of images, without waiting.
@@ -125,13 +125,13 @@ class StepLog:
             row |= gradient_monitors(s, t, self.config)
         return {name: value.detach() for name, value in row.items()}
 
-    def add(self, host: dict[str, float], groups: list[dict[str, Tensor]], norm: Tensor) -> None:
+    def add(self, host: dict[str, float | int], groups: list[dict[str, Tensor]], norm: Tensor) -> None:
         """Keep the row of a step: what the host knows, and the mean over this rank's groups of what was measured."""
         row = {name: torch.stack([group[name] for group in groups]).mean(0) for name in groups[0] if name != "gram"}
         row["gram"] = torch.cat([group["gram"] for group in groups])
         self.rows.append((host, row | {"gradient_norm": norm}))
 
-    def flush(self) -> dict[str, float]:
+    def flush(self) -> dict[str, float | int]:
         """Write the rows that are kept, and return the last; every rank calls this after the same steps.
 
         Raises:

@@ -16,11 +16,14 @@ import torch
 
 from simdino import train as trainer
 from simdino.config import Config, Model, Optim, Record
-from simdino.optim import schedules
+from simdino.losses import coding_rate
+from simdino.optim import clip_gradients, schedules
 from simdino.recipes import NOTES, RECIPES, recipe
 from simdino.record import snapshot_steps
 from simdino.runs import read_tensors
-from simdino.train import batch_indices, get_run, networks, patch_masks, patch_weights, rate_references
+from simdino.step_inputs import batch_indices, hidden_patches, most_hidden, patch_masks, patch_weights
+from simdino.step_log import feature_monitors, rate_references, spectrum_monitors
+from simdino.train import get_run, networks
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = replace(
@@ -42,8 +45,10 @@ def test_every_method_takes_20_real_steps(name, tmp_path):
     assert run.steps[0] == 0
     assert run.steps[-1] == 20
     metrics = run.metrics
-    assert metrics["step"].tolist() == [0, 5, 10, 15, 19]
-    assert all(math.isfinite(v) for v in metrics.to_numpy(dtype=float).ravel())
+    assert metrics["step"].tolist() == list(range(20))
+    costly = [c for c in metrics if c.startswith(("gradient_alignment", "gradient_rate")) or "patch_rate" in c]
+    assert metrics.drop(columns=costly).notna().all(axis=None)
+    assert all(metrics["step"][metrics[c].notna()].tolist() == [0, 5, 10, 15, 19] for c in costly)
     assert (metrics["rate"] <= metrics["rate_ceiling"]).all()
     first, last = run.snapshot(0), run.snapshot(20)
     assert ("teacher/head/test" in last) == (config.optim.teacher == "ema")
@@ -212,11 +217,69 @@ def test_patch_weights_count_each_masked_crop_alike():
     masks = torch.tensor([[True, True, False], [False, False, False], [True, False, False], [True, True, True]])
     weights = patch_weights(masks)
     assert weights.tolist() == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12])
-    shown = patch_masks(tiny("simdinov2", batch_size=32), 0)
+    config = tiny("simdinov2", batch_size=32)
+    shown = patch_masks(config, 0)
     assert shown.shape == (2, 32, 16)
     shown = shown.flatten(0, 1)
     assert patch_weights(shown).sum().item() == pytest.approx(shown.any(1).float().mean().item())
     assert shown.any(1).sum() in (31, 32)  # mask_p of the crops; the smallest ratio may leave no room for a block
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_hidden_patches_are_padded_to_one_number_in_every_step(parts):
+    """Whatever is drawn: the rows are the hidden patches, what pads them weighs nothing, and the shares sum to one."""
+    config, full = tiny("simdinov2", batch_size=32), []
+    for step in range(8):
+        masks = patch_masks(config, step)
+        hidden = [hidden_patches(masks, config, part=(k, parts), share=parts) for k in range(parts)]
+        assert {len(h.rows) for h in hidden} == {len(h.weights) for h in hidden} == {most_hidden(config, parts)}
+        assert sum(h.share for h in hidden).item() == pytest.approx(1)
+        for k, h in enumerate(hidden):
+            count = int((h.weights > 0).sum())
+            assert torch.equal(h.masks, masks.unflatten(1, (parts, -1))[:, k].flatten(0, 1))
+            assert torch.equal(h.rows[:count], h.masks.flatten().nonzero()[:, 0])
+            assert not h.weights[count:].any()
+            full.append(count / len(h.rows))
+    assert max(full) <= 1
+    assert parts > 1 or min(full) > 0.8  # little is computed for nothing
+
+
+def test_the_log_measures_the_features_of_a_batch():
+    """Rate, effective rank and largest share from the smaller Gram matrix: those of the covariance, for n < d and n > d."""
+    for n, d in ((8, 20), (40, 6)):
+        z = torch.nn.functional.normalize(torch.randn(2, n, d, generator=torch.Generator().manual_seed(n)), dim=-1)
+        found = feature_monitors(z)
+        assert found["gram"].shape == (2, min(n, d), min(n, d))
+        found |= {k: v[0] for k, v in spectrum_monitors(found["gram"][None], d, 0.5).items()}
+        shares = torch.linalg.svdvals(z.double()).square() / n  # unit rows: they sum to 1
+        expected = {
+            "rate": coding_rate(z, eps=0.5).mean(),
+            "effective_rank": torch.special.entr(shares).sum(1).exp().mean(),
+            "largest_share": shares[:, 0].mean(),
+            "alignment": 1 - (z[0] * z[1]).sum(1).mean(),
+            "mean_norm2": z.mean(1).norm(dim=1).square().mean(),
+        }
+        assert {k: found[k].item() for k in expected} == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4)
+
+
+def test_the_clipped_norm_is_of_all_of_a_module_or_of_a_tensor():
+    """Against torch's own, tensor by tensor."""
+    network = networks(tiny("simdino"), 1, "cpu")["student"]
+    for by in ("all", "module", "tensor"):
+        generator = torch.Generator().manual_seed(0)
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        before = [p.grad.clone() for p in network.parameters()]
+        total = clip_gradients(network, Optim(clip=0.5, clip_by=by))
+        after = [p.grad for p in network.parameters()]
+        assert total.item() == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item(), rel=1e-5)
+        for p, g in zip(network.parameters(), before, strict=True):
+            p.grad = g
+        parts = {"all": [network], "module": network.children(), "tensor": network.parameters()}[by]
+        for part in parts:
+            torch.nn.utils.clip_grad_norm_(part.parameters() if by != "tensor" else part, 0.5)
+        for p, g in zip(network.parameters(), after, strict=True):
+            torch.testing.assert_close(g, p.grad)
 
 
 def test_schedules_start_peak_and_end_where_they_should():
@@ -237,7 +300,7 @@ def test_an_epoch_visits_every_image_once():
 
 def test_rate_references_are_those_of_the_batch():
     """Ceiling r/2·log(1 + d/(ε²r)); random unit vectors lie under it and above the collapsed ½·log(1 + d/ε²)."""
-    r = rate_references(TINY, "cpu")
+    r = rate_references(TINY)
     assert r["rate_ceiling"] == pytest.approx(8 * math.log1p(16 / 0.05 / 16))
     assert 0.5 * math.log1p(16 / 0.05) < r["rate_isotropic"] < r["rate_ceiling"]
 

@@ -7,6 +7,7 @@ Networks, images and crops are those of the records; everything else is `simdino
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from simdino import train as trainer
 from simdino.config import DINO, Config, Crops, DINOv2, Model, Optim, Record, SimDINO, SimDINOv2
@@ -15,6 +16,7 @@ from simdino.losses import official_scaling
 from simdino.optim import parameter_groups, schedules, teacher_temperature
 from simdino.recipes import RECIPES
 from simdino.runs import read_tensors
+from simdino.step_inputs import Hidden, patch_weights
 from simdino.train import get_run, group_loss
 from simdino.vit import Network
 from tests.simdino.test_losses import assert_parity, deviation, oracle
@@ -66,7 +68,7 @@ def trained(config: Config, tmp_path, monkeypatch) -> tuple:
     images = Dataset(blank, torch.zeros(8).long(), blank, torch.zeros(8).long(), ("",))
     monkeypatch.setattr(trainer, "load", lambda *a, **k: images)
     monkeypatch.setattr(trainer, "Network", network)
-    monkeypatch.setattr(trainer, "multi_crop", lambda *a, **k: next(views))
+    monkeypatch.setattr(trainer, "make_views", lambda *a: next(views))
     monkeypatch.setattr(trainer, "record_snapshot", lambda *a: 0.0)
     monkeypatch.setattr(trainer, "probe_images", lambda *a: {})
     run = get_run(config, tmp_path, progress=False, device="cpu")
@@ -137,9 +139,13 @@ def forward_backward(config: Config, calls: int = 1) -> tuple[dict, list[float]]
     )
     masks = torch.tensor(rng.random((12, 64)) < 0.3)
     masks[::2] = False
+    rows = masks.flatten().nonzero()[:, 0]
+    padding = (0, 5)  # what pads the hidden patches to one number counts for nothing
+    hidden = Hidden(masks, F.pad(rows, padding), F.pad(patch_weights(masks), padding), torch.tensor(1.0))
     centers = {name: torch.zeros(40) for name in ("center", "patch_center")} if config.model.prototypes else {}
+    temp = torch.tensor(getattr(config.objective, "teacher_temp", 1.0), dtype=torch.float64)
     for _ in range(calls):  # which differ by the center alone
-        loss, terms, *_ = group_loss(config, student, teacher, crops, masks.unflatten(0, (2, 6)), centers, step=0)
+        loss, terms, *_ = group_loss(config, student, teacher, crops, hidden, centers, temp)
         centers = {name: terms[name] for name in centers}
     loss.backward()
     masked = masks.any(1).double().mean().item()  # Σ w
