@@ -121,6 +121,8 @@ def _rate(z: Tensor, *, eps: float, group: "dist.ProcessGroup | None" = None) ->
     number of ranks: DistributedDataParallel's mean is then the gradient of one process with all rows. What the ranks
     exchange is zᵀz alone.
     """
+    if z.ndim < 2 or z.numel() == 0:
+        raise ValueError(f"coding_rate: z must have shape (n, d) and not be empty, got {tuple(z.shape)}")
     n, d = z.shape[-2:]
     c = d / eps**2 / (n if group is None else n * dist.get_world_size(group))
     if z.requires_grad and torch.is_grad_enabled():
@@ -154,8 +156,6 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
     """
     _check(eps=eps)
     z = torch.as_tensor(z)
-    if z.ndim < 2 or z.numel() == 0:
-        raise ValueError(f"coding_rate: z must have shape (n, d) and not be empty, got {tuple(z.shape)}")
     z = z if z.dtype == torch.float64 else z.float()
     with torch.autocast(z.device.type, enabled=False):
         rate = _rate(z, eps=eps)
@@ -212,7 +212,7 @@ def simdino_loss(
         The loss, and its parts: alignment, and rate in nats.
 
     Raises:
-        ValueError: views that do not fit, an ε that is not positive, a γ that is negative, or either not finite.
+        ValueError: views that do not fit or are of no image; ε or γ not finite, ε not positive, or γ negative.
 
     Source: Wu et al. 2025 (arXiv 2502.10385).
 
