@@ -6,14 +6,14 @@ One thread, CPU time, float32; all alternate in one process, and each has its be
 that the term cannot do without, the Gram matrix of the smaller side and the gradient's z·(I + c·zᵀz)⁻¹, and nothing
 else. Targets: twice as fast as logdet at (512, 1024) and (64, 256); 1.5 times the products everywhere.
 
-The second target is reached at (512, 1024), 1.44 to 1.50, and within the noise at (2048, 256), 1.20 to 1.53; it is missed
-at (512, 256), 1.8 to 2.1, at (64, 256) and (256, 64), 6 to 9, and at (64, 64), 17 to 21 (AMD EPYC of the Zen 4 kind,
-torch 2.13 with MKL). What stands in the way is printed as `factor`, the Cholesky factorization and the inverse from it
-and nothing else. With r = min(n, d) they are r³ operations beside the products' 4ndr, but LAPACK runs at a quarter of
-the products' speed: they take 0.5 of the products' time at (512, 256), 0.9 at (64, 256), 2.7 at (64, 64). The rest is
-the fixed cost of some twenty calls and of autograd, about 0.2 ms, next to products of 0.02 to 0.05 ms at r = 64. Nothing
-else in torch is faster: `linalg.inv`, triangular solves and `cholesky_solve` take two to six times as long as
-`cholesky_inverse`, and there is no symmetric product.
+The second target is reached at (512, 1024), 1.44 to 1.50, and within the noise at (2048, 256), 1.20 to 1.53. It is
+missed at (512, 256), 1.8 to 2.1, at (64, 256) and (256, 64), 6 to 9, and at (64, 64), 17 to 21 (AMD EPYC of the Zen 4
+kind, torch 2.13 with MKL). What stands in the way is printed as `factor`, the Cholesky factorization and the inverse
+from it and nothing else. With r = min(n, d) they are r³ operations beside the products' 4ndr, but LAPACK runs at a
+quarter of the products' speed: they take 0.5 of the products' time at (512, 256), 0.9 at (64, 256), 2.7 at (64, 64).
+The rest is the fixed cost of some twenty calls and of autograd, about 0.2 ms, next to products of 0.02 to 0.05 ms at
+r = 64. Nothing else in torch is faster: `linalg.inv`, triangular solves and `cholesky_solve` take two to six times as
+long as `cholesky_inverse`, and there is no symmetric product.
 """
 
 import os
