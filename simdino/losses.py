@@ -1,7 +1,6 @@
 """The objectives as pure functions that return (loss, named parts); their coding rate is the diagnostics' as well."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 Parts = dict[str, Tensor]
@@ -18,110 +17,117 @@ Parts = dict[str, Tensor]
 
 def _full_precision(loss: Callable) -> Callable:
     """Compute a loss outside autocast, of tensors of float32 at least."""
-    bind = inspect.signature(loss).bind
+
+    def upcast(x):
+        return x.float() if isinstance(x, Tensor) and x.dtype != torch.float64 else x
 
     @functools.wraps(loss)
     def run(*args, **kwargs):
-        inputs = bind(*args, **kwargs).arguments
-        inputs = {k: x.float() if isinstance(x, Tensor) and x.dtype != torch.float64 else x for k, x in inputs.items()}
-        with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
-            return loss(**inputs)
+        args, kwargs = [upcast(x) for x in args], {name: upcast(x) for name, x in kwargs.items()}
+        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return loss(*args, **kwargs)
 
     return run
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """Sums over all processes, of the values and of their gradients."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return _SumOverRanks.apply(grad)
-
-
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    return _SumOverRanks.apply(x) if dist.is_available() and dist.is_initialized() else x
+def _check(**numbers: float | Tensor) -> None:
+    """Refuse a number that is out of its range, by its name; a tensor is not looked at, as that would wait for it."""
+    for name, x in numbers.items():
+        if isinstance(x, Tensor):
+            continue
+        if name == "eps" or name.endswith("temp"):
+            fits, range_ = 0 < x < math.inf, "positive and finite"
+        elif name == "center_momentum":
+            fits, range_ = 0 <= x <= 1, "between 0 and 1"
+        else:
+            fits, range_ = 0 <= x < math.inf, "finite and not negative"
+        if not fits:
+            raise ValueError(f"{name} must be {range_}, got {x}")
 
 
-def gather_rows(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*gathered"]:
-    """Gather the rows of all processes, rank after rank, so that a loss sees the whole batch.
+def _summed(x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    """Sum over the processes of a group, without gradient; None is this process alone."""
+    if group is None:
+        return x
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
 
-    With every tensor that a loss takes gathered, N processes have the loss of one process with all rows, however
-    uneven their parts, and its gradient: the mean over N of DistributedDataParallel cancels the sum in the backward
-    here. The rate is then that of the official code with `reduce_cov=1`. This is a collective call: every process must
-    make it, if only with n = 0.
 
-    Args:
-        z: features (n, d), views (v, n, d), or one number for each row (n,).
+def _everyone() -> "dist.ProcessGroup | None":
+    return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
-    Returns:
-        The same with the rows of all processes; z itself where there is one process.
 
-    >>> z = torch.eye(3)
-    >>> gather_rows(z) is z
-    True
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return z
-    if z.ndim == 1:
-        return gather_rows(z[:, None])[:, 0]
-    n, rank = z.shape[-2], dist.get_rank()
-    counts = _sum_over_ranks(n * F.one_hot(torch.tensor(rank, device=z.device), dist.get_world_size())).tolist()
-    return _sum_over_ranks(F.pad(z, (0, 0, sum(counts[:rank]), sum(counts[rank + 1 :]))))
+def _shifted_gram(z: Tensor, c: float, group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """I + c·zᵀz of all rows of the group, or I + c·zzᵀ where that is smaller and the rows are all here."""
+    gram = z @ z.mT if group is None and z.shape[-2] < z.shape[-1] else z.mT @ z
+    gram = _summed(gram, group).mul_(c)
+    gram.diagonal(dim1=-2, dim2=-1).add_(1)
+    return gram
+
+
+def _logdet(a: Tensor) -> tuple[Tensor, Tensor]:
+    """½ logdet of symmetric matrices, and their Cholesky factors: NaN where there is none, without waiting to know."""
+    factor, info = torch.linalg.cholesky_ex(a)
+    factor = factor + torch.where(info == 0, 0.0, math.nan)[..., None, None]
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), factor
 
 
 class _CodingRate(torch.autograd.Function):
-    """½ logdet(I + c·zᵀz) with the Gram matrix of the smaller side, a checked Cholesky and its own backward.
+    """½ logdet(I + c·zᵀz) with the Gram matrix of the smaller side, and its own backward.
 
     The backward, grad = c·z(I + c·zᵀz)⁻¹, needs one inverse of the factor that the forward has made;
-    differentiating through the factorization costs two to three times as much.
+    differentiating through the factorization costs two to three times as much. Where the rows lie on several ranks,
+    it is multiplied by their number, which the mean of DistributedDataParallel divides by.
     """
 
-    @staticmethod
-    def forward(ctx, z: Tensor, alpha: float) -> Tensor:
-        c = alpha / z.shape[-2]
-        a = _shifted_gram(z, c)
-        factor, info = torch.linalg.cholesky_ex(a)
-        rate = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        if ((info == 0) & rate.isfinite()).all():
-            inverse = torch.cholesky_inverse(factor) if ctx.needs_input_grad[0] else None
-        elif not a.isfinite().all():
-            raise ValueError("coding_rate: z has NaN or infinite values, or some whose squares are")
-        else:  # rounding has made I + c·G indefinite: its spectrum in float64, where G ≥ 0 can be enforced
-            values, vectors = torch.linalg.eigh(_shifted_gram(z.double(), c))
-            values = values.clamp(min=1)
-            rate = (values.log().sum(-1) / 2).to(z.dtype)
-            inverse = (vectors / values.unsqueeze(-2) @ vectors.mT).to(z.dtype)
-        ctx.c = c
-        ctx.save_for_backward(z, inverse)
-        return rate
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def forward(z: Tensor, c: float, group: "dist.ProcessGroup | None") -> tuple[Tensor, Tensor]:
+        rate, factor = _logdet(_shifted_gram(z, c, group))
+        if factor.is_cpu:
+            return rate, torch.cholesky_inverse(factor)
+        # cholesky_inverse would wait for the device, to see whether it has failed
+        eye = torch.eye(factor.shape[-1], dtype=z.dtype, device=z.device)
+        root = torch.linalg.solve_triangular(factor, eye, upper=False)
+        return rate, root.mT @ root
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        z, ctx.c, ctx.group = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(z, output[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         z, inverse = ctx.saved_tensors
+        wide = inverse.shape[-1] != z.shape[-1]
+        scale = ctx.c if ctx.group is None else ctx.c * dist.get_world_size(ctx.group)
         with torch.autocast(z.device.type, enabled=False):
             if torch.is_grad_enabled():  # a second derivative is wanted: the inverse must depend on z
-                inverse = torch.linalg.inv(_shifted_gram(z, ctx.c))
-            return grad[..., None, None] * ctx.c * (inverse @ z if z.shape[-2] < z.shape[-1] else z @ inverse), None
+                if ctx.group is not None:
+                    raise NotImplementedError("a rate over several ranks has no second derivative")
+                inverse = torch.linalg.inv_ex(_shifted_gram(z, ctx.c)).inverse
+            weight = (scale * grad)[..., None, None] * inverse
+            return weight @ z if wide else z @ weight, None, None
 
 
-def _shifted_gram(z: Tensor, c: float) -> Tensor:
-    gram = z @ z.mT if z.shape[-2] < z.shape[-1] else z.mT @ z
-    return torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device) + c * gram  # (min(n, d), min(n, d))
+def _rate(z: Tensor, *, eps: float, group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """Compute `coding_rate` of the rows of all ranks of a group, with neither checks nor waiting: a failure is NaN.
 
-
-def _checked(z: Tensor | np.ndarray, eps: float) -> Tensor:
-    z = torch.as_tensor(z)
+    The ranks have equally many rows. Each gets the rate of all of them and, of its own rows, the gradient times the
+    number of ranks: DistributedDataParallel's mean is then the gradient of one process with all rows. What the ranks
+    exchange is zᵀz alone.
+    """
     if z.ndim < 2 or z.numel() == 0:
         raise ValueError(f"coding_rate: z must have shape (n, d) and not be empty, got {tuple(z.shape)}")
-    if not eps > 0:
-        raise ValueError(f"coding_rate: eps must be positive, got {eps}")
-    return z if z.dtype == torch.float64 else z.float()
+    n, d = z.shape[-2:]
+    c = d / eps**2 / (n if group is None else n * dist.get_world_size(group))
+    if z.requires_grad and torch.is_grad_enabled():
+        return _CodingRate.apply(z, c, group)[0]
+    return _logdet(_shifted_gram(z, c, group))[0]
 
 
 def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[Tensor, "*b"]:
@@ -133,23 +139,34 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
     r = min(n, d), for orthonormal rows or a tight frame; higher is healthier. Features are neither centered nor
     normalized here. It is computed in float32 at least, whatever the autocast, as half-precision Gram matrices turn
     indefinite on collapsed features. float32 itself loses digits only where ε² < 10⁻³, or as TF32 if that is switched
-    on; float64 input is computed in float64.
+    on; float64 input is computed in float64. The losses take the same rate without its checks, for which a GPU would
+    have to be waited for.
 
     Args:
         z: features (n, d), or a batch of such.
         eps: the paper's ε, which the formula squares; the official code's `eps` is already ε².
 
     Raises:
-        ValueError: NaN or infinite features, no features, or ε ≤ 0.
+        ValueError: NaN or infinite features, no features, or an ε that is not positive and finite.
 
     Source: Yu et al. 2020 (arXiv 2006.08558) eq. 1; Wu et al. 2025 (SimDINO, arXiv 2502.10385).
 
     >>> coding_rate(torch.eye(4), eps=0.5)  # its maximum, 4/2·log(1 + 4)
     tensor(3.2189)
     """
-    z = _checked(z, eps)
+    _check(eps=eps)
+    z = torch.as_tensor(z)
+    z = z if z.dtype == torch.float64 else z.float()
     with torch.autocast(z.device.type, enabled=False):
-        return _CodingRate.apply(z, z.shape[-1] / eps**2)
+        rate = _rate(z, eps=eps)
+        if rate.isfinite().all():
+            return rate
+        c = z.shape[-1] / eps**2 / z.shape[-2]
+        if not _shifted_gram(z, c).isfinite().all():
+            raise ValueError("coding_rate: z has NaN or infinite values, or some whose squares are")
+        # Rounding has made I + c·G indefinite: its spectrum in float64, where G ≥ 0 can be enforced.
+        values = torch.linalg.eigvalsh(_shifted_gram(z.double(), c)).clamp(min=1)
+        return (values.log().sum(-1) / 2).to(z.dtype)
 
 
 def _check_views(student: Tensor, teacher: Tensor, rate_of: str = "student") -> None:
@@ -169,12 +186,19 @@ def simdino_loss(
     eps: float,
     gamma: float,
     rate_of: Literal["student", "mean"] = "student",
+    group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Float[Tensor, ""], Parts]:
     """Compute SimDINO's loss of unit features: the alignment of views, minus γ times the coding rate.
 
     L = mean over i ≠ j of E ½‖sᵢ − tⱼ‖² − γ · mean over global views of R(s)
 
-    Lower is better. On the unit sphere ½‖s − t‖² = 1 − cos, so that the alignment is in [0, 2]; 0 is invariance.
+    Lower is better. On the unit sphere ½‖s − t‖² = 1 − cos, so that the alignment is in [0, 2]; 0 is invariance. No
+    loss here looks at the numbers in a tensor, for which a GPU would have to be waited for: features that are NaN or
+    infinite, and a rate that rounding has made indefinite, give a loss and a gradient of NaN.
+
+    On several ranks each takes its own rows, as many as the others. The alignment is theirs and the rate that of all
+    rows, for which the ranks exchange zᵀz alone, (g, d, d); with DistributedDataParallel's mean over the ranks the
+    gradient is that of one process with all rows, and so is the mean of the losses.
 
     Args:
         student: unit features of all views (v, n, d), the global ones first.
@@ -182,12 +206,13 @@ def simdino_loss(
         eps: the paper's ε.
         gamma: weight of the rate.
         rate_of: whose rate, the student's or that of the mean of both (the official `expa_type` 0 and 1).
+        group: the ranks that have the rows of one batch; None is this process alone, whatever others there are.
 
     Returns:
         The loss, and its parts: alignment, and rate in nats.
 
     Raises:
-        ValueError: views that do not fit, or what `coding_rate` refuses.
+        ValueError: views that do not fit or are of no image; ε or γ not finite, ε not positive, or γ negative.
 
     Source: Wu et al. 2025 (arXiv 2502.10385).
 
@@ -196,11 +221,12 @@ def simdino_loss(
     (tensor(-0.3219), {'alignment': tensor(0.), 'rate': tensor(3.2189)})
     """
     _check_views(student, teacher, rate_of)
+    _check(eps=eps, gamma=gamma)
     v, g = len(student), len(teacher)
     distance = (student[:, None] - teacher[None]).square().sum(-1).mean(-1) / 2  # (v, g)
     alignment = (distance * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
     z = student[:g] if rate_of == "student" else (student[:g] + teacher) / 2  # (g, n, d)
-    rate = coding_rate(z, eps=eps).mean()
+    rate = _rate(z, eps=eps, group=group).mean()
     return alignment - gamma * rate, {"alignment": alignment, "rate": rate}
 
 
@@ -217,32 +243,34 @@ def simdinov2_loss(
     rate_of: Literal["student", "mean"] = "student",
     patch_weight: float = 1.0,
     patch_gamma: float = 0.0,
+    most_patches: int | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Float[Tensor, ""], Parts]:
     """Compute SimDINOv2's loss: SimDINO's, plus the alignment of masked patches, minus (on request) rates of patches.
 
     L = L_SimDINO + patch_weight · Σ_m w_m ½‖s_m − t_m‖² − patch_gamma · (R_within + R_across)
 
-    With patch_gamma 0, constant tokens are a global optimum. R_within, the mean rate of a masked crop's tokens, is
-    lowest if tokens depend on the image only; R_across, the rate of the crops' unit mean tokens, is lowest if these
-    agree: both at their bounds exclude either. (One rate of all tokens can be at its bound with all tokens of an image
-    equal.) As half of the crops are masked in the official recipe, its −Σ w·cos = patches − Σ w has the best value −½,
-    not −1. Lower is better.
+    With patch_gamma 0, constant tokens are a global optimum; `patch_rates` says what the two rates are and which
+    collapse each excludes. They are computed only if patch_gamma is positive. As half of the crops are masked in the
+    official recipe, its −Σ w·cos = patches − Σ w has the best value −½, not −1. Lower is better.
 
     Args:
-        student: see `simdino_loss`, as of teacher, eps, gamma and rate_of.
+        student: see `simdino_loss`, as of teacher, eps, gamma, rate_of and group.
         student_patches: unit tokens (m, p) of the m masked patches of all global crops, crop after crop; the student
             saw the mask.
         teacher_patches: the same of the teacher, which saw the patches (m, p).
         patch_weights: 1/(masked patches of the crop)/(g·n, all global crops) of each token (m,), so that each masked
-            crop counts alike.
+            crop counts alike. Tokens of weight 0, after all others, are padding.
         patch_weight: of the patches' alignment.
         patch_gamma: of the patches' rates.
+        most_patches: see `patch_rates`.
 
     Returns:
-        The loss, and its parts: those of `simdino_loss`, patches, patch_rate_within and patch_rate_across (nats).
+        The loss, and its parts: those of `simdino_loss`, patches and, if patch_gamma is positive, patch_rate_within
+        and patch_rate_across (nats).
 
     Raises:
-        ValueError: views or weights that do not fit, or what `coding_rate` refuses.
+        ValueError: views that do not fit, an ε that is not positive, a weight that is negative, or any not finite.
 
     Source: Wu et al. 2025 (arXiv 2502.10385); the rates of patches are this package's, against their collapse.
 
@@ -251,28 +279,80 @@ def simdinov2_loss(
     >>> parts["patches"]  # one crop of eight is masked, and each of its tokens has ½‖s − t‖² = 2
     tensor(0.2500)
     """
-    loss, parts = simdino_loss(student, teacher, eps=eps, gamma=gamma, rate_of=rate_of)
+    _check(patch_weight=patch_weight, patch_gamma=patch_gamma)
+    loss, parts = simdino_loss(student, teacher, eps=eps, gamma=gamma, rate_of=rate_of, group=group)
     patches = (patch_weights * (student_patches - teacher_patches).square().sum(-1)).sum() / 2
-    z = student_patches if patch_gamma else student_patches.detach()
-    within, across = _patch_rates(z, patch_weights * teacher.shape[:2].numel(), eps)
-    loss = loss + patch_weight * patches - patch_gamma * (within + across)
-    return loss, parts | {"patches": patches, "patch_rate_within": within, "patch_rate_across": across}
+    loss, parts = loss + patch_weight * patches, parts | {"patches": patches}
+    if not patch_gamma:
+        return loss, parts
+    options = {"crops": teacher.shape[:2].numel(), "most_patches": most_patches, "group": group}
+    within, across = patch_rates(student_patches, patch_weights, eps=eps, **options)
+    return loss - patch_gamma * (within + across), parts | {"patch_rate_within": within, "patch_rate_across": across}
 
 
-def _patch_rates(z: Tensor, weights: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """R_within and R_across of packed tokens (m, d), given the weight 1/(masked patches of the crop) of each."""
-    if not len(z):
-        return z.sum(), z.sum()
-    crop = (weights.cumsum(0, dtype=torch.float64) - weights / 2).long()  # (m,): a crop's weights sum to 1
-    count = crop.bincount()  # (c,)
-    if not torch.allclose(weights * count[crop], torch.ones_like(weights), rtol=1e-3):
-        raise ValueError("patch_weights must be 1/(masked patches of the crop)/(global crops), crop after crop")
-    size = int(count.max())
-    slot = torch.arange(len(z), device=z.device) - (count.cumsum(0) - count)[crop]
-    crops = z.new_zeros(len(count), size, z.shape[-1])
-    # The rows of zeros add nothing to a Gram matrix; the factor makes up for `size` rows where there are `count`.
-    crops[crop, slot] = z * (size / count[crop]).to(z.dtype).sqrt()[:, None]  # (c, size, d)
-    return coding_rate(crops, eps=eps).mean(), coding_rate(F.normalize(crops.sum(1), dim=-1), eps=eps)
+class PatchRates(NamedTuple):
+    """The coding rates of masked patches, in nats."""
+
+    within: Float[Tensor, ""]
+    across: Float[Tensor, ""]
+
+
+@_full_precision
+def patch_rates(
+    z: Float[Tensor, "m p"],
+    weights: Float[Tensor, " m"],
+    *,
+    eps: float,
+    crops: int,
+    most_patches: int | None = None,
+    group: "dist.ProcessGroup | None" = None,
+) -> PatchRates:
+    """Compute two coding rates of masked patches: R_within, of a crop's tokens, and R_across, of the crops' means.
+
+    R_within is the mean over the masked crops of the rate of a crop's tokens, and lowest if tokens depend on the image
+    only. R_across is the rate of the crops' unit mean tokens, and lowest if these agree. Both at their bounds exclude
+    either collapse, while one rate of all tokens can be at its bound with all tokens of an image equal. Both are 0
+    where nothing is masked.
+
+    No shape depends on the numbers in a tensor: tokens are laid out as (crops, most_patches, p), where rows of zeros
+    add nothing to a Gram matrix. Weights that do not fit give rates of NaN.
+
+    Args:
+        z: unit tokens of the masked patches (m, p), crop after crop, and after them perhaps padding.
+        weights: 1/(masked patches of the crop)/crops of each (m,), and 0 of padding.
+        eps: the paper's ε.
+        crops: how many there are, masked or not.
+        most_patches: a bound on the masked patches of one crop. It decides about memory alone: without it there
+            would have to be place for all m in each crop.
+        group: the ranks that have the crops of one batch, equally many each. R_across is then of all crops, and the
+            mean over the ranks of R_within is that of all crops.
+
+    Raises:
+        ValueError: an ε that is not positive and finite.
+
+    >>> tokens, weights = torch.eye(4), torch.full((4,), 1 / 2 / 2)  # two crops with two masked patches each
+    >>> patch_rates(tokens, weights, eps=0.5, crops=2)  # at their bounds, log(1 + 16/2) both
+    PatchRates(within=tensor(2.1972), across=tensor(2.1972))
+    """
+    _check(eps=eps)
+    m, size = len(z), max(most_patches or len(z), 1)
+    weights = weights * crops  # those of a crop sum to 1
+    real = weights > 0
+    crop = (weights.cumsum(0, dtype=torch.float64) - weights / 2).long().clamp(max=crops - 1)  # (m,): of masked ones
+    count = torch.zeros(crops, dtype=torch.long, device=z.device).index_add(0, crop, real.long())  # (crops,)
+    slot = torch.arange(m, device=z.device) - (count.cumsum(0) - count)[crop]  # (m,): place of a token in its crop
+    fits = (((weights * count[crop] - 1).abs() < 1e-3) & (slot < size) | ~real).all()
+    place = crop * size + slot.clamp(0, size - 1)
+    # Each crop is filled up with zeros to `size` rows; the factor makes up for their share in the rate's mean.
+    tokens = z.new_zeros(crops * size, z.shape[-1]).index_add(0, place, z * (weights * size).sqrt()[:, None])
+    tokens = tokens.unflatten(0, (crops, size))  # (crops, size, p)
+    masked = (count > 0).sum().to(z.dtype)  # crops
+    ranks = 1 if group is None else dist.get_world_size(group)
+    share = (ranks * crops / _summed(masked, group)).nan_to_num(posinf=0.0)  # of all crops to masked ones
+    share = torch.where(fits, share, math.nan)
+    within = share * _rate(tokens, eps=eps).mean()
+    means = F.normalize(tokens.sum(1), dim=-1) * share.sqrt()  # (crops, p)
+    return PatchRates(within, _rate(means, eps=eps, group=group))
 
 
 @_full_precision
@@ -281,8 +361,8 @@ def dino_loss(
     teacher: Float[Tensor, "g n k"],
     *,
     center: Float[Tensor, " k"],
-    student_temp: float,
-    teacher_temp: float,
+    student_temp: float | Float[Tensor, ""],
+    teacher_temp: float | Float[Tensor, ""],
     center_momentum: float,
     centering: Literal["ema", "sinkhorn"] = "ema",
 ) -> tuple[Float[Tensor, ""], Parts]:
@@ -297,8 +377,8 @@ def dino_loss(
         student: raw scores of the prototypes for all views (v, n, K), the global ones first.
         teacher: those of the g global views (g, n, K).
         center: what is taken off the teacher's scores (K,).
-        student_temp: τ_s.
-        teacher_temp: τ_t.
+        student_temp: τ_s, a number or a tensor of one, which is not checked.
+        teacher_temp: τ_t, the same.
         center_momentum: m, how much of the center stays; 1 is no centering.
         centering: "ema", by the center; or "sinkhorn".
 
@@ -307,7 +387,8 @@ def dino_loss(
         the mean is over the rows of all processes.
 
     Raises:
-        ValueError: views that do not fit, or an unknown centering.
+        ValueError: views that do not fit, an unknown centering, a temperature that is not positive and finite, or a
+            momentum outside [0, 1].
 
     Source: Caron et al. 2021 (arXiv 2104.14294) algorithm 1; Oquab et al. 2023 (DINOv2, arXiv 2304.07193).
 
@@ -317,6 +398,7 @@ def dino_loss(
     tensor(1.3863)
     """
     _check_views(student, teacher)
+    _check(student_temp=student_temp)
     v, g = len(student), len(teacher)
     options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
     q, center = _targets(teacher.flatten(0, 1), center, **options)
@@ -329,21 +411,36 @@ def dino_loss(
 
 
 def _targets(
-    scores: Tensor, center: Tensor, *, teacher_temp: float, center_momentum: float, centering: str
+    scores: Tensor,
+    center: Tensor,
+    *,
+    teacher_temp: float | Tensor,
+    center_momentum: float,
+    centering: str,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Turn the teacher's scores (n, K) into probabilities, and move the center."""
+    """Turn the teacher's scores (n, K) into probabilities, and move the center; rows of weight 0 are padding."""
+    _check(teacher_temp=teacher_temp, center_momentum=center_momentum)
+    real = None if weights is None else weights > 0  # (n,)
     if centering == "sinkhorn":
-        return sinkhorn_knopp(scores, temp=teacher_temp).to(scores.dtype), center
+        return sinkhorn_knopp(scores, temp=teacher_temp, real=real).to(scores.dtype), center
     if centering != "ema":
         raise ValueError(f"centering must be 'ema' or 'sinkhorn', not {centering!r}")
-    center, rows = center.to(scores.dtype), _sum_over_ranks(scores.new_tensor(len(scores)))
-    mean = _sum_over_ranks(scores.detach().sum(0)) / rows
+    center, of = center.to(scores.dtype), scores.new_ones(len(scores)) if real is None else real.to(scores.dtype)
+    total = _summed(torch.cat([of @ scores.detach(), of.sum()[None]]), _everyone())  # of scores, and how many
+    mean, rows = total[:-1] / total[-1], total[-1]
     q = F.softmax((scores - center) / teacher_temp, dim=-1)
     return q, torch.where(rows > 0, torch.lerp(mean, center, center_momentum), center)
 
 
 @torch.no_grad()
-def sinkhorn_knopp(scores: Float[Tensor, "n k"], *, temp: float, iterations: int = 3) -> Float[Tensor, "n k"]:
+def sinkhorn_knopp(
+    scores: Float[Tensor, "n k"],
+    *,
+    temp: float | Float[Tensor, ""],
+    iterations: int = 3,
+    real: Bool[Tensor, " n"] | None = None,
+) -> Float[Tensor, "n k"]:
     """Assign samples to prototypes, near softmax(scores/τ), so that all prototypes are used alike.
 
     Q = exp(scores/τ), then in turns: every prototype's column to sum 1, every sample's row to sum 1
@@ -356,6 +453,10 @@ def sinkhorn_knopp(scores: Float[Tensor, "n k"], *, temp: float, iterations: int
         scores: (n, K); the columns are summed over the samples of all processes.
         temp: τ.
         iterations: how many turns.
+        real: which rows are samples (n,); the others are padding, which no column counts. None: all.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite.
 
     Source: Cuturi 2013 (arXiv 1306.0895); Caron et al. 2020 (SwAV, arXiv 2006.09882); DINOv2.
 
@@ -363,9 +464,15 @@ def sinkhorn_knopp(scores: Float[Tensor, "n k"], *, temp: float, iterations: int
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    log_q = scores.float() / temp
+    _check(temp=temp)
+    log_q, everyone = scores.float() / temp, _everyone()
     for _ in range(iterations):
-        log_q = log_q - gather_rows(log_q.logsumexp(0, keepdim=True)).logsumexp(0)
+        samples = log_q if real is None else log_q.masked_fill(~real[:, None], -math.inf)
+        columns = samples.logsumexp(0, keepdim=True)  # (1, K)
+        if everyone is not None:
+            rank, world = dist.get_rank(), dist.get_world_size()
+            columns = _summed(F.pad(columns, (0, 0, rank, world - 1 - rank)), everyone)  # (world, K)
+        log_q = log_q - columns.logsumexp(0).clamp(min=torch.finfo(log_q.dtype).min)  # finite without a sample, too
         log_q = log_q.log_softmax(1)
     return log_q.exp()
 
@@ -413,8 +520,8 @@ def dinov2_loss(
     *,
     center: Float[Tensor, " k"],
     patch_center: Float[Tensor, " p"],
-    student_temp: float,
-    teacher_temp: float,
+    student_temp: float | Float[Tensor, ""],
+    teacher_temp: float | Float[Tensor, ""],
     center_momentum: float,
     centering: Literal["ema", "sinkhorn"] = "sinkhorn",
     patch_weight: float = 1.0,
@@ -430,7 +537,7 @@ def dinov2_loss(
         student: see `dino_loss`, as of teacher, center, both temperatures, center_momentum and centering.
         student_patches: scores of the prototypes (m, p) for the masked patches of all global crops.
         teacher_patches: the same of the teacher (m, p), centered as the class tokens' are.
-        patch_weights: as in `simdinov2_loss` (m,).
+        patch_weights: as in `simdinov2_loss` (m,); tokens of weight 0 are no samples of Sinkhorn-Knopp or the center.
         features: the student's class tokens of the global crops as its backbone gives them (g, n, d).
         patch_center: the patches' own center (p,).
         patch_weight: of the patches' cross-entropy.
@@ -440,7 +547,7 @@ def dinov2_loss(
         The loss, and its parts: those of `dino_loss`, patches (nats), koleo (summed over the crops), patch_center.
 
     Raises:
-        ValueError: views that do not fit, an unknown centering, or a single image.
+        ValueError: a single image, a weight that is negative or not finite, or what `dino_loss` refuses.
 
     Source: Oquab et al. 2023 (arXiv 2304.07193); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
 
@@ -450,9 +557,10 @@ def dinov2_loss(
     >>> dinov2_loss(scores, scores, patches, patches, torch.full((2,), 0.5), torch.eye(3).expand(2, 3, 3), **options)[0]
     tensor(2.7726)
     """
+    _check(patch_weight=patch_weight, koleo_weight=koleo_weight)
     options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
     loss, parts = dino_loss(student, teacher, center=center, student_temp=student_temp, **options)
-    q, patch_center = _targets(teacher_patches, patch_center, **options)
+    q, patch_center = _targets(teacher_patches, patch_center, weights=patch_weights, **options)
     log_p = F.log_softmax(student_patches / student_temp, dim=-1)  # (m, p)
     patches = -(patch_weights * (q * log_p).sum(-1)).sum()
     koleo = koleo_loss(features).sum()
@@ -489,3 +597,51 @@ def official_scaling(d: int, n: int, eps: float, *, world_size: int = 1, gathere
     (0.4, 0.00586)
     """
     return Scaling(math.sqrt(eps if gathered else world_size * eps), (d + world_size * n) / (d * world_size * n))
+
+
+class Rescaled(NamedTuple):
+    """What trains groups of another size like the groups of before."""
+
+    eps: float
+    gamma: float
+    lr: float
+
+
+def rescaled(eps: float, gamma: float, lr: float, *, d: int, rows: tuple[int, int], batch: tuple[int, int]) -> Rescaled:
+    """Rescale a run's ε, γ and learning rate to groups with other numbers of rows, and to other batches.
+
+    ε′² = ε² + (d/n − d/n′)/(1 + s),  with s the positive root of ε² = 1/s − (d/n)/(1 + s);  γ′ = γ;  lr′ = lr·√(B′/B)
+
+    The rate of n rows has in expectation the gradient of the whole law's at a larger ε. For isotropic unit features,
+    s is the signal-to-noise ratio of a direction at that larger one, 1/ε_eff²; ε′ gives n′ rows the same one, so that
+    both the pull of the rate and its balance with the alignment, and with them γ, stay. Few rows may pull less than
+    many at any ε. How rows lie on ranks does not matter, as a group's rate is of all its rows. The root of the batch
+    is the rule for Adam; ε, γ and rate of the official code are in `official_scaling`.
+
+    Args:
+        eps: the paper's ε.
+        gamma: weight of the rate.
+        lr: learning rate, of Adam or AdamW.
+        d: dimension of the features.
+        rows: (n, n′), rows of the group whose rate is taken, before and after: images, over all ranks of the group.
+        batch: (B, B′), images in each step, over all groups and ranks.
+
+    Raises:
+        ValueError: an ε, a row or a batch that is not positive; fewer rows than can give the rate's pull at any ε.
+
+    Source: Couillet and Debbah 2011, theorem 6.14 (the deterministic equivalent of a log-determinant), for white
+    features; Malladi et al. 2022 (arXiv 2205.10287) for the root.
+
+    >>> [round(x, 4) for x in rescaled(0.5, 0.01, 4e-3, d=64, rows=(64, 128), batch=(64, 256))]
+    [0.6672, 0.01, 0.008]
+    """
+    _check(eps=eps, gamma=gamma, lr=lr)
+    if min(d, *rows, *batch) < 1:
+        raise ValueError(f"d, rows and batch must be positive, got {d}, {rows} and {batch}")
+    before, after = (d / n for n in rows)
+    b = 1 - before - eps**2
+    s = (b + math.sqrt(b**2 + 4 * eps**2)) / (2 * eps**2)
+    squared = eps**2 + (before - after) / (1 + s)
+    if squared <= 0:
+        raise ValueError(f"{rows[1]} rows of {d} dimensions pull less than {rows[0]} did at ε = {eps}, whatever theirs")
+    return Rescaled(math.sqrt(squared), gamma, lr * math.sqrt(batch[1] / batch[0]))

@@ -5,18 +5,30 @@ docs/parity.md says what equals what: a parity test compares as many recorded ro
 them to ten times the deviation that the line gives.
 """
 
+import importlib.util
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simdino import losses
-from simdino.losses import _check_views, coding_rate, dino_loss, official_scaling, simdino_loss
+from simdino.losses import (
+    _check_views,
+    coding_rate,
+    dino_loss,
+    dinov2_loss,
+    official_scaling,
+    rescaled,
+    simdino_loss,
+    simdinov2_loss,
+)
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle.json"
 
@@ -117,7 +129,25 @@ def test_rate_refuses_what_is_not_finite(shape, bad):
         coding_rate(z, eps=0.5)
 
 
-@pytest.mark.parametrize("eps", [0.0, -0.5, math.nan])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_or_indefinite_flows_to_loss_and_gradient(bad):
+    """A loss does not look at tensors: a loop that checks now and then must find what went wrong between its checks."""
+    z = F.normalize(torch.randn(2, 8, 4), dim=-1)
+    broken = z.clone()
+    broken[0, 0, 0] = bad
+    same = torch.ones(2, 64, 32) / math.sqrt(32)
+    for student, eps in ((broken, 0.5), (same, 1e-7)):  # the second: rounding makes the matrix indefinite
+        student = student.clone().requires_grad_()
+        loss, parts = simdino_loss(student, student.detach(), eps=eps, gamma=0.1)
+        loss.backward()
+        assert loss.isnan()
+        assert parts["rate"].isnan()
+        assert student.grad[0].isnan().all()
+        assert simdino_loss(student.detach(), student.detach(), eps=eps, gamma=0.1)[0].isnan()  # without gradient, too
+    assert coding_rate(same, eps=1e-7).isfinite().all()
+
+
+@pytest.mark.parametrize("eps", [0.0, -0.5, math.nan, math.inf])
 def test_rate_refuses_an_eps_that_is_not_positive(eps):
     with pytest.raises(ValueError, match="eps must be positive"):
         coding_rate(torch.randn(8, 4), eps=eps)
@@ -136,6 +166,120 @@ def test_losses_refuse_views_that_do_not_fit(v, g):
         simdino_loss(student, teacher, eps=0.5, gamma=0.1)
     with pytest.raises(ValueError, match="two student views"):
         dino_loss(student, teacher, center=torch.zeros(6), student_temp=1.0, teacher_temp=1.0, center_momentum=0.9)
+
+
+S, T = torch.zeros(2, 4, 6), torch.zeros(2, 4, 6)
+NUMBERS = {"student_temp": 0.1, "teacher_temp": 0.1, "center_momentum": 0.9}
+PATCHES, CENTERS = (torch.zeros(3, 6), torch.zeros(3, 6), torch.zeros(3)), {"center": torch.zeros(6)}
+LOSSES = {  # loss: (its arguments, numbers that it takes, other options)
+    simdino_loss: ((S, T), {"eps": 0.5, "gamma": 0.1}, {}),
+    simdinov2_loss: ((S, T, *PATCHES), {"eps": 0.5, "gamma": 0.1, "patch_weight": 1.0, "patch_gamma": 0.1}, {}),
+    dino_loss: ((S, T), NUMBERS, CENTERS),
+    dinov2_loss: (
+        (S, T, *PATCHES, torch.randn(2, 4, 5)),
+        NUMBERS | {"patch_weight": 1.0, "koleo_weight": 0.1},
+        CENTERS | {"patch_center": torch.zeros(6)},
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_refuse_numbers_out_of_range_by_name(loss):
+    inputs, numbers, options = LOSSES[loss]
+    loss(*inputs, **numbers, **options)
+    for name in numbers:
+        bad = {math.nan, math.inf, -0.1} | ({0.0} if name == "eps" or "temp" in name else set())
+        for value in bad | ({1.1} if name == "center_momentum" else set()):
+            with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):
+                loss(*inputs, **numbers | {name: value}, **options)
+        if "temp" not in name and name != "eps":
+            loss(*inputs, **numbers | {name: 0.0}, **options)
+
+
+@pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
+def test_temperatures_may_be_tensors(centering):
+    """So that a CUDA graph, which replays numbers as they were, can be given others."""
+    s, t, p, options = torch.randn(3, 4, 6), torch.randn(2, 4, 6), torch.randn(5, 6), {"centering": centering}
+    options |= {"center": torch.zeros(6), "patch_center": torch.zeros(6), "center_momentum": 0.9}
+    temps = {"student_temp": 0.1, "teacher_temp": 0.04}
+    found = [
+        dinov2_loss(s, t, p, p, torch.full((5,), 0.1), t, **options, **of)
+        for of in (temps, {name: torch.tensor(temp) for name, temp in temps.items()})
+    ]
+    torch.testing.assert_close(found[1], found[0])
+
+
+class Waiting(TorchDispatchMode):
+    """Refuse what would wait for a GPU: reading a number, shapes that depend on numbers, copies from the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for word in ("_local_scalar_dense", "nonzero", "aten.equal", "lift_fresh", "bincount", "masked_select"):
+            assert word not in str(function), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """The losses as they are outside of tests, where nothing wraps them to check the shapes in their annotations."""
+    spec = importlib.util.spec_from_file_location("bare_losses", losses.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bare_losses", module)
+    spec.loader.exec_module(module)
+    torch.compiler.reset()
+    return module
+
+
+def compiled_case(loss) -> tuple[tuple, dict]:
+    unit = lambda *shape: F.normalize(torch.randn(shape), dim=-1)  # noqa: E731
+    s, t, w = unit(3, 4, 6).requires_grad_(), unit(2, 4, 6), torch.tensor([1 / 16, 1 / 16, 1 / 8, 0, 0])
+    sp, tp, centers = unit(5, 6).requires_grad_(), unit(5, 6), {"center": unit(6), "patch_center": unit(6)}
+    temps = {"student_temp": 0.1, "teacher_temp": torch.tensor(0.04), "center_momentum": 0.9}
+    return {
+        simdino_loss: ((s, t), {"eps": 0.5, "gamma": 0.1}),
+        simdinov2_loss: ((s, t, sp, tp, w), {"eps": 0.5, "gamma": 0.1, "patch_gamma": 0.1, "most_patches": 4}),
+        dino_loss: ((s, t), {"center": centers["center"]} | temps),
+        dinov2_loss: ((s, t, sp, tp, w, t), centers | temps),
+    }[loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("variant", [0, 1])
+def test_losses_compile_without_a_graph_break(bare, loss, variant):
+    inputs, options = compiled_case(loss)
+    options |= (
+        {"rate_of": ("student", "mean")[variant]} if "eps" in options else {"centering": ("ema", "sinkhorn")[variant]}
+    )
+    leaves, loss = [x for x in inputs if x.requires_grad], getattr(bare, loss.__name__)
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        value, parts = function(*inputs, **options)
+        found.append([value.detach(), parts, torch.autograd.grad(value, leaves)])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_loss_waits(loss):
+    inputs, options = compiled_case(loss)
+    for variant in ("student", "mean") if "eps" in options else ("ema", "sinkhorn"):
+        options |= {"rate_of" if "eps" in options else "centering": variant}
+        with Waiting():
+            loss(*inputs, **options)[0].backward()
+    with Waiting(), pytest.raises(AssertionError, match="local_scalar"):
+        coding_rate(inputs[0], eps=0.5)  # a diagnostic may
+
+
+def test_transforms_of_the_rate():
+    """torch.func: gradients of each of several sets of features, forward derivatives, Hessians in reverse mode."""
+    z = torch.randn(3, 6, 4, dtype=torch.float64)
+    rate = lambda z: losses._rate(z, eps=0.5)  # noqa: E731
+    total = lambda z: rate(z).sum()  # noqa: E731
+    expected = torch.autograd.grad(total(z.requires_grad_()), z)[0]
+    z = z.detach()
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(rate))(z), expected)
+    torch.testing.assert_close(torch.func.grad(lambda z: torch.func.vmap(rate)(z).sum())(z), expected)
+    torch.testing.assert_close(torch.func.jvp(total, (z,), (z,))[1], (expected * z).sum())
+    twice = torch.func.jacrev(torch.func.jacrev(rate))(z[0])
+    torch.testing.assert_close(twice, torch.autograd.functional.hessian(rate, z[0]))
 
 
 def views(r: dict, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,6 +377,34 @@ def test_official_scaling_of_local_covariances():
     assert official_scaling(256, 64, 0.05, world_size=8)[0] == pytest.approx(math.sqrt(0.4))
     assert official_scaling(256, 64, 0.05, world_size=8, gathered=True)[0] == pytest.approx(math.sqrt(0.05))
     assert official_scaling(256, 64, 0.05, world_size=8)[1] == pytest.approx((256 + 512) / (256 * 512))
+
+
+@pytest.mark.parametrize(
+    ("d", "rows", "eps"), [(64, (64, 128), 0.5), (64, (128, 64), 0.7), (32, (100, 20), 1.0), (64, (32, 64), 0.3)]
+)
+def test_rescaled_groups_are_pulled_alike(d, rows, eps):
+    """B8: of isotropic features, the rate of n′ rows at ε′ grows with their norm as that of n rows at ε does."""
+
+    def pull(n, eps):
+        z = F.normalize(torch.randn(100, n, d, dtype=torch.float64), dim=-1).requires_grad_()
+        (gradient,) = torch.autograd.grad(coding_rate(z, eps=eps).sum(), z)
+        return (gradient * z).sum().item() / 100
+
+    other = rescaled(eps, 0.1, 1e-3, d=d, rows=rows, batch=(64, 256))
+    assert pull(rows[1], other.eps) == pytest.approx(pull(rows[0], eps), rel=0.005)
+    assert pull(rows[1], eps) != pytest.approx(pull(rows[0], eps), rel=0.1)
+    assert (other.gamma, other.lr) == (0.1, pytest.approx(2e-3))
+
+
+def test_rescaling_to_the_same_changes_nothing_and_what_cannot_be_is_refused():
+    same = rescaled(0.5, 0.1, 1e-3, d=64, rows=(48, 48), batch=(64, 64))
+    assert same == (pytest.approx(0.5), 0.1, 1e-3)
+    with pytest.raises(ValueError, match="8 rows of 64 dimensions pull less than 64 did"):
+        rescaled(0.5, 0.1, 1e-3, d=64, rows=(64, 8), batch=(64, 8))
+    with pytest.raises(ValueError, match="eps must be positive"):
+        rescaled(0.0, 0.1, 1e-3, d=64, rows=(64, 8), batch=(64, 8))
+    with pytest.raises(ValueError, match="must be positive, got 64"):
+        rescaled(0.5, 0.1, 1e-3, d=64, rows=(64, 0), batch=(64, 8))
 
 
 def test_dino_equals_the_official_loss_over_three_calls():

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from simdino.losses import dino_loss, dinov2_loss, gather_rows, simdinov2_loss, sinkhorn_knopp
+from simdino.losses import dino_loss, dinov2_loss, simdino_loss, simdinov2_loss, sinkhorn_knopp
 from tests.simdino.test_losses import ORACLE, assert_parity, deviation, official_mcr, rows_of, views
 from tests.simdino.test_losses_v2 import TEMPS, weights
 
@@ -29,28 +30,58 @@ def shared_batch(n: int, d: int) -> dict[str, torch.Tensor]:
     }
 
 
-def objective(name: str, net, teacher, views, patches, masks, *, n: int) -> torch.Tensor:
-    """One of the losses of the images given, of which there are n on all processes together."""
-    s, t = net(views), views[:2] @ teacher.T
-    sp, tp = net(patches[masks]), patches[masks] @ teacher.T
-    w = weights(masks.flatten(0, 1))
+def objective(name: str, net, batch: dict[str, torch.Tensor], group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """One of the losses of some images, whose hidden patches are padded to as many as there are patches."""
+    views, patches, masks, teacher = (batch[k] for k in ("views", "patches", "masks", "teacher"))
+    s, t, w = net(views), views[:2] @ teacher.T, weights(masks.flatten(0, 1))
+    padding = masks.numel() - len(w)
+    hidden, w = F.pad(patches[masks], (0, 0, 0, padding), value=1.0), F.pad(w, (0, padding))
+    sp, tp = net(hidden), hidden @ teacher.T
     if name.startswith("dino"):
         k = len(teacher)
         centers = {"center": torch.ones(k, dtype=torch.float64), "patch_center": torch.ones(k, dtype=torch.float64)}
-        options = TEMPS | centers | {"centering": name.split()[1], "koleo_weight": 0.0}
-        return dinov2_loss(s, t, sp, tp, w, s[:2], **options)[0]
-    s, t, sp, tp = (gather_rows(F.normalize(x, dim=-1)) for x in (s, t, sp, tp))
-    w = gather_rows(w[:, None] * masks.shape[1] / n)[:, 0]  # a share of all crops, no more of this rank's
-    return simdinov2_loss(s, t, sp, tp, w, eps=0.5, gamma=0.1, patch_gamma=0.1)[0]
+        options, method = TEMPS | {"centering": name.split()[1]}, name.split()[0]
+        if method == "dino":
+            return dino_loss(s, t, center=centers["center"], **options)[0]
+        return dinov2_loss(s, t, sp, tp, w, s[:2], **centers, **options, koleo_weight=0.0)[0]
+    s, t, sp, tp = (F.normalize(x, dim=-1) for x in (s, t, sp, tp))
+    method, *rate_of = name.split()
+    options = {"eps": 0.5, "gamma": 0.1, "group": group, "rate_of": rate_of[0] if rate_of else "student"}
+    if method == "simdino":
+        return simdino_loss(s, t, **options)[0]
+    return simdinov2_loss(s, t, sp, tp, w, **options, patch_gamma=0.1, most_patches=5)[0]
 
 
-CASES = {  # name: (objective, images of each rank, d)
-    "n < d, uneven": ("simdinov2", (5, 3), 24),
-    "n > d, uneven": ("simdinov2", (20, 13), 8),
-    "a rank without images": ("simdinov2", (6, 0), 8),
-    "centering": ("dino ema", (4, 4), 8),
-    "sinkhorn": ("dino sinkhorn", (4, 4), 8),
+CASES = {  # name: (objective, images of each rank, d, whether the ranks share one group of images)
+    f"{name}, n {'<' if d > 2 * rows else '>'} d, {'one group' if shared else 'a group each'}": (name, rows, d, shared)
+    for name in ("simdino", "simdino mean", "simdinov2", "dino ema", "dino sinkhorn", "dinov2 ema", "dinov2 sinkhorn")
+    for rows, d in ((4, 24), (16, 8))
+    for shared in (False, True)
 }
+
+
+def part(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    """The batch of some of the images."""
+    return batch | {k: batch[k][:, rows] for k in ("views", "patches", "masks")}
+
+
+def linear(weight: torch.Tensor) -> torch.nn.Linear:
+    net = torch.nn.Linear(*weight.T.shape, bias=False, dtype=torch.float64)
+    net.weight.data = weight
+    return net
+
+
+class Collectives(TorchDispatchMode):
+    """Note how many numbers each exchange between the ranks is of."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            self.sizes.append(sum(x.numel() for x in args[0]))
+        return function(*args, **(kwargs or {}))
 
 
 def on_rank(rank: int, folder: str) -> None:
@@ -59,15 +90,18 @@ def on_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(minutes=2))
     torch.set_num_threads(1)
     found = {}
-    for case, (name, rows, d) in CASES.items():
-        batch, own = shared_batch(sum(rows), d), slice(sum(rows[:rank]), sum(rows[: rank + 1]))
-        net = torch.nn.Linear(6, d, bias=False, dtype=torch.float64)
-        net.weight.data = batch["net"]
+    for case, (name, rows, d, shared) in CASES.items():
+        batch = shared_batch(2 * rows, d)
+        net = linear(batch["net"])
+        own = part(batch, slice(rank * rows, (rank + 1) * rows))
         ddp = torch.nn.parallel.DistributedDataParallel(net)
-        mine = [batch[k][:, own] for k in ("views", "patches", "masks")]
-        loss = objective(name, ddp, batch["teacher"], *mine, n=sum(rows))
+        loss = objective(name, ddp, own, dist.group.WORLD if shared else None)
         loss.backward()
         found[case] = {"loss": loss.item(), "gradient": net.weight.grad.tolist()}
+    z = F.normalize(shared_batch(6, 16)["views"][:2, 3 * rank : 3 * rank + 3], dim=-1).requires_grad_()
+    with Collectives() as counted:
+        simdino_loss(z, z.detach(), eps=0.5, gamma=0.1, group=dist.group.WORLD)[0].backward()
+    found["exchanged"] = counted.sizes
     scores = shared_batch(9, 16)["views"][0]
     own = [scores[:2], scores[2:]][rank].expand(2, -1, -1)
     found["sinkhorn_knopp"] = sinkhorn_knopp(own[0], temp=0.3).tolist()
@@ -92,19 +126,28 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_have_the_loss_and_the_gradient_of_one(ranks, case):
-    """The gathered loss is the same on either; of DINO's, the mean over the processes is."""
-    name, rows, d = CASES[case]
-    batch = shared_batch(sum(rows), d)
-    net = torch.nn.Linear(6, d, bias=False, dtype=torch.float64)
-    net.weight.data = batch["net"]
-    loss = objective(name, net, batch["teacher"], *(batch[k] for k in ("views", "patches", "masks")), n=sum(rows))
+    """The mean over the processes is that of one process with all rows or, with a group each, the mean of both groups.
+
+    Of DINO, centers and Sinkhorn-Knopp are over all rows, and the rest is a mean.
+    """
+    name, rows, d, shared = CASES[case]
+    batch = shared_batch(2 * rows, d)
+    net = linear(batch["net"])
+    parts = [batch]
+    if not shared and name.startswith("simdino"):
+        parts = [part(batch, slice(rows)), part(batch, slice(rows, None))]
+    loss = sum(objective(name, net, some) for some in parts) / len(parts)
     loss.backward()
     found = [rank[case] for rank in ranks]
-    values = [x["loss"] for x in found] if name == "simdinov2" else [np.mean([x["loss"] for x in found])]
-    tolerance = 1e-6 if name == "dino sinkhorn" else 1e-11
-    assert values == pytest.approx([loss.item()] * len(values), rel=tolerance)
+    tolerance = 1e-6 if "sinkhorn" in name else 1e-10
+    assert np.mean([x["loss"] for x in found]) == pytest.approx(loss.item(), rel=tolerance)
     for x in found:
         np.testing.assert_allclose(x["gradient"], net.weight.grad.numpy(), rtol=tolerance, atol=tolerance)
+
+
+def test_ranks_that_share_a_group_exchange_its_covariances_alone(ranks):
+    """One (d, d) matrix for each global view, once, and nothing on the way back."""
+    assert [rank["exchanged"] for rank in ranks] == [[2 * 6 * 6]] * 2
 
 
 def test_sinkhorn_and_the_center_are_over_the_rows_of_all_processes(ranks):

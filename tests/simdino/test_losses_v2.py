@@ -11,7 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simdino.losses import coding_rate, dino_loss, dinov2_loss, koleo_loss, simdino_loss, simdinov2_loss, sinkhorn_knopp
+from simdino.losses import (
+    coding_rate,
+    dino_loss,
+    dinov2_loss,
+    koleo_loss,
+    patch_rates,
+    simdino_loss,
+    simdinov2_loss,
+    sinkhorn_knopp,
+)
 from tests.simdino.test_losses import assert_parity, deviation, oracle, rows_of
 
 TEMPS = {"student_temp": 0.1, "teacher_temp": 0.07, "center_momentum": 0.9}
@@ -241,25 +250,73 @@ def test_patch_weights_give_each_masked_crop_the_same_share():
     p = unit(11, 3)
     assert simdinov2_parts(p, p, weights(masks), crops=4)["patches"].item() == 0
     assert weights(masks).sum().item() == pytest.approx(0.5)
-    for wrong in (torch.ones(11, dtype=torch.float64), weights(masks).roll(2), weights(masks) / 2):
-        with pytest.raises(ValueError, match="patch_weights must be"):
-            simdinov2_parts(p, p, wrong, crops=4)
 
 
-@pytest.mark.parametrize("patch_gamma", [0.0, 0.1])
-def test_no_masked_patch(patch_gamma):
-    p, w = torch.zeros(0, 4, requires_grad=True), torch.zeros(0)
+def test_weights_or_a_bound_that_do_not_fit_give_rates_of_nan():
+    """Nothing in a loss looks at a tensor, so that it cannot be refused."""
+    masks = torch.arange(9) < torch.tensor([4, 0, 7, 0])[:, None]
+    p, w = unit(11, 3), weights(masks)
+    assert all(rate.isfinite() for rate in patch_rates(p, w, eps=0.5, crops=4, most_patches=7))
+    wrong = (torch.ones(11, dtype=torch.float64), w.roll(2), w / 2)
+    for bad in (
+        *(patch_rates(p, x, eps=0.5, crops=4) for x in wrong),
+        patch_rates(p, w, eps=0.5, crops=4, most_patches=6),
+    ):
+        assert all(rate.isnan() for rate in bad)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_no_masked_patch(padding):
+    p, w = F.normalize(torch.randn(padding, 4), dim=-1).requires_grad_(), torch.zeros(padding)
     z = F.normalize(torch.randn(2, 3, 4), dim=-1)
-    loss, parts = simdinov2_loss(z, z, p, p.detach(), w, eps=0.5, gamma=0.1, patch_gamma=patch_gamma)
+    loss, parts = simdinov2_loss(z, z, p, -p.detach(), w, eps=0.5, gamma=0.1, patch_gamma=0.1)
     torch.testing.assert_close(loss, simdino_loss(z, z, eps=0.5, gamma=0.1)[0])
     assert [parts[k].item() for k in ("patches", "patch_rate_within", "patch_rate_across")] == [0, 0, 0]
-    assert torch.autograd.grad(loss, p)[0].shape == (0, 4)
+    assert torch.equal(torch.autograd.grad(loss, p)[0], torch.zeros(padding, 4))
     for centering in ("ema", "sinkhorn"):
         center = torch.ones(4)
         parts = dinov2_parts(p, p.detach(), w, patch_center=center, centering=centering)
         assert parts["patches"].item() == 0
         assert torch.equal(parts["patch_center"], center)
-        assert torch.autograd.grad(parts["patches"], p)[0].shape == (0, 4)
+        assert torch.equal(torch.autograd.grad(parts["patches"], p)[0], torch.zeros(padding, 4))
+
+
+def test_rates_of_patches_are_there_only_if_the_loss_has_them():
+    p = unit(4, 3)
+    w = torch.full((4,), 1 / 4 / 2, dtype=torch.float64)
+    assert "patch_rate_within" not in simdinov2_parts(p, p, w)
+    parts = simdinov2_parts(p, p, w, patch_gamma=0.1)
+    found = patch_rates(p, w, eps=0.5, crops=2)
+    assert (parts["patch_rate_within"], parts["patch_rate_across"]) == tuple(found)
+
+
+def padded(patches: torch.Tensor, rows: int = 5) -> torch.Tensor:
+    """Patches, or their weights, with rows after them that a loss should not see."""
+    return torch.cat([patches, 0 * patches[:rows] if patches.ndim == 1 else unit(rows, patches.shape[1])])
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 3, 1, 0, 5], [2, 2, 2, 2, 2, 2]])
+def test_padding_changes_nothing(counts):
+    """Rows of weight 0: no loss, no part and no gradient sees them."""
+    s, t, center = randn(4, 3, 5), randn(2, 3, 5), randn(4)
+    sp, tp, w = patches_of(counts, 4)
+
+    def compare(function, *class_tokens, before=(), **options):
+        found = []
+        for pad in (lambda x: x, padded):
+            leaf = pad(sp).requires_grad_()
+            loss, parts = function(*class_tokens, leaf, pad(tp), pad(w), *before, **options)
+            gradient = torch.autograd.grad(loss, leaf)[0]
+            assert not gradient[len(sp) :].any()
+            found.append([loss, gradient[: len(sp)], *parts.values()])
+        torch.testing.assert_close(found[1], found[0])
+
+    for most in (None, 7):
+        options = {"eps": 0.5, "gamma": 0.2, "patch_gamma": 0.3, "most_patches": most}
+        compare(simdinov2_loss, F.normalize(s, dim=-1), F.normalize(t, dim=-1), **options)
+    for centering in ("ema", "sinkhorn"):
+        options = {"center": randn(5), "patch_center": center, "centering": centering} | TEMPS
+        compare(dinov2_loss, s, t, before=(t,), **options)
 
 
 def rotated_to(target: torch.Tensor, k: int) -> torch.Tensor:
