@@ -28,7 +28,7 @@ from simdino.vit import Network
 LARGE = Model(stem="patch", patch=4, dim=192, depth=6, heads=3, hidden=512, out=64, pool="cls")
 VIEWS = replace(recipe("simdino").crops, local_crops=4)
 GPU = {size: recipe(f"simdino-vit{size}16-imagenet") for size in "sb"}
-QUIET = Record(log_every=10, checkpoint_every=10**9, snapshots=1, probe=16, bank=16, views=4, patches=1)
+QUIET = Record(log_every=10, checkpoint_seconds=1e9, snapshots=1, probe=16, bank=16, views=4, patches=1)
 
 
 def cases(device: str) -> dict[str, tuple[Config, int]]:

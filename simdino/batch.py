@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simdino.config import NAME_LENGTH, Config, Model, recognized
 from simdino.recipes import PROFILES, recipe
 from simdino.runs import CHECKOUT
-from simdino.studies import settings
+from simdino.studies import STUDIES, settings
 from simdino.train import REFUSALS, get_run, join_ranks, ranks
 from simdino.vit import Network
 
@@ -139,21 +139,28 @@ def training_table(notebooks: Sequence[Path], profile: str) -> str:
 def config_of_run(run: str, profile: str) -> Config:
     """Return the configuration of a run, given the name of its directory.
 
+    A name that was cut, and so does not say its recipe in full, is looked up among the settings of the studies.
+
     Raises:
         ValueError: what is not the name of a run; one that this version or profile gives to nothing; one that does
-            not say its recipe in full, as a path in it was written with "_", or as it was cut.
+            not say its recipe in full, as a path in it was written with "_", or as it was cut, and is of no study.
     """
     match = re.fullmatch(r"(.+)-s(\d+)-[0-9a-f]{10}", run)
     if not match:
         raise ValueError(f"{run!r} is not the name of a run, <recipe>-s<seed>-<hash>")
     name, seed = match[1], int(match[2])
-    config = recipe(name, profile, seed) if len(name) < NAME_LENGTH else None
-    if config and config.run_name == run:
-        return config
-    if not config or "data.root=" in name:
+    names = [name]
+    if cut := len(name) >= NAME_LENGTH:
+        points = (point for study in STUDIES for point in settings(study, profile))
+        names = [point.recipe for point in points if point.recipe.startswith(name)]
+    configs = [recipe(name, profile, seed) for name in names]
+    for config in configs:
+        if config.run_name == run:
+            return config
+    if cut or "data.root=" in name:
         command = f"simdino train {name.partition('@')[0]}@... --profile {profile} --seed {seed}"
         raise ValueError(f"{run} does not say its recipe in full; {command} trains it")
-    raise ValueError(f"{run} is of another version or profile: here it is {config.run_name}")
+    raise ValueError(f"{run} is of another version or profile: here it is {configs[0].run_name}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 PUBLISHED_EPS = 0.05**0.5  # the paper's ε; its square is the official code's `eps`
 NAME_LENGTH = 120  # of the recipe in a run's name: file systems allow 255 characters in all
@@ -39,10 +39,68 @@ def recognized(word: str, known: Collection[str], kind: str) -> str:
     raise ValueError(f"unknown {kind} {word!r}; did you mean {close[0]!r}? Known: {', '.join(known)}")
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field can have; of a tuple, each of its values.
+
+    Args:
+        interval: as mathematicians write it: a square bracket for an end that belongs to it, a round one for an end
+            that does not. Infinity and NaN belong to none.
+        rising: whether no value of a tuple may be below the one before it.
+
+    >>> [Range("(0, 1]").has(x) for x in (0.0, 0.5, 1.0, float("nan"))]
+    [False, True, True, False]
+    """
+
+    interval: str
+    rising: bool = False
+
+    def has(self, number: int | float) -> bool:
+        """Whether a number lies in the interval."""
+        low, high = (float(end.replace("∞", "inf")) for end in self.interval[1:-1].split(","))
+        ends = [end for bracket, end in zip("[]", (low, high), strict=True) if bracket in self.interval]
+        return low < number < high or number in ends
+
+
+_Positive = Annotated[float, Range("(0, ∞)")]
+_Weight = Annotated[float, Range("[0, ∞)")]
+_Share = Annotated[float, Range("[0, 1]")]
+_Shares = Annotated[tuple[float, float], Range("(0, 1]", rising=True)]
+_Chances = Annotated[tuple[float, float, float], Range("[0, 1]")]
+_Count = Annotated[int, Range("[1, ∞)")]
+_Whole = Annotated[int, Range("[0, ∞)")]
+
+
 @functools.cache
 def _kinds(part: type) -> dict[str, object]:
     """The types of a dataclass' fields."""
     return get_type_hints(part)
+
+
+@functools.cache
+def _ranges(part: type) -> dict[str, Range]:
+    """The ranges of those of a dataclass' fields that are numbers, or tuples of numbers."""
+    kinds = get_type_hints(part, include_extras=True)
+    return {name: kind.__metadata__[0] for name, kind in kinds.items() if get_origin(kind) is Annotated}
+
+
+def _check_numbers(part: object, prefix: str = "") -> None:
+    """Raise a ValueError, with the name and the range, for a number of another type or outside of its field's range."""
+    for name, allowed in _ranges(type(part)).items():
+        value, kind = getattr(part, name), _kinds(type(part))[name]
+        inner = get_args(kind)  # the types of a tuple's values; () for a single number
+        whole = int in (kind, *inner)
+        values = value if isinstance(value, tuple) else (value,)
+        right = isinstance(value, tuple) == bool(inner) and (Ellipsis in inner or len(values) == max(1, len(inner)))
+        for x in values:
+            right = right and isinstance(x, int if whole else int | float) and not isinstance(x, bool)
+            right = right and allowed.has(x)
+        if not right or (allowed.rising and list(values) != sorted(values)):
+            number = "whole number" if whole else "number"
+            count = f"{len(inner)} " if Ellipsis not in inner else ""
+            what = f"a tuple of {count}{number}s" if inner else f"a {number}"
+            order = ", none below the one before it" if allowed.rising else ""
+            raise ValueError(f"{prefix}{name} must be {what} in {allowed.interval}{order}, not {value}")
 
 
 def derived_seed(purpose: str, *numbers: int) -> int:
@@ -69,30 +127,31 @@ class Data:
 
     name: str = "photos"  # a key of simdino.data.DATASETS
     root: str | None = None  # where the files are, for the sets that a user brings
-    size: int = 32  # side of the square images, pixels
-    workers: int = 0  # processes that decode a folder's images while training; 0: decoded once and kept
+    size: _Count = 32  # side of the square images, pixels
+    workers: _Whole = 0  # processes that decode a folder's images while training; 0: decoded once and kept
 
 
 @dataclass(frozen=True)
 class Crops:
     """Multi-crop augmentation; the defaults are DINO's, with milder scales as images are small."""
 
-    global_size: int = 32
-    global_crops: int = 2
-    global_scale: tuple[float, float] = (0.25, 1.0)  # share of the image's area
-    local_size: int = 16
-    local_crops: int = 0
-    local_scale: tuple[float, float] = (0.05, 0.25)
+    global_size: _Count = 32
+    global_crops: Annotated[int, Range("[2, ∞)")] = 2  # two views to align, at least
+    global_scale: _Shares = (0.25, 1.0)  # share of the image's area
+    local_size: _Count = 16
+    local_crops: _Whole = 0
+    local_scale: _Shares = (0.05, 0.25)
     flip: bool = True
-    jitter: float = 1.0  # multiplies brightness .4, contrast .4, saturation .2, hue .1; 0 switches color off
-    jitter_p: float = 0.8
-    gray_p: float = 0.2
-    blur_p: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the first global view, the other ones, local views
-    solarize_p: tuple[float, float, float] = (0.1, 0.1, 0.0)
-    mask_p: float = 0.5  # share of the global crops in which patches are masked, if the objective has patches
-    mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of a masked crop's patches
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's, as in the official recipes
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    jitter: _Weight = 1.0  # multiplies brightness .4, contrast .4, saturation .2, hue .1; 0 switches color off
+    jitter_p: _Share = 0.8
+    gray_p: _Share = 0.2
+    blur_p: _Chances = (0.5, 0.5, 0.5)  # of the first global view, the other ones, local views
+    solarize_p: _Chances = (0.1, 0.1, 0.0)
+    mask_p: _Share = 0.5  # share of the global crops in which patches are masked, if the objective has patches
+    mask_ratio: _Shares = (0.1, 0.5)  # share of a masked crop's patches
+    # Of each channel: ImageNet's, as in the official recipes.
+    mean: Annotated[tuple[float, ...], Range("(-∞, ∞)")] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[float, ...], Range("(0, ∞)")] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -101,25 +160,25 @@ class Model:
 
     arch: Literal["vit", "convnet"] = "vit"
     stem: Literal["patch", "conv"] = "conv"  # one strided convolution (official), or log2(patch) of stride 2
-    patch: int = 8
-    dim: int = 96
-    depth: int = 1  # blocks; of the ConvNet, blocks in each of its three stages
-    heads: int = 3
+    patch: _Count = 8
+    dim: _Count = 96
+    depth: _Count = 1  # blocks; of the ConvNet, blocks in each of its three stages
+    heads: _Count = 3
     mlp: Literal["gelu", "swiglu"] = "gelu"
-    mlp_ratio: float = 4.0
+    mlp_ratio: _Positive = 4.0
     pool: Literal["cls", "mean"] = "mean"  # the backbone's feature: class token, or mean of the patch tokens
-    registers: int = 0
+    registers: _Whole = 0
     mask_token: bool = False  # a learned token that stands for the masked patches
-    layer_scale: float = 0.0  # initial value; 0 leaves the layer out
-    drop_path: float = 0.0
+    layer_scale: _Weight = 0.0  # initial value; 0 leaves the layer out
+    drop_path: Annotated[float, Range("[0, 1)")] = 0.0
     drop_path_rule: Literal["linear", "uniform"] = "linear"  # growing with depth from 0 (DINO), or alike (DINOv2)
-    token_std: float = 0.02  # of the initial class and register tokens; 1e-6 in DINOv2
-    pos_offset: float = 0.0  # of position embeddings on another grid; DINO and DINOv2 have 0.1
+    token_std: _Weight = 0.02  # of the initial class and register tokens; 1e-6 in DINOv2
+    pos_offset: _Weight = 0.0  # of position embeddings on another grid; DINO and DINOv2 have 0.1
     pos_antialias: bool = False  # ... DINOv2 with registers: low-passed, offset 0
-    hidden: int = 512  # width of the projection head
-    out: int = 64  # d of the features that the loss sees; 0 leaves the head out
+    hidden: _Count = 512  # width of the projection head
+    out: _Whole = 64  # d of the features that the loss sees; 0 leaves the head out
     head_norm: Literal["none", "batch"] = "none"  # batch normalization in the head: it alone can hide collapse
-    prototypes: int = 0  # K of DINO's last layer; 0 for SimDINO
+    prototypes: _Whole = 0  # K of DINO's last layer; 0 for SimDINO
     prototype_norm: Literal["one", "learned"] = "one"  # the prototypes' norms: DINO, DINOv2
     patch_head: Literal["none", "shared", "separate"] = "none"  # the head of the patch tokens
 
@@ -128,8 +187,8 @@ class Model:
 class SimDINO:
     """The keyword arguments of losses.simdino_loss."""
 
-    eps: float = PUBLISHED_EPS
-    gamma: float = 0.01
+    eps: _Positive = PUBLISHED_EPS
+    gamma: _Weight = 0.01
     rate_of: Literal["student", "mean"] = "student"
 
 
@@ -137,17 +196,17 @@ class SimDINO:
 class SimDINOv2(SimDINO):
     """The keyword arguments of losses.simdinov2_loss."""
 
-    patch_weight: float = 1.0
-    patch_gamma: float = 0.0  # of the rates of patches, the remedy against their collapse; the paper has none
+    patch_weight: _Weight = 1.0
+    patch_gamma: _Weight = 0.0  # of the rates of patches, the remedy against their collapse; the paper has none
 
 
 @dataclass(frozen=True)
 class DINO:
     """The keyword arguments of losses.dino_loss."""
 
-    student_temp: float = 0.1
-    teacher_temp: float = 0.04
-    center_momentum: float = 0.9  # 1 keeps the center at zero: no centering
+    student_temp: _Positive = 0.1
+    teacher_temp: _Positive = 0.04
+    center_momentum: _Share = 0.9  # 1 keeps the center at zero: no centering
     centering: Literal["ema", "sinkhorn"] = "ema"
 
 
@@ -156,8 +215,8 @@ class DINOv2(DINO):
     """The keyword arguments of losses.dinov2_loss."""
 
     centering: Literal["ema", "sinkhorn"] = "sinkhorn"
-    patch_weight: float = 1.0
-    koleo_weight: float = 0.1
+    patch_weight: _Weight = 1.0
+    koleo_weight: _Weight = 0.1
 
 
 @dataclass(frozen=True)
@@ -167,41 +226,44 @@ class Optim:
     Lengths of schedules are shares of the steps, so that a profile with fewer steps trains the same run in short.
     """
 
-    steps: int = 1000
-    batch_size: int = 64  # images in each step, over all ranks
-    groups: int = 1  # equal parts of a batch, each with a loss and a coding rate of its own, on any number of ranks
-    lr: float = 4e-3
-    lr_start: float = 0.0
-    lr_end: float = 1e-6
-    warmup: float = 0.05  # share
+    steps: _Count = 1000
+    batch_size: _Count = 64  # images in each step, over all ranks
+    groups: _Count = 1  # equal parts of a batch, each with a loss and a coding rate of its own, on any number of ranks
+    lr: _Positive = 4e-3
+    lr_start: _Weight = 0.0
+    lr_end: _Weight = 1e-6
+    warmup: _Share = 0.05  # share
     warmup_reaches: Literal["last", "next"] = "next"  # the peak on its last step (DINO, DINOv2), or just after it
-    layer_decay: float = 1.0  # factor of the learning rate from each block to the one below
-    patch_embed_lr: float = 1.0  # a further factor for the patch embedding
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.04
-    clip: float = 3.0  # of a gradient norm; 0 switches clipping off
+    layer_decay: Annotated[float, Range("(0, 1]")] = 1.0  # factor of the learning rate from each block to the one below
+    patch_embed_lr: _Weight = 1.0  # a further factor for the patch embedding
+    weight_decay: _Weight = 0.04
+    weight_decay_end: _Weight = 0.04
+    clip: _Weight = 3.0  # of a gradient norm; 0 switches clipping off
     clip_by: Literal["all", "module", "tensor"] = "all"  # whose norm: module is backbone, head
     teacher: Literal["ema", "student", "student-with-gradient", "frozen"] = "ema"  # "student": stop-gradient only
-    ema: float = 0.95
-    ema_end: float = 0.99
-    teacher_temp_start: float = 0.0  # DINO's sharpening is warmed up from here; 0: no warm-up
-    teacher_temp_warmup: float = 0.3  # share
-    freeze_prototypes: float = 0.0  # share at the start in which DINO's last layer stays as it is
-    precision: Literal["fp32", "bf16"] = "bf16"
+    ema: _Share = 0.95
+    ema_end: _Share = 0.99
+    teacher_temp_start: _Weight = 0.0  # DINO's sharpening is warmed up from here; 0: no warm-up
+    teacher_temp_warmup: _Share = 0.3  # share
+    freeze_prototypes: _Share = 0.0  # share at the start in which DINO's last layer stays as it is
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 is for accelerators: few CPUs have it
     compile: bool = False  # the transformer blocks, by torch.compile
+    checkpointing: bool = False  # of the blocks' activations: less memory for a third more work
 
 
 @dataclass(frozen=True)
 class Record:
     """What is recorded of a run; the defaults cost under 2 % of a run of the default length."""
 
-    log_every: int = 10
-    checkpoint_every: int = 500
-    snapshots: int = 5  # log-spaced steps at which features are kept, besides the start and the end
-    probe: int = 256  # held-out images whose features are kept
-    bank: int = 256  # training images for k-NN at every snapshot
-    views: int = 64  # probe images of which two augmented views are kept
-    patches: int = 32  # probe images whose patch tokens are kept, if the objective has patches
+    log_every: _Count = 10  # every step has a row; every so many steps the costlier numbers stand in it
+    checkpoint_seconds: _Weight = 60.0  # from one checkpoint to the next
+    snapshots: _Count = 5  # log-spaced steps at which features are kept, besides the start and the end
+    probe: _Count = 256  # held-out images whose features are kept
+    bank: _Count = 256  # training images for k-NN at every snapshot
+    views: _Count = 64  # probe images of which two augmented views are kept
+    patches: _Count = 32  # probe images whose patch tokens are kept, if the objective has patches
+    # Steps at which the weights of student and teacher are kept, and at the end; empty: none.
+    weights: Annotated[tuple[int, ...], Range("[0, ∞)", rising=True)] = ()
 
 
 @dataclass(frozen=True)
@@ -213,7 +275,7 @@ class Config:
     """
 
     recipe: str
-    seed: int = 0
+    seed: _Whole = 0
     data: Data = field(default_factory=Data)
     crops: Crops = field(default_factory=Crops)
     model: Model = field(default_factory=Model)
@@ -222,20 +284,14 @@ class Config:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        for part in (self.data, self.crops, self.model, self.objective, self.optim, self.record):
-            for name, kind in _kinds(type(part)).items():
-                if get_origin(kind) is Literal:
-                    recognized(getattr(part, name), get_args(kind), name)
-        o, c, r = self.optim, self.crops, self.record
-        positive = {"optim.steps": o.steps, "optim.batch_size": o.batch_size, "optim.lr": o.lr}
-        positive |= {f"record.{k}": v for k, v in vars(r).items()}
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
-        for name in ("warmup", "teacher_temp_warmup", "freeze_prototypes"):
-            if not 0 <= getattr(o, name) <= 1:
-                raise ValueError(f"optim.{name} is a share of the steps in [0, 1], not {getattr(o, name)}")
-        if o.groups < 1 or o.batch_size % o.groups:
+        _check_numbers(self)
+        for part in ("data", "crops", "model", "objective", "optim", "record"):
+            _check_numbers(getattr(self, part), f"{part}.")
+        for name, (value, kind) in fields(self).items():
+            if get_origin(kind) is Literal:
+                recognized(value, get_args(kind), name.split(".")[1])
+        o, c = self.optim, self.crops
+        if o.batch_size % o.groups:
             raise ValueError(f"optim.batch_size {o.batch_size} is not a multiple of optim.groups {o.groups}")
         if isinstance(self.objective, DINO) != (self.model.prototypes > 0):
             raise ValueError("model.prototypes must be positive for DINO and 0 for SimDINO")
@@ -243,11 +299,9 @@ class Config:
             raise ValueError(
                 "model.mask_token and model.patch_head are for the objectives with patches, and needed there"
             )
-        if isinstance(self.objective, SimDINO) and not self.objective.eps > 0:
-            raise ValueError(f"objective.eps must be positive, not {self.objective.eps}")
-        if c.global_crops < 2:
-            raise ValueError(f"crops.global_crops must be at least 2, two views to align, not {c.global_crops}")
-        if not self.model.out > 0:
+        if not 0 < len(c.mean) == len(c.std):
+            raise ValueError(f"crops.mean and crops.std have a value for each channel, not {c.mean} and {c.std}")
+        if not self.model.out:
             raise ValueError("model.out must be positive: the loss needs a head")
         if self.model.dim % self.model.heads:
             raise ValueError(f"model.dim {self.model.dim} is not a multiple of model.heads {self.model.heads}")
@@ -298,19 +352,21 @@ def fields(config: Config) -> dict[str, tuple[object, object]]:
 
 
 def fields_table(config: Config) -> str:
-    """List every field as a variant writes it, with the type of its value or the words that it can be.
+    """List every field as a variant writes it, with the type and range of its value or the words that it can be.
 
-    >>> print(fields_table(Config("simdino")).splitlines()[0])
-    data.name=photos                                 str
+    >>> print(fields_table(Config("simdino")).splitlines()[2])
+    data.size=32                                     int in [1, ∞)
     """
+    parts = {part: value for part, value in vars(config).items() if dataclasses.is_dataclass(value)}
+    ranges = {f"{part}.{name}": r for part, value in parts.items() for name, r in _ranges(type(value)).items()}
     rows = []
     for name, (value, kind) in fields(config).items():
         words = ["True", "False"] if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
         inner = get_args(kind) if get_origin(kind) is tuple else ()
         of_tuple = ",".join("..." if word is Ellipsis else word.__name__ for word in inner)
-        rows.append(
-            f"{write_changes({name: value}):48s} {' | '.join(words) or of_tuple or getattr(kind, '__name__', kind)}"
-        )
+        kind = " | ".join(words) or of_tuple or getattr(kind, "__name__", kind)
+        allowed = f" in {ranges[name].interval}" if name in ranges else ""
+        rows.append(f"{write_changes({name: value}):48s} {kind}{allowed}")
     return "\n".join(rows)
 
 
@@ -375,7 +431,7 @@ def _typed(name: str, text: str, kind: object) -> object:
     if get_origin(kind) is Literal:
         return recognized(text, get_args(kind), name)
     if get_origin(kind) is tuple:
-        words, inner = text.split(","), get_args(kind)
+        words, inner = text.split(",") if text else [], get_args(kind)
         if inner[-1] is not Ellipsis and len(words) != len(inner):
             raise ValueError(f"{name} has {len(inner)} values, not {text!r}")
         return tuple(_typed(name, word, inner[0]) for word in words)
@@ -386,7 +442,7 @@ def _typed(name: str, text: str, kind: object) -> object:
             value = kind(text) + 0  # −0.0 is 0.0
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        if not abs(value) < math.inf:
             raise ValueError(f"{name} must be {'a whole' if kind is int else 'a finite'} number, not {text!r}")
         return value
     if kind == str | None:  # a path, or none

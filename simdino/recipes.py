@@ -145,6 +145,7 @@ def _imagenet(objective: str, size: str) -> Config:
         ema=0.996,
         ema_end=1.0,
         freeze_prototypes=0.0 if simple else 0.01,
+        precision="bf16",
     )
     if not first:
         shared = {"drop_path_rule": "uniform", "token_std": 1e-6}
@@ -164,7 +165,7 @@ def _imagenet(objective: str, size: str) -> Config:
         model=model,
         objective=losses[objective],
         optim=optim,
-        record=Record(log_every=50, checkpoint_every=2500, snapshots=12, probe=2048, bank=8192, views=512),
+        record=Record(log_every=50, checkpoint_seconds=600.0, snapshots=12, probe=2048, bank=8192, views=512),
     )
 
 
@@ -295,12 +296,13 @@ _GPU: dict[str, object] = {
     "optim.weight_decay_end": 0.4,
     "optim.ema": 0.99,
     "optim.ema_end": 1.0,
+    "optim.precision": "bf16",
 }
 _CIFAR10 = {"data.name": "cifar10", "data.root": "data/cifar10", "model.patch": 4, "optim.steps": 39_000}  # 200 epochs
 _LARGER = {"data.size": 64, "crops.global_size": 64, "crops.local_size": 32}
 _TINY = {"data.name": "npz", "data.root": "data/tiny_imagenet50.npz", "optim.steps": 29_100}  # 300 epochs
 _FOLDER = {"data.name": "folder", "data.root": "data/images", "optim.steps": 50_000}
-_GPU_RECORD = Record(log_every=50, checkpoint_every=2000, snapshots=9, probe=4096, bank=8192, views=512)
+_GPU_RECORD = Record(log_every=50, snapshots=9, probe=4096, bank=8192, views=512)
 
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(0.02, (0,), Record(log_every=5, snapshots=3, patches=16)),

@@ -15,6 +15,7 @@ from simdino.batch import (
     parameters,
     training_table,
 )
+from simdino.config import NAME_LENGTH
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.runs import Run
 from simdino.studies import STUDIES, settings
@@ -85,6 +86,15 @@ def test_a_run_is_found_by_its_name():
         config_of_run("simdino", "cpu")
     plain = recipe("simdino@data.name=folder,data.root=photos,data.size=64", seed=3)
     assert config_of_run(plain.run_name, "cpu") == plain
+
+
+def test_a_run_of_a_study_is_found_by_a_name_that_was_cut():
+    for s in settings("collapse_boundary"):
+        config = recipe(s.recipe, seed=2)
+        assert len(s.recipe) > NAME_LENGTH
+        assert config_of_run(config.run_name, "cpu") == config
+    with pytest.raises(ValueError, match="does not say its recipe in full"):
+        config_of_run(config.run_name[:-10] + "0123456789", "cpu")
 
 
 @pytest.mark.parametrize("root", ["/data/images", "a" * 200])

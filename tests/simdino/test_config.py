@@ -4,6 +4,7 @@ misspelled is refused; a variant has one name, however it is written."""
 import copy
 import dataclasses
 import inspect
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from simdino.config import (
     DINOv2,
     Model,
     Optim,
+    Range,
     SimDINO,
     SimDINOv2,
     derived_seed,
@@ -47,14 +49,18 @@ def changed(config, path, value):
 
 
 def other(value, kind):
-    """A different legal value; twice a width stays a multiple of the heads."""
+    """A different value that is in its field's range; twice a width stays a multiple of the heads."""
     if get_origin(kind) is Literal:
         return next(v for v in get_args(kind) if v != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, str) or value is None:
         return f"{value}x"
-    return tuple(2 * v or 1.0 for v in value) if isinstance(value, tuple) else (2 * value or type(value)(1))
+    if value == ():
+        return (0, 10)
+    if isinstance(value, tuple):
+        return tuple(v / 2 or 0.25 for v in value)
+    return 2 * value or 1 if isinstance(value, int) else value / 2 or 0.25
 
 
 @pytest.mark.parametrize("name", ["simdino", "dino", "simdinov2", "dinov2"])
@@ -109,12 +115,12 @@ def test_a_profile_sets_the_length_and_the_recipes_differ_only_where_they_say():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"optim": Optim(lr=0.0)}, "optim.lr must be positive"),
-        ({"crops": Crops(global_crops=1)}, "global_crops must be at least 2"),
+        ({"optim": Optim(batch_size=64, groups=3)}, "not a multiple of optim.groups 3"),
+        ({"crops": Crops(mean=(0.5,), std=(0.2, 0.2))}, "a value for each channel"),
         ({"crops": Crops(global_size=30)}, "multiples of model.patch"),
         ({"model": Model(dim=97)}, "not a multiple of model.heads"),
         ({"model": Model(prototypes=64)}, "prototypes must be positive for DINO and 0"),
-        ({"objective": SimDINO(eps=0.0)}, "objective.eps must be positive"),
+        ({"model": Model(out=0)}, "model.out must be positive: the loss needs a head"),
     ],
 )
 def test_an_impossible_configuration_is_refused(part, message):
@@ -139,6 +145,92 @@ def test_a_word_that_means_nothing_is_refused(part, message):
         object.__setattr__(value, field, word)
     with pytest.raises(ValueError, match=message):
         replace(base, **{name: value})
+
+
+def test_every_number_has_a_range_that_its_value_in_every_recipe_is_in():
+    for config in RECIPES.values():
+        table = fields_table(config).splitlines()
+        for line, (name, (value, kind)) in zip(table, fields(config).items(), strict=True):
+            is_number = kind in (int, float) or get_origin(kind) is tuple
+            assert is_number == (" in " in line), name
+            if is_number:
+                allowed = Range(line.partition(" in ")[2])
+                assert all(allowed.has(v) for v in (value if isinstance(value, tuple) else (value,))), name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("data.size=0", "data.size must be a whole number in [1, ∞), not 0"),
+        ("data.size=-1", "data.size must be a whole number in [1, ∞), not -1"),
+        ("data.workers=-1", "data.workers must be a whole number in [0, ∞), not -1"),
+        ("crops.global_size=0", "crops.global_size must be a whole number in [1, ∞), not 0"),
+        ("crops.global_crops=1", "crops.global_crops must be a whole number in [2, ∞), not 1"),
+        (
+            "crops.global_scale=1,0.2",
+            "crops.global_scale must be a tuple of 2 numbers in (0, 1], none below the one before it, not (1.0, 0.2)",
+        ),
+        ("crops.local_scale=0,0.2", "crops.local_scale must be a tuple of 2 numbers in (0, 1]"),
+        ("crops.mask_ratio=0.1,1.5", "crops.mask_ratio must be a tuple of 2 numbers in (0, 1]"),
+        ("crops.blur_p=0.5,0.5,1.5", "crops.blur_p must be a tuple of 3 numbers in [0, 1], not (0.5, 0.5, 1.5)"),
+        ("crops.std=0.2,0,0.2", "crops.std must be a tuple of numbers in (0, ∞), not (0.2, 0.0, 0.2)"),
+        ("crops.jitter=-1", "crops.jitter must be a number in [0, ∞), not -1.0"),
+        ("model.heads=0", "model.heads must be a whole number in [1, ∞), not 0"),
+        ("model.drop_path=1", "model.drop_path must be a number in [0, 1), not 1.0"),
+        ("model.mlp_ratio=0", "model.mlp_ratio must be a number in (0, ∞), not 0.0"),
+        ("objective.eps=0", "objective.eps must be a number in (0, ∞), not 0.0"),
+        ("objective.gamma=-1", "objective.gamma must be a number in [0, ∞), not -1.0"),
+        ("optim.groups=0", "optim.groups must be a whole number in [1, ∞), not 0"),
+        ("optim.ema=1.1", "optim.ema must be a number in [0, 1], not 1.1"),
+        ("optim.layer_decay=0", "optim.layer_decay must be a number in (0, 1], not 0.0"),
+        ("optim.warmup=2", "optim.warmup must be a number in [0, 1], not 2.0"),
+        ("record.checkpoint_seconds=-1", "record.checkpoint_seconds must be a number in [0, ∞), not -1.0"),
+        ("record.weights=10,0", "record.weights must be a tuple of whole numbers in [0, ∞), none below"),
+    ],
+)
+def test_a_number_outside_of_its_range_is_refused_with_the_range(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipe(f"simdino@{name}")
+
+
+def test_a_temperature_and_a_seed_have_ranges_too():
+    with pytest.raises(ValueError, match=re.escape("objective.student_temp must be a number in (0, ∞), not 0.0")):
+        recipe("dino@objective.student_temp=0")
+    with pytest.raises(ValueError, match=re.escape("objective.center_momentum must be a number in [0, 1], not 2.0")):
+        recipe("dino@objective.center_momentum=2")
+    with pytest.raises(ValueError, match=re.escape("seed must be a whole number in [0, ∞), not -1")):
+        recipe("simdino", seed=-1)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, "1", None, True, 1.5, [1]])
+def test_what_is_not_a_number_of_the_fields_type_is_refused_in_every_field(wrong):
+    """Run without the types' check, as users do; 1.5 is wrong only where whole numbers are meant."""
+    config = RECIPES["dinov2"]
+    for name, (_, kind) in fields(config).items():
+        whole = int in (kind, *get_args(kind))
+        if not (whole or kind is float or get_origin(kind) is tuple) or (wrong == 1.5 and not whole):
+            continue
+        part, leaf = name.split(".")
+        changed_part = copy.copy(getattr(config, part))
+        for value in (wrong, (wrong,) * 3):
+            object.__setattr__(changed_part, leaf, value)
+            with pytest.raises(ValueError, match=f"^{re.escape(name)} must be a .* in "):
+                replace(config, **{part: changed_part})
+
+
+def test_weights_are_kept_at_no_step_unless_a_variant_says_at_which():
+    assert recipe("simdino@record.weights=").recipe == "simdino"
+    variant = recipe("simdino@record.weights=0,10,30,optim.lr=1")
+    assert variant.record.weights == (0, 10, 30)
+    assert recipe(variant.recipe) == variant
+    assert read_changes(variant, "record.weights=") == {"record.weights": ()}
+
+
+def test_cpus_train_in_single_precision_and_accelerators_in_half():
+    found = {name: config.optim.precision for name, config in RECIPES.items()}
+    assert found == {name: "bf16" if name.endswith("imagenet") else "fp32" for name in RECIPES}
+    found = {profile: recipe("simdino", profile).optim.precision for profile in PROFILES}
+    assert found == {profile: "bf16" if profile.startswith("gpu") else "fp32" for profile in PROFILES}
 
 
 def test_streams_of_randomness_do_not_meet():
@@ -251,7 +343,7 @@ def test_a_run_is_named_after_what_a_folder_can_have_and_told_apart_by_its_hash(
         ("simdino@optim.lr=1,optim.lr=2", "optim.lr is given twice"),
         ("simdino@", "written <field>=<value>"),
         ("simdino@0.1,optim.lr=1", "written <field>=<value>"),
-        ("simdino@optim.lr=0", "optim.lr must be positive"),
+        ("simdino@optim.lr=0", "optim.lr must be a number in (0, ∞), not 0.0"),
         ("simdino@optim.lr=1,lr=2", "optim.lr must be a finite number, not '1,lr=2'"),
         ("simdino@data.root=photos,optm.lr=2", "unknown field 'optm.lr'"),
     ],

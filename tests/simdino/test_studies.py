@@ -1,8 +1,12 @@
 """Claims: a study compares what it says: one factor at a time, and as many settings of a method as of its rival."""
 
+from itertools import product
+
 import pytest
 
-from simdino.config import NAME_LENGTH, Config, fields
+from analysis import theory
+from simdino.batch import config_of_run
+from simdino.config import Config, fields
 from simdino.recipes import PROFILES, recipe
 from simdino.studies import STUDIES, settings
 
@@ -16,14 +20,14 @@ def difference(config: Config, other: Config) -> dict[str, tuple]:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_is_another_and_all_can_be_named_and_built(name, profile):
     points = settings(name, profile)
-    runs = [recipe(s.recipe, profile, seed).run_name for s in points for seed in s.seeds]
-    assert len(set(runs)) == len(runs)
-    assert max(len(s.recipe) for s in points) < NAME_LENGTH  # so that the names of runs say all of it
+    configs = [recipe(s.recipe, profile, seed) for s in points for seed in s.seeds]
+    assert len({config.run_name for config in configs}) == len(configs)
+    assert config_of_run(configs[-1].run_name, profile) == configs[-1]
     assert all(recipe(s.recipe, profile).recipe == s.recipe for s in points)  # so a table finds them by name
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ["robustness", "self_distillation"])
 def test_rivals_have_as_many_settings_and_seeds(name, profile):
     counts = {}
     for s in settings(name, profile):
@@ -47,6 +51,61 @@ def test_a_setting_differs_from_its_recipe_in_the_named_factors_alone(profile, s
                 before, after = before[0], after[0]
             assert any(after == pytest.approx(before * ratio, rel=1e-5) for ratio in s.at.values())
         assert bool(changed) == bool(s.at)
+
+
+def test_the_study_of_robustness_has_three_seeds_a_setting_and_the_recipes_have_all():
+    points = settings("robustness")
+    assert {s.seeds for s in points if s.at} == {(0, 1, 2)}
+    assert {s.seeds for s in points if not s.at} == {PROFILES["cpu"].seeds}
+    counts = {first: sum(s.method.endswith("v2") != first for s in points) for first in (True, False)}
+    assert counts == {True: 60, False: 12}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_collapse_numbers_of_the_study_of_collapse_are_those_of_its_runs(profile):
+    """And both views carry gradients at exactly twice the γ of a stop-gradient."""
+    points, gamma = settings("collapse_boundary", profile), {}
+    for s in points:
+        config = recipe(s.recipe, profile)
+        d, eps, factor = config.model.out, config.objective.eps, 1 + (s.at["teacher"] == "student-with-gradient")
+        chi = theory.collapse_number(d, eps, config.objective.gamma)
+        assert chi == pytest.approx(factor * s.at["χ"], rel=1e-5)
+        assert config.optim.teacher == s.at["teacher"]
+        assert config.optim.precision == "fp32"
+        assert config.optim.steps == (20 if profile == "smoke" else 200 * PROFILES[profile].steps)
+        gamma[s.at["augmentation"], s.at["teacher"], s.at["χ"]] = config.objective.gamma
+    joint = {key: value for key, value in gamma.items() if key[1] == "student-with-gradient"}
+    assert joint == {key: 2 * gamma["strong", "student", key[2]] for key in joint}
+    assert len(joint) == 2
+    if profile == "cpu":
+        assert sum(len(s.seeds) for s in points) == 30
+
+
+def test_the_phases_of_dino_cover_center_learning_rate_and_teacher():
+    found = set()
+    for s in settings("dino_phases"):
+        config = recipe(s.recipe)
+        o, center = config.optim, config.objective.center_momentum
+        momentum = 0.0 if o.teacher == "student" else o.ema
+        assert s.at == {"center momentum": center, "learning rate": o.lr, "teacher": momentum}
+        assert o.teacher == "student" or o.ema == o.ema_end
+        assert (o.steps, o.precision, config.record.snapshots, s.seeds) == (200, "fp32", 1, (0, 1, 2))
+        found.add((center, o.lr, momentum))
+    centers = (0.0, 0.25, 0.5, 0.9)
+    alone = set(product(centers, (3e-5, 1e-4, 3e-4, 1e-3, 2.5e-3), (0.0,)))
+    assert found == alone | set(product(centers, (1e-3,), (0.5, 0.9, 0.99)))
+
+
+def test_the_range_of_gamma_keeps_weights_at_the_recipes_length():
+    base, points = recipe("simdino"), settings("gamma_range")
+    for s in points:
+        changed = difference(base, recipe(s.recipe))
+        assert changed.pop("record.weights") == ((), (0, 10, 30, 100, 300))
+        assert {k: pair[1] / pair[0] for k, pair in changed.items()} == pytest.approx(
+            {"objective.gamma": s.at["γ"]} if s.at else {}, rel=1e-5
+        )
+    assert [s.at.get("γ", 1.0) ** 2 for s in points] == pytest.approx([1 / 9, 1 / 3, 1, 3, 9])
+    assert {s.seeds for s in points} == {(0, 1, 2, 3, 4)}
 
 
 def test_teachers_are_what_they_are_called():

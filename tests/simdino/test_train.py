@@ -32,7 +32,7 @@ TINY = replace(
     crops=replace(RECIPES["simdino"].crops, global_size=16, local_size=8, local_crops=1),
     model=Model(patch=4, dim=24, depth=2, heads=2, hidden=32, out=16, drop_path=0.2),
     optim=Optim(steps=12, batch_size=32),
-    record=Record(log_every=1, checkpoint_every=4, snapshots=2, probe=64, bank=64, views=16),
+    record=Record(log_every=1, checkpoint_seconds=0.0, snapshots=2, probe=64, bank=64, views=16),
 )
 
 
