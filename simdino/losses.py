@@ -384,7 +384,10 @@ def dino_loss(
 
     Returns:
         The loss, and its parts: entropy and kl in nats, and `center` for the next step, m·c + (1 − m)·mean t, where
-        the mean is over the rows of all processes.
+        the mean is over the rows of all processes. Besides, without gradient, what tells collapses apart, of the
+        global views: student_entropy, E H(p), and student_mean_entropy, H(E p), in nats; teacher_mean_entropy, H(E q);
+        center_distance, |E t − c|; and score_spread, √E‖t − E t‖². Of the last two the ratio falls below 1 in healthy
+        training, and far above it where a late center chases the outputs.
 
     Raises:
         ValueError: views that do not fit, an unknown centering, a temperature that is not positive and finite, or a
@@ -401,13 +404,31 @@ def dino_loss(
     _check(student_temp=student_temp)
     v, g = len(student), len(teacher)
     options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
+    before = center
     q, center = _targets(teacher.flatten(0, 1), center, **options)
     q = q.unflatten(0, teacher.shape[:2])  # (g, n, K)
     log_p = F.log_softmax(student / student_temp, dim=-1)  # (v, n, K)
     cross = -torch.einsum("gnk,vnk->vg", q, log_p) / student.shape[1]  # (v, g)
     loss = (cross * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
-    entropy = torch.special.entr(q).sum(-1).mean()
-    return loss, {"entropy": entropy, "kl": loss - entropy, "center": center}
+    entropy = _entropy(q).mean()
+    seen = _score_monitors(log_p[:g].detach(), q, teacher.detach(), before)
+    return loss, {"entropy": entropy, "kl": loss - entropy, "center": center} | seen
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(-1)
+
+
+def _score_monitors(log_p: Tensor, q: Tensor, teacher: Tensor, center: Tensor) -> Parts:
+    """What `dino_loss` says of its scores, each mean over the global views (g, n, K)."""
+    p, mean = log_p.exp(), teacher.mean(1)
+    return {
+        "student_entropy": _entropy(p).mean(),
+        "student_mean_entropy": _entropy(p.mean(1)).mean(),
+        "teacher_mean_entropy": _entropy(q.mean(1)).mean(),
+        "center_distance": (mean - center).norm(dim=-1).mean(),
+        "score_spread": (teacher - mean[:, None]).square().sum(-1).mean(1).sqrt().mean(),
+    }
 
 
 def _targets(

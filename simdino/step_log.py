@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from typing import TextIO
 
 import torch
@@ -10,9 +9,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from simdino.config import Config, SimDINO, derived_seed
-from simdino.losses import coding_rate, simdino_loss
+from simdino.config import Config, SimDINO, SimDINOv2, derived_seed
+from simdino.losses import coding_rate, patch_rates, simdino_loss
 from simdino.ranks import gathered, mean_over_ranks
+from simdino.step_inputs import Hidden
 
 LOSS_TERMS = ("alignment", "rate", "patches", "entropy", "kl", "koleo", "patch_rate_within", "patch_rate_across")
 
@@ -111,18 +111,24 @@ class StepLog:
         self.references = rate_references(config)
         self.rows: list[tuple[dict[str, float | int], dict[str, Tensor]]] = []  # of the host, of the device
 
-    def measure(self, loss: "GroupLoss", *, costly: bool) -> dict[str, Tensor]:  # noqa: F821
+    def measure(self, loss: "GroupLoss", hidden: Hidden | None, *, costly: bool) -> dict[str, Tensor]:  # noqa: F821
         """Measure one group of images, without waiting.
 
         Args:
             loss: what `simdino.train.group_loss` returned.
-            costly: whether gradients are measured, too.
+            hidden: the hidden patches that it was given.
+            costly: whether gradients and the rates of patches are measured, too.
         """
         terms = {f"loss_{name}" if name in LOSS_TERMS else name: term for name, term in loss.terms.items()}
         row = terms | {"loss": loss.loss} | feature_monitors(gathered(loss.features, self.team))
         if costly:
             s, t = (gathered(x.detach(), self.team) for x in (loss.outputs, loss.targets))
             row |= gradient_monitors(s, t, self.config)
+            if isinstance(self.config.objective, SimDINOv2) and "loss_patch_rate_within" not in row:
+                views, p = hidden.masks.shape
+                options = {"eps": self.references["eps"], "crops": views, "most_patches": p, "group": self.team}
+                rates = patch_rates(loss.patches.detach(), hidden.weights, **options)
+                row |= {f"loss_patch_rate_{name}": rate for name, rate in rates._asdict().items()}
         return {name: value.detach() for name, value in row.items()}
 
     def add(self, host: dict[str, float | int], groups: list[dict[str, Tensor]], norm: Tensor) -> None:

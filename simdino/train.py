@@ -35,7 +35,7 @@ from simdino.losses import dino_loss, dinov2_loss, simdino_loss, simdinov2_loss
 from simdino.optim import clip_gradients, parameter_groups, schedules
 from simdino.ranks import join_ranks, of_first_rank, ranks, sharing_ranks
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
-from simdino.record import probe_images, record_snapshot, snapshot_steps
+from simdino.record import probe_images, record_snapshot, record_weights, snapshot_steps
 from simdino.runs import CHECKOUT, SOURCE, Run, environment, write_json, write_tensors, write_text
 from simdino.step_inputs import Hidden, batch_indices, step_inputs
 from simdino.step_log import StepLog
@@ -124,7 +124,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
         clear(path, branches)
     of_first_rank(True, device)
     start, spent, recording = resume(path, branches, optimizer, centers)
-    probe = probe_images(images, config, device)
+    probe = probe_images(images, config) if rank == 0 else {}
     if rank == 0 and start == 0:
         path.mkdir()
         write_json(path / "config.json", config)
@@ -146,6 +146,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
         for step in bar:
             if step in snapshots:
                 recording += record_snapshot(path, step, config, probe, recorded)
+            if rank == 0 and step in config.record.weights:
+                record_weights(path, step, branches)
             rate, weight_decay, momentum = schedules(o, step)
             for group in optimizer.param_groups:
                 group.update(lr=rate * group["factor"], weight_decay=weight_decay * group["decay"])
@@ -162,7 +164,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 with nullcontext() if world == 1 or k + 1 == share else network.no_sync():
                     loss = loss_of(config, network, teacher, crops, drawn.hidden, centers, drawn.teacher_temp, team)
                     centers_of.append({name: loss.terms.pop(name) for name in centers})
-                    measured.append(log.measure(loss, costly=costly))
+                    measured.append(log.measure(loss, drawn.hidden, costly=costly))
                     (loss.loss / share).backward()
             centers = mean_centers(centers_of, [drawn.hidden for drawn in inputs])
             norm = clip_gradients(student, o)
@@ -184,12 +186,14 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
             last = step + 1 == o.steps
-            if costly and rank == 0 and (last or now - saved_at > config.record.checkpoint_every):
+            if costly and rank == 0 and (last or now - saved_at > config.record.checkpoint_seconds):
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
-                save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
+                save_checkpoint(path, step + 1, seconds, branches, None if last else optimizer, centers)
                 saved, saved_at = step + 1, time.perf_counter()
     if rank == 0:
         recording += record_snapshot(path, o.steps, config, probe, recorded)
+        if config.record.weights:
+            record_weights(path, o.steps, branches)
         seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
         write_text(path / "DONE", json.dumps(seconds) + "\n")
 
@@ -202,6 +206,7 @@ class GroupLoss(NamedTuple):
     outputs: Tensor  # the student's, of all views (g + l, n, d)
     targets: Tensor  # the teacher's, of the global views (g, n, d)
     features: Tensor  # the head's, of the student's global views (g, n, d)
+    patches: Tensor | None  # the student's outputs for the hidden patches (m, d), if the objective has patches
 
 
 def group_loss(
@@ -245,16 +250,16 @@ def group_loss(
     if isinstance(config.objective, DINO):
         options["teacher_temp"] = teacher_temp
     else:
-        options |= {"group": team} if team else {}
+        options["group"] = team
     if isinstance(config.objective, SimDINOv2):
-        loss, terms = simdinov2_loss(s, t, *patches, **options)
+        loss, terms = simdinov2_loss(s, t, *patches, most_patches=masks.shape[1], **options)
     elif isinstance(config.objective, SimDINO):
         loss, terms = simdino_loss(s, t, **options)
     elif isinstance(config.objective, DINOv2):
         loss, terms = dinov2_loss(s, t, *patches, taps[0]["backbone"].unflatten(0, (-1, n)), **options)
     else:
         loss, terms = dino_loss(s, t, **options)
-    return GroupLoss(loss, terms, s, t, z)
+    return GroupLoss(loss, terms, s, t, z, taps[0].get("selected"))
 
 
 def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
@@ -317,7 +322,9 @@ def refuse_slow_precision(precision: str, device: str) -> None:
             a @ a
         seconds[dtype] = time.perf_counter() - began
     if seconds[torch.bfloat16] > 3 * seconds[torch.float32]:
-        raise ValueError("optim.precision bf16 is slower than fp32 on this CPU, which lacks it: leave optim.precision out")
+        raise ValueError(
+            "optim.precision bf16 is slower than fp32 on this CPU, which lacks it: leave optim.precision out"
+        )
 
 
 _USAGE = "simdino train RECIPE[@field=value,...] [--profile P] [--seed N] [--root DIR] [--device D] [--fields]"

@@ -259,7 +259,9 @@ def test_the_log_measures_the_features_of_a_batch():
             "alignment": 1 - (z[0] * z[1]).sum(1).mean(),
             "mean_norm2": z.mean(1).norm(dim=1).square().mean(),
         }
-        assert {k: found[k].item() for k in expected} == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4)
+        assert {k: found[k].item() for k in expected} == pytest.approx(
+            {k: v.item() for k, v in expected.items()}, rel=1e-4
+        )
 
 
 def test_the_clipped_norm_is_of_all_of_a_module_or_of_a_tensor():
