@@ -95,8 +95,8 @@ def resume(path: Path, branches: dict, optimizer, centers: dict) -> Progress:
     for branch, network in branches.items():
         network.load_state_dict(under(f"{branch}."))
     for name, p in branches["student"].named_parameters():
-        if state := under(f"optimizer.{name}/"):
-            optimizer.state[p] = state
+        if state := under(f"optimizer.{name}/"):  # laid out in memory as the parameter, as a fused step expects
+            optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.ndim else v for k, v in state.items()}
     for name, center in centers.items():
         center.copy_(tensors[name])
     return Progress(int(metadata["step"]), float(metadata["seconds"]), float(metadata["recording_seconds"]))

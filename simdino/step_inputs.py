@@ -58,7 +58,7 @@ def step_inputs(
         generator = torch.Generator().manual_seed(derived_seed("crops", config.seed, step))
         views = draw_views((rows, *shape[1:]), config.crops, generator, device=device, part=(k, parts))
         hidden = None if masks is None else hidden_patches(masks, config, part=(k, parts), share=share)
-        inputs.append(Inputs(images[k], views, hidden, torch.tensor(temp)))
+        inputs.append(Inputs(images[k], views, hidden, torch.tensor(temp, dtype=torch.float64)))
     return inputs
 
 

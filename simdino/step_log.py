@@ -61,7 +61,8 @@ def gradient_monitors(s: Tensor, t: Tensor, config: Config) -> dict[str, Tensor]
 
     gradient_alignment = ‖g·∂alignment/∂s‖_F ≤ 2/√n,  gradient_rate = ‖g·γ·∂rate/∂s‖_F ≤ γ·½·√(αr/n)
 
-    with α = d/ε² and r = min(n, d): norms of one view's gradient with the targets held fixed, root mean square over the g global views.
+    with α = d/ε² and r = min(n, d): norms of one view's gradient, root mean square over the g global
+    views, with the targets held fixed.
 
     Args:
         s: the student's outputs (v, n, d).
@@ -148,6 +149,7 @@ class StepLog:
         spectra = spectrum_monitors(grams, self.config.model.out, self.references["eps"])
         for i, row in enumerate(rows):
             row |= {name: value[i] for name, value in spectra.items()}
+        digits = round(-math.log10(torch.finfo(rows[0]["loss"].dtype).eps))  # that a number has
         values = torch.stack([value for row in rows for value in row.values()]).double()
         values = iter(mean_over_ranks(values).tolist())
         for host, row in self.rows:
@@ -155,7 +157,7 @@ class StepLog:
             for name, value in measured.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"{name} is not finite at step {host['step']}")
-            numbers = {name: float(f"{x:.7g}") for name, x in (measured | self.references | host).items()}
+            numbers = {name: float(f"{x:.{digits}g}") for name, x in (measured | self.references | host).items()}
             written = {"step": host["step"]} | numbers | {"step": host["step"]}
             self.file.write(json.dumps(written) + "\n")
         self.file.flush()

@@ -276,6 +276,7 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
     o, shape = config.optim, {"size": config.crops.global_size, "channels": channels}
     torch.manual_seed(derived_seed("weights", config.seed))
     branches = {"student": Network(config.model, **shape).to(device)}
+    branches["student"].backbone.checkpointing = o.checkpointing
     if not o.teacher.startswith("student"):
         teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
         teacher.load_state_dict(branches["student"].state_dict())

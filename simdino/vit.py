@@ -15,6 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from simdino.config import Model
 
@@ -212,7 +213,7 @@ class ViT(nn.Module):
 
     def __init__(self, config: Model, *, size: int, channels: int = 3):
         super().__init__()
-        self.config, dim = config, config.dim
+        self.config, self.checkpointing, dim = config, False, config.dim
         self.patch_embed = patch_embed(config, channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size // config.patch) ** 2, dim))
@@ -239,7 +240,9 @@ class ViT(nn.Module):
     def forward(self, x: Images, masks: Masks = None) -> Output:
         x, taps = self.embed(x, masks), {}
         for i, block in enumerate(self.blocks):
-            x = taps[f"block{i}"] = block(x)  # (n, 1 + registers + gh·gw, d)
+            saving = self.checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if saving else block(x)  # (n, 1 + registers + gh·gw, d)
+            taps[f"block{i}"] = x
         tokens = taps["tokens"] = self.norm(x)
         return self.image_feature(tokens), taps
 

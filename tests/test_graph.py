@@ -108,7 +108,7 @@ def test_what_a_kill_cut_short_goes_on_where_it_was(project):
     snakemake(path, *arguments)
     assert Run.load(run).done
     assert (run / "config.json").stat().st_mtime_ns == begun  # else it had been trained anew
-    assert Run.load(run).metrics["step"].tolist() == sorted({*range(0, 400, 5), 399})
+    assert Run.load(run).metrics["step"].tolist() == list(range(400))
     assert len(times(path)) == 2
 
 

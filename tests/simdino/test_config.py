@@ -92,6 +92,8 @@ def test_the_objective_is_the_keywords_of_its_loss(objective, loss):
     keywords = {k for k, p in inspect.signature(loss).parameters.items() if p.kind == p.KEYWORD_ONLY} - {
         "center",
         "patch_center",
+        "group",
+        "most_patches",
     }
     assert {f.name for f in dataclasses.fields(objective)} == keywords
 

@@ -20,7 +20,7 @@ from simdino.losses import coding_rate
 from simdino.optim import clip_gradients, schedules
 from simdino.recipes import NOTES, RECIPES, recipe
 from simdino.record import snapshot_steps
-from simdino.runs import read_tensors
+from simdino.runs import Run, read_tensors
 from simdino.step_inputs import batch_indices, hidden_patches, most_hidden, patch_masks, patch_weights
 from simdino.step_log import feature_monitors, rate_references, spectrum_monitors
 from simdino.train import get_run, networks
@@ -152,14 +152,16 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
 
 
 def test_a_state_that_is_not_finite_is_not_kept(tmp_path, monkeypatch):
-    """NaN between two logged steps, with a checkpoint before the next: the run ends there, without the checkpoint."""
-    config = replace(TINY, record=replace(TINY.record, log_every=12))
+    """NaN from step 2 on, found at step 11: the run ends there, says where it began and what it can go on from."""
+    config = replace(TINY, record=replace(TINY.record, log_every=11))
     loss, calls = trainer.simdino_loss, iter(range(99))
     broken = lambda *a, **k: (lambda x: (x[0] * math.nan, x[1]) if next(calls) >= 2 else x)(loss(*a, **k))  # noqa: E731
     monkeypatch.setattr(trainer, "simdino_loss", broken)
-    with pytest.raises((FloatingPointError, ValueError), match=r"not finite|NaN or infinite"):
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 2; its last checkpoint is of step 1$"):
         get_run(config, tmp_path, progress=False)
-    assert not list(tmp_path.glob("*/checkpoint.safetensors"))
+    (path,) = tmp_path.glob("*/checkpoint.safetensors")
+    assert all(v.isfinite().all() for v in read_tensors(path).values())
+    assert Run.load(path.parent).metrics["step"].tolist() == [0, 1]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -245,7 +247,7 @@ def test_hidden_patches_are_padded_to_one_number_in_every_step(parts):
 
 
 def test_the_log_measures_the_features_of_a_batch():
-    """Rate, effective rank and largest share from the smaller Gram matrix: those of the covariance, for n < d and n > d."""
+    """Rate, effective rank and largest share from the smaller Gram matrix: those of the covariance."""
     for n, d in ((8, 20), (40, 6)):
         z = torch.nn.functional.normalize(torch.randn(2, n, d, generator=torch.Generator().manual_seed(n)), dim=-1)
         found = feature_monitors(z)
@@ -348,7 +350,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
         (["simdinp"], "did you mean 'simdino'"),
         (["simdino", "--profile", "cpi"], "did you mean 'cpu'"),
         (["simdino@optim.lrr=3"], "unknown field 'optim.lrr'; did you mean 'optim.lr'"),
-        (["simdino@optim.lr=-1"], "optim.lr must be positive"),
+        (["simdino@optim.lr=-1"], "optim.lr must be a number in (0, ∞), not -1.0"),
         (["simdino@data.name=cifar10,data.root=/nowhere"], "/nowhere"),
         (["simdino@data.name=cifar11"], "cifar10"),
         (["simdino", "--device", "gpu"], "device 'gpu' cannot be used"),
@@ -389,7 +391,7 @@ def test_the_command_line_lists_recipes_and_fields(capsys):
     assert all(f"  {name} " in shown and note in shown for name, note in NOTES.items())
     trainer.main(["simdino@optim.lr=2e-3", "--profile", "smoke", "--fields"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["optim.lr=0.002", "float"] in lines
-    assert ["crops.global_scale=0.4,1.0", "float,float"] in lines
+    assert ["optim.lr=0.002", "float", "in", "(0,", "∞)"] in lines
+    assert ["crops.global_scale=0.4,1.0", "float,float", "in", "(0,", "1]"] in lines
     assert ["model.arch=vit", "vit", "|", "convnet"] in lines
     assert lines[-1][:5] == ["Profile", "smoke", "trains", "0.02", "of"]
