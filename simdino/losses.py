@@ -385,9 +385,9 @@ def dino_loss(
     Returns:
         The loss, and its parts: entropy and kl in nats, and `center` for the next step, m·c + (1 − m)·mean t, where
         the mean is over the rows of all processes. Besides, without gradient, what tells collapses apart, of the
-        global views: student_entropy, E H(p), and student_mean_entropy, H(E p), in nats; teacher_mean_entropy, H(E q);
-        center_distance, |E t − c|; and score_spread, √E‖t − E t‖². Of the last two the ratio falls below 1 in healthy
-        training, and far above it where a late center chases the outputs.
+        global views and the rows of this process: student_entropy, E H(p), and student_mean_entropy, H(E p), in nats;
+        teacher_mean_entropy, H(E q); center_distance, |E t − c|; and score_spread, √E‖t − E t‖². The ratio of the last
+        two falls below 1 in healthy training, and rises far above it where a late center chases the outputs.
 
     Raises:
         ValueError: views that do not fit, an unknown centering, a temperature that is not positive and finite, or a

@@ -31,8 +31,8 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
         config: how many of them, and the augmentation.
 
     Returns:
-        On the CPU: bank_images and bank_labels of the training part, test_images and test_labels of the held-out part, and views
-        (2, k, c, s, s), two fixed augmentations of the first k test images.
+        On the CPU: bank_images and bank_labels of the training part, test_images and test_labels of the held-out part,
+        and views (2, k, c, s, s), two fixed augmentations of the first k test images.
     """
     r = config.record
     choose = torch.Generator().manual_seed(derived_seed("probe"))
