@@ -105,7 +105,8 @@ def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset"
 def training_log(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
     """The logged numbers of several runs in one table, labeled by recipe, seed and step.
 
-    What a method does not log is NaN. alignment is SimDINO's ½E‖z₁ − z₂‖², half of the measure `alignment`.
+    It has the steps at which all numbers were logged, every `record.log_every`-th and the last; `run.metrics` has all
+    steps. What a method does not log is NaN. alignment is SimDINO's ½E‖z₁ − z₂‖², half of the measure `alignment`.
 
     Args:
         runs: of any recipes; those of one recipe are its seeds.
@@ -116,7 +117,11 @@ def training_log(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
     import pandas as pd
 
     runs = _one_configuration_each(runs)
-    frames = [run.metrics.assign(recipe=run.config["recipe"], seed=run.config["seed"]) for run in runs]
+    frames = []
+    for run in runs:
+        log, last = run.metrics, run.config["optim"]["steps"] - 1
+        log = log[(log["step"] % run.config["record"]["log_every"] == 0) | (log["step"] == last)]
+        frames.append(log.assign(recipe=run.config["recipe"], seed=run.config["seed"]))
     return pd.concat(frames).set_index(["recipe", "seed", "step"]).to_xarray()
 
 

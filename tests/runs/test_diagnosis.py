@@ -1,5 +1,6 @@
 """Claims: the table of a run holds what the functions give on features whose answers are known; damage is named."""
 
+import json
 import math
 
 import pytest
@@ -25,8 +26,10 @@ def write(tmp_path):
         probe = {f"{part}_{what}": x.clone() for part in ("bank", "test") for what, x in parts.items()}
         write_tensors(path / "probe.safetensors", probe)
         objective = {"teacher_temp": 0.04, "center_momentum": 0.9} if prototypes else {"eps": EPS, "gamma": 0.1}
-        write_json(path / "config.json", {"recipe": recipe, "seed": seed, "objective": objective | changes})
-        (path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 3, "loss": 0.5}\n')
+        config = {"objective": objective | changes, "optim": {"steps": 4}, "record": {"log_every": 2}}
+        write_json(path / "config.json", {"recipe": recipe, "seed": seed} | config)
+        rows = [{"step": step, "loss": loss} for step, loss in ((0, 1.0), (1, 0.9), (3, 0.5))]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         frame, constant = torch.eye(D).repeat(N // D, 1), F.normalize(torch.ones(N, D), dim=-1)
         backbone = torch.eye(8)[labels] + 0.01 * torch.randn(N, 8, generator=torch.Generator().manual_seed(1))
         for step, head in ((0, frame), (3, constant)):
