@@ -4,8 +4,11 @@ cannot be shared evenly is refused; files decoded while training, and compiled b
 Started by torchrun, this file is what one rank does.
 """
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +18,10 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from simdino import train as trainer
 from simdino.config import Config, Data
 from simdino.data import load
+from simdino.ranks import PATIENCE
 from simdino.runs import Run, read_tensors
 from simdino.train import get_run
 from tests.simdino.test_train import tiny
@@ -34,8 +39,8 @@ def config_of(name: str, groups: str) -> Config:
     return replace(config, model=replace(config.model, drop_path=0.0))
 
 
-def on_two_ranks(*arguments: str) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def on_ranks(*arguments: str, world: int = 2) -> subprocess.CompletedProcess:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     return subprocess.run([*launch, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
 
@@ -64,7 +69,7 @@ CASES = {
 def of_two_ranks(tmp_path_factory) -> Path:
     """The runs of all cases, trained in one start of two processes."""
     root = tmp_path_factory.mktemp("ranks")
-    done = on_two_ranks("-m", "tests.simdino.test_train_ranks", str(root))
+    done = on_ranks("-m", "tests.simdino.test_train_ranks", str(root))
     assert done.returncode == 0, done.stderr
     return root
 
@@ -77,6 +82,27 @@ def test_two_ranks_train_the_run_of_one(case, of_two_ranks, tmp_path):
     assert_same(get_run(config, tmp_path, progress=False, device="cpu"), two)
 
 
+def test_four_ranks_share_two_groups(tmp_path):
+    """Each group's rows lie on two ranks, which take its rate together: the run of one rank."""
+    done = on_ranks("-m", "tests.simdino.test_train_ranks", str(tmp_path), "shared", world=4)
+    assert done.returncode == 0, done.stderr
+    for name in SHARED:
+        config = config_of(name, "2")
+        four = Run.load(tmp_path / config.run_name)
+        assert four.environment["ranks"] == 4
+        assert_same(get_run(config, tmp_path / "one", progress=False, device="cpu"), four)
+
+
+def test_a_rank_that_dies_ends_the_others(tmp_path):
+    """It is killed before step 3, and the other, which waits for it, ends in seconds, not after the time-out."""
+    began = time.perf_counter()
+    done = on_ranks("-m", "tests.simdino.test_train_ranks", str(tmp_path), "dies")
+    assert done.returncode != 0
+    assert time.perf_counter() - began < 60
+    assert not list(tmp_path.glob("*/DONE"))
+    assert "exitcode" in done.stderr or "Signal" in done.stderr
+
+
 def test_groups_of_a_batch_are_not_one_group(tmp_path):
     """The rate is of half as many images: lower, and read against what half as many can have."""
     one, two = (get_run(config_of("simdino", g), tmp_path, progress=False).metrics for g in "12")
@@ -87,7 +113,7 @@ def test_groups_of_a_batch_are_not_one_group(tmp_path):
 
 def test_torchrun_starts_a_recipe_and_one_rank_says_where(tmp_path):
     options = ["--profile", "smoke", "--device", "cpu", "--root", str(tmp_path)]
-    done = on_two_ranks("-m", "simdino", "train", "simdino@optim.steps=100", *options)
+    done = on_ranks("-m", "simdino", "train", "simdino@optim.steps=100", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 steps; read it with") == 1
     (path,) = tmp_path.glob("*/DONE")
@@ -96,7 +122,7 @@ def test_torchrun_starts_a_recipe_and_one_rank_says_where(tmp_path):
 
 def test_ranks_that_cannot_share_a_batch_are_refused(tmp_path):
     options = ["--profile", "smoke", "--device", "cpu", "--root", str(tmp_path)]
-    done = on_two_ranks("-m", "simdino", "train", "simdino@optim.groups=3,optim.batch_size=60", *options)
+    done = on_ranks("-m", "simdino", "train", "simdino@optim.groups=3,optim.batch_size=60", *options)
     assert done.returncode != 0
     assert "2 ranks cannot share a batch of 60 in 3 groups evenly" in done.stderr
 
@@ -135,9 +161,27 @@ def test_compiled_blocks_train_the_same_run(tmp_path):
     assert_same(get_run(one_shape(compile=False), tmp_path, progress=False, device="cpu"), run)
 
 
+SHARED = ("simdino", "simdinov2")
+
+
+def die(step: int) -> None:
+    """Let the second rank kill itself before a step."""
+    schedules = trainer.schedules
+
+    def counted(o, at):
+        if at == step and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return schedules(o, at)
+
+    trainer.schedules = counted
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for case in CASES.values():
-        get_run(config_of(*case), sys.argv[1], device="cpu", progress=False)
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    root, *what = sys.argv[1:]
+    if what == ["dies"]:
+        die(3)
+    for case in [(name, "2") for name in SHARED] if what == ["shared"] else CASES.values():
+        get_run(config_of(*case), root, device="cpu", progress=False)
     dist.destroy_process_group()
