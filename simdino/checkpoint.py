@@ -8,14 +8,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simdino.runs import SOURCE, read_json_lines, read_metadata, read_tensors, write_tensors, write_text
+from simdino.runs import (
+    SOURCE,
+    network_tensors,
+    read_json_lines,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
+from simdino.vit import Network
 
 
-def save_checkpoint(path: Path, step: int, seconds: dict, branches: dict, optimizer, centers: dict) -> None:
-    """Write networks, optimizer, centers, step and seconds; all randomness follows from the step."""
-    tensors = {f"{b}.{k}": v for b, network in branches.items() for k, v in network.state_dict().items()}
-    for name, p in branches["student"].named_parameters():
-        tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
+def save_checkpoint(
+    path: Path,
+    step: int,
+    seconds: dict[str, float],
+    branches: dict[str, Network],
+    optimizer: torch.optim.Optimizer | None,
+    centers: dict[str, Tensor],
+) -> None:
+    """Write what the next step depends on; all randomness follows from the step.
+
+    Args:
+        path: the run's directory.
+        step: the step that is next.
+        seconds: spent so far, as in `Progress`.
+        branches: the networks, by name.
+        optimizer: None after the last step. Nothing reads its state from then on, which is as large as two networks:
+            what is left are the networks and centers that probes and notebooks load.
+        centers: DINO's, by name.
+    """
+    tensors = network_tensors(branches)
+    if optimizer is not None:
+        for name, p in branches["student"].named_parameters():
+            tensors |= {f"optimizer.{name}/{k}": v for k, v in optimizer.state[p].items()}
     metadata = {"step": str(step), **{k: str(v) for k, v in seconds.items()}, **_origin(branches)}
     write_tensors(path / "checkpoint.safetensors", tensors | centers, metadata)
 
@@ -52,7 +79,10 @@ class Progress(NamedTuple):
 
 
 def resume(path: Path, branches: dict, optimizer, centers: dict) -> Progress:
-    """Restore a run's checkpoint, if it has one, into networks, optimizer and centers; say how far it has come."""
+    """Restore a run's checkpoint, if it has one, into networks, optimizer and centers; say how far it has come.
+
+    A checkpoint of the last step restores no optimizer: nothing is left to train then.
+    """
     checkpoint = path / "checkpoint.safetensors"
     if not checkpoint.is_file():
         return Progress()

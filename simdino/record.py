@@ -10,8 +10,10 @@ from torch import Tensor
 from simdino.augment import center_view, multi_crop
 from simdino.config import Config, derived_seed
 from simdino.data import Dataset
-from simdino.runs import snapshot_path, write_tensors
+from simdino.runs import network_tensors, snapshot_path, weights_path, write_tensors
 from simdino.vit import Network
+
+CHUNK = 256  # images that are on the network's device at once
 
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
@@ -23,30 +25,29 @@ def snapshot_steps(steps: int, count: int) -> set[int]:
     return {0, steps} | {round(steps ** (i / count)) for i in range(count)}
 
 
-def probe_images(images: Dataset, config: Config, device: str) -> dict[str, Tensor]:
-    """Choose the images that every snapshot sees, the same for each seed.
+def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
+    """Choose the images that every snapshot sees, the same for each seed, and keep them on the host.
 
     Args:
         images: the run's.
         config: how many of them, and the augmentation.
-        device: where they are needed.
 
     Returns:
-        bank_images and bank_labels of the training part, test_images and test_labels of the held-out part, and views
-        (2, k, c, s, s), two fixed augmentations of the first k test images.
+        On the CPU: bank_images and bank_labels of the training part, test_images and test_labels of the held-out part,
+        and views (2, k, c, s, s), two fixed augmentations of the first k test images.
     """
     r = config.record
     choose = torch.Generator().manual_seed(derived_seed("probe"))
     bank = torch.randperm(len(images.train), generator=choose)[: r.bank]
     test = torch.randperm(len(images.test), generator=choose)[: r.probe]
     two = replace(config.crops, global_crops=2, local_crops=0)
-    test_images = images.test[test].to(device)
+    test_images = images.test[test].cpu()
     views, _ = multi_crop(test_images[: r.views], two, torch.Generator().manual_seed(derived_seed("views")))
     return {
-        "bank_images": images.train[bank].to(device),
-        "bank_labels": images.train_labels[bank],
+        "bank_images": images.train[bank].cpu(),
+        "bank_labels": images.train_labels[bank].cpu(),
         "test_images": test_images,
-        "test_labels": images.test_labels[test],
+        "test_labels": images.test_labels[test].cpu(),
         "views": views,
     }
 
@@ -86,26 +87,34 @@ def record_snapshot(
     return time.perf_counter() - start
 
 
+def record_weights(path: Path, step: int, branches: dict[str, Network]) -> None:
+    """Write the networks as they are before one step, by the name "<branch>.<parameter>".
+
+    Args:
+        path: the run's directory.
+        step: the step that is next.
+        branches: the networks, by name.
+    """
+    write_tensors(weights_path(path, step), network_tensors(branches))
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for the few shapes here
-def record_features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
-    """Compute every tap of a network, one vector (n, d) per image.
+def record_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
+    """Compute every tap of a network, one vector (n, d) per image, on the network's device.
 
     It is computed in float32, since bfloat16's rounding would fill the tail of a collapsed spectrum, and without
     stochastic depth.
 
     Args:
         network: in whatever mode, which it keeps.
-        images: augmented views, taken as they are, or uint8 images, resized first.
+        images: augmented views, taken as they are, or uint8 images, resized first; on any device.
         config: the run's.
-        chunk: how many images are in memory at once.
     """
     parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept here
     network.eval()
-    for x in images.split(chunk):
-        if x.dtype == torch.uint8:
-            x = center_view(x, config.crops.global_size, config.crops)
-        _, taps = network(x)
+    for x in images.split(CHUNK):
+        _, taps = network(_seen(x, network, config))
         pool = network.backbone.image_feature
         parts.append({k: pool(t) if t.ndim == 3 else t for k, t in taps.items() if k not in whole})
     network.train(training)
@@ -117,12 +126,22 @@ def record_features(network: Network, images: Tensor, config: Config, *, chunk: 
 def patch_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
     """Compute the patches (k, p, d) of a few uint8 images: `backbone`, its tokens; `head`, what the loss sees of them.
 
-    There is no `head` where the objective has no patches.
+    There is no `head` where the objective has no patches. Images are moved and taken in chunks as by
+    `record_features`.
     """
-    x, training = center_view(images, config.crops.global_size, config.crops), network.training
-    every = torch.arange(len(x) * (x.shape[2] // config.model.patch) ** 2, device=x.device)
+    parts, training = [], network.training
     network.eval()
-    _, taps = network(x, None, every if config.patches else None)
+    for x in images.split(CHUNK):
+        x = _seen(x, network, config)
+        every = torch.arange(len(x) * (x.shape[2] // config.model.patch) ** 2, device=x.device)
+        _, taps = network(x, None, every if config.patches else None)
+        tokens = {"backbone": network.backbone.patch_tokens(taps["tokens"])}
+        parts.append(tokens | ({"head": taps["selected"].unflatten(0, (len(x), -1))} if config.patches else {}))
     network.train(training)
-    tokens = {"backbone": network.backbone.patch_tokens(taps["tokens"])}
-    return tokens | ({"head": taps["selected"].unflatten(0, (len(x), -1))} if config.patches else {})
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def _seen(images: Tensor, network: Network, config: Config) -> Tensor:
+    """What a network sees of images: they are moved to its device, and uint8 ones resized and normalized there."""
+    x = images.to(next(network.parameters()).device)
+    return center_view(x, config.crops.global_size, config.crops) if x.dtype == torch.uint8 else x

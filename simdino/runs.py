@@ -5,7 +5,8 @@ runs/<recipe>-s<seed>-<hash>/
     metrics.jsonl                         a row for each logged step
     probe.safetensors                     the images whose features are recorded, with labels
     snapshots/step_00000123.safetensors   their features: "<branch>/<tap>/<set>"
-    checkpoint.safetensors                everything that the next step depends on
+    weights/step_00000123.safetensors     the networks, where `record.weights` asks for them: "<branch>.<parameter>"
+    checkpoint.safetensors                everything that the next step depends on; of a finished run, its networks
     DONE                                  written last: the run is complete
 """
 
@@ -78,8 +79,12 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """The steps at which features were recorded, ascending."""
-        found = (re.fullmatch(r"step_(\d+)\.safetensors", f.name) for f in (self.path / "snapshots").glob("*"))
-        return sorted(int(m[1]) for m in found if m)
+        return _steps_in(self.path / "snapshots")
+
+    @property
+    def weight_steps(self) -> list[int]:
+        """The steps at which the networks themselves were kept, ascending; none, unless `record.weights` named some."""
+        return _steps_in(self.path / "weights")
 
     @property
     def probe(self) -> dict[str, Tensor]:
@@ -92,6 +97,20 @@ class Run:
             raise ValueError(f"{self.name} has no snapshot of step {step}; it has {self.steps}")
         return read_tensors(snapshot_path(self.path, step))
 
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The networks at a step where they were kept, by "<branch>.<parameter>": "teacher.backbone.pos_embed".
+
+        The file itself, `weights_path(run.path, step)`, is read by `simdino.weights.load_weights`, as a checkpoint is.
+        """
+        if step not in self.weight_steps:
+            raise ValueError(f"{self.name} has no weights of step {step}; it has {self.weight_steps}")
+        return read_tensors(weights_path(self.path, step))
+
+
+def _steps_in(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"step_(\d+)\.safetensors", f.name) for f in folder.glob("*"))
+    return sorted(int(m[1]) for m in found if m)
+
 
 def snapshot_path(run: Path, step: int) -> Path:
     """Return the file in which a run keeps the features of one step.
@@ -100,6 +119,24 @@ def snapshot_path(run: Path, step: int) -> Path:
     'step_00000010.safetensors'
     """
     return run / "snapshots" / f"step_{step:08d}.safetensors"
+
+
+def weights_path(run: Path, step: int) -> Path:
+    """Return the file in which a run keeps its networks as they were before one step.
+
+    >>> weights_path(Path("run"), 10).parent.name
+    'weights'
+    """
+    return run / "weights" / f"step_{step:08d}.safetensors"
+
+
+def network_tensors(branches: dict[str, torch.nn.Module]) -> dict[str, Tensor]:
+    """Name the parameters and buffers of networks as a run's files do.
+
+    >>> sorted(network_tensors({"student": torch.nn.Linear(1, 1)}))
+    ['student.bias', 'student.weight']
+    """
+    return {f"{branch}.{k}": v for branch, network in branches.items() for k, v in network.state_dict().items()}
 
 
 def evaluated_branch(snapshot: dict[str, Tensor]) -> str:
