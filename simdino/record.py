@@ -13,7 +13,7 @@ from simdino.data import Dataset
 from simdino.runs import network_tensors, snapshot_path, weights_path, write_tensors
 from simdino.vit import Network
 
-CHUNK = 256  # images that are on the network's device at once
+IMAGES_AT_ONCE = 256  # images that are on the network's device at once
 
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
@@ -113,7 +113,7 @@ def record_features(network: Network, images: Tensor, config: Config) -> dict[st
     """
     parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept here
     network.eval()
-    for x in images.split(CHUNK):
+    for x in images.split(IMAGES_AT_ONCE):
         _, taps = network(_seen(x, network, config))
         pool = network.backbone.image_feature
         parts.append({k: pool(t) if t.ndim == 3 else t for k, t in taps.items() if k not in whole})
@@ -131,7 +131,7 @@ def patch_features(network: Network, images: Tensor, config: Config) -> dict[str
     """
     parts, training = [], network.training
     network.eval()
-    for x in images.split(CHUNK):
+    for x in images.split(IMAGES_AT_ONCE):
         x = _seen(x, network, config)
         every = torch.arange(len(x) * (x.shape[2] // config.model.patch) ** 2, device=x.device)
         _, taps = network(x, None, every if config.patches else None)

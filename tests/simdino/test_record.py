@@ -75,7 +75,7 @@ def test_features_in_chunks_are_those_of_the_network(images, monkeypatch):
     assert torch.equal(record_features(network, x, PATCHES)["backbone"], whole["backbone"])  # views are as they are
     sizes = []
     network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    monkeypatch.setattr(record, "CHUNK", 8)
+    monkeypatch.setattr(record, "IMAGES_AT_ONCE", 8)
     chunked, chunked_patches = record_features(network, some, PATCHES), patch_features(network, some, PATCHES)
     assert sizes == 2 * [8, 8, 4]
     assert whole_patches.keys() == {"backbone", "head"}
@@ -99,7 +99,7 @@ class Elsewhere(Network):
 
 
 def test_images_are_moved_to_where_the_network_is(images, monkeypatch):
-    monkeypatch.setattr(record, "CHUNK", 2)
+    monkeypatch.setattr(record, "IMAGES_AT_ONCE", 2)
     network = Elsewhere()
     record_features(network, images.test[:3], PATCHES)
     patch_features(network, images.test[:3], PATCHES)
