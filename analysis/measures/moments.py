@@ -94,7 +94,8 @@ class Moments:
 
     Memory is O(d²) whatever n, times 1 + classes + blocks. The rows are neither normalized nor kept, and gradients stop
     here. Adding rows to the sums costs O(d²) however few they are, so small batches wait until they are d rows or
-    32 MiB, whichever is less, or until any number is asked for. `by_class[k]` are the Moments of class k and `by_block[b]` those of the rows i ≡ b (mod blocks).
+    32 MiB, whichever is less, or until any number is asked for. `by_class[k]` are the Moments of class k and
+    `by_block[b]` those of the rows i ≡ b (mod blocks).
 
     Blocks serve the jackknife, which needs blocks that are exchangeable. A contiguous run of a data set that is sorted
     by class is not; every blocks-th row is, as long as the rows are independent. Rows that depend on one another (views
