@@ -50,6 +50,13 @@ def measures(z, precision):
     return rankme(lam), participation_ratio(lam), coding_rate_of_spectrum(lam, eps=0.5, d=z.shape[1])
 
 
+def in_batches(z, rows):
+    moments = Moments(z.shape[1])
+    for batch in z.split(rows):
+        moments.update(batch)
+    return moments.scatter
+
+
 def cost(function, *args, repeat):
     """Measure the best CPU seconds, and the peak of extra memory in MiB."""
     best, start = float("inf"), resident("VmRSS", reset=True)
@@ -112,6 +119,12 @@ def main():
     rounds = in_turn(calls, 4 * ROUNDS)
     seconds, ratio, _ = summary(rounds, "svdvals", over="ours")
     print(f"\nn < d, {tuple(z.shape)}: svdvals {seconds:.4f} s, {ratio} times ours (target >= 5)")
+
+    z = features(spectra(2 * args.d)["lambda = 1/j"], 2 * args.d)
+    calls = {"small": (in_batches, z, 64), "one": (in_batches, z, len(z))}
+    seconds, ratio, memory = summary(in_turn(calls, ROUNDS), "small", over="one")
+    print(f"updates of 64 rows, {tuple(z.shape)}: {seconds:.4f} s, {ratio} times one update (target <= 1.5), ", end="")
+    print(f"{memory:.0f} MiB")
 
     print(
         "\nrelative error at n = 4d, worst of the three measures, against float64 singular values (target 1e-6, exact)"

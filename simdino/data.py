@@ -2,8 +2,10 @@
 
 import functools
 import gzip
+import os
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +19,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from simdino.config import recognized
-from simdino.image_files import Files, decoded, require
+from simdino.image_files import Files, Paths, decoded, require
 from simdino.runs import CHECKOUT
 
 # The photographs inside scikit-image's wheel. Left out: drawings and synthetic patterns, the phase image `cell`,
@@ -180,19 +182,28 @@ def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
         unknown = set(_subfolders(held_out)) - set(classes)
         if unknown:
             raise ValueError(f"{held_out} has the class {min(unknown)}, which {root / 'train'} has not")
-        files = [
-            [(f, i) for i, c in enumerate(classes) for f in _image_files(d / c)] for d in (root / "train", held_out)
-        ]
+        parts = [(root / "train", lambda k: True), (held_out, lambda k: True)]
     else:
         classes = _subfolders(root)
-        both = [(f, i, k) for i, c in enumerate(classes) for k, f in enumerate(_image_files(root / c))]
-        files = [[(f, i) for f, i, k in both if (k % 5 == 4) == test] for test in (False, True)]
+        parts = [(root, lambda k: k % 5 != 4), (root, lambda k: k % 5 == 4)]
     out = []
-    for part in files:
-        paths = [f for f, _ in part]
-        images = Files(paths, size) if lazy else decoded(((str(f), f) for f in paths), size)
-        out += [images, np.array([i for _, i in part], np.int64)]
+    for path, chosen in parts:
+        paths, labels = _labeled_paths(path, classes, chosen)
+        out += [Files(paths, size) if lazy else decoded(zip(paths, paths, strict=True), size), labels]
     return *out, classes
+
+
+def _labeled_paths(path: Path, classes: list[str], chosen: Callable[[int], bool]) -> tuple[Paths, np.ndarray]:
+    """The image files of a folder of classes, without those whose place in their class is not chosen; their classes."""
+    counts = []
+
+    def files() -> Iterator[str]:
+        for name in classes:
+            some = [file for k, file in enumerate(_image_files(path / name)) if chosen(k)]
+            counts.append(len(some))
+            yield from some
+
+    return Paths(files()), np.repeat(np.arange(len(classes)), counts)
 
 
 def _subfolders(path: Path) -> list[str]:
@@ -202,8 +213,9 @@ def _subfolders(path: Path) -> list[str]:
     return names
 
 
-def _image_files(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+def _image_files(path: Path) -> list[str]:
+    names = sorted(os.listdir(path)) if path.is_dir() else []
+    return [os.path.join(path, name) for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
 
 
 def npz(root: Path, size: int | None) -> tuple:

@@ -1,51 +1,82 @@
 """Encoded images: decoded all at once, when they are asked for, or ahead by processes while training."""
 
+import math
+import os
+import time
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
+
+
+class Paths:
+    """The paths of many files in one array of bytes.
+
+    Processes that are forked to decode files share it. Of a list of strings each would come to have a copy of its own,
+    as counting references to a string writes beside it.
+
+    Args:
+        paths: of the files, as strings or `Path`s; they are taken one at a time.
+
+    >>> paths = Paths(["cats/1.png", "dogs/1.png"])
+    >>> len(paths), paths[1]
+    (2, 'dogs/1.png')
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike]):
+        text, ends = bytearray(), array("q", [0])
+        for path in paths:
+            text += os.fsencode(path)
+            ends.append(len(text))
+        self.text, self.ends = np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int | Int64[Tensor, ""]) -> str:
+        i = range(len(self))[i]
+        return os.fsdecode(self.text[self.ends[i] : self.ends[i + 1]].tobytes())
 
 
 class Files:
-    """Image files that behave as the tensor of all their images, uint8 (N, 3, size, size), decoded when indexed."""
+    """Image files that behave as the tensor of all their images, uint8 (N, 3, size, size), decoded when indexed.
 
-    def __init__(self, files: Sequence[Path], size: int):
-        self.files, self.size, self.shape = list(files), size, (len(files), 3, size, size)
+    Args:
+        files: their paths.
+        size: side in pixels (short side resized, then the center square).
+    """
+
+    def __init__(self, files: Paths | Iterable[str | os.PathLike], size: int):
+        self.files, self.size = files if isinstance(files, Paths) else Paths(files), size
+        self.shape = (len(self.files), 3, size, size)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: Sequence[int] | Tensor | slice) -> UInt8[Tensor, "b 3 s s"]:
-        files = self.files[index] if isinstance(index, slice) else [self.files[i] for i in index]
-        return torch.as_tensor(decoded(((str(f), f) for f in files), self.size))
+        files = [self.files[i] for i in (range(len(self))[index] if isinstance(index, slice) else index)]
+        return torch.as_tensor(decoded(zip(files, files, strict=True), self.size))
 
     __getitems__ = __getitem__  # how a DataLoader asks for a batch at once
 
 
 def batches(
-    images: UInt8[Tensor, "n c h w"] | Files,
-    order: Iterable[Int64[Tensor, " b"]],
-    *,
-    workers: int,
-    device: str | torch.device,
+    images: Files, order: Iterable[Int64[Tensor, " b"]], *, workers: int, device: str | torch.device
 ) -> Iterator[UInt8[Tensor, "b c h w"]]:
     """Yield the images of one batch after another.
 
     Args:
-        images: all of them, as a tensor or as files.
+        images: all of them.
         order: the indices of each batch (b,).
-        workers: processes that decode files ahead.
+        workers: processes that decode files ahead, each on one core; `workers_needed` says how many.
         device: where the batches are needed.
     """
-    if isinstance(images, Tensor):
-        yield from (images[index] for index in order)
-        return
     options = {"num_workers": workers, "collate_fn": _same, "pin_memory": torch.device(device).type == "cuda"}
     for batch in DataLoader(images, batch_sampler=(index.tolist() for index in order), **options):
         yield batch.to(device, non_blocking=True)
@@ -55,8 +86,32 @@ def _same(batch: Tensor) -> Tensor:
     return batch
 
 
+def workers_needed(images: Files, rate: float, *, sample: int = 32) -> int:
+    """Measure how many processes decode a wanted number of images a second: its ratio to what one process does.
+
+    Some images are read and decoded here, one after another. It takes about a third of a second, more where a disk is
+    slow, and says nothing of how many cores there are: with fewer than it says, training waits for images.
+
+    Args:
+        images: what is to be decoded.
+        rate: images/s that are wanted, say of all devices that this host feeds.
+        sample: how many images are measured, spread evenly over all.
+
+    Raises:
+        ValueError: an image that cannot be read, by its name, or a rate that is not positive.
+    """
+    if not rate > 0:
+        raise ValueError(f"rate must be a positive number of images/s, not {rate}")
+    chosen = np.linspace(0, len(images) - 1, min(sample, len(images))).round().astype(int).tolist()
+    images[chosen[:1]]  # the first one loads the reader
+    start = time.perf_counter()
+    for i in chosen:
+        images[[i]]
+    return math.ceil(rate * (time.perf_counter() - start) / len(chosen))
+
+
 def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarray:
-    """Decode images on a few threads.
+    """Decode images on a few threads; on one in a process that is itself one of several.
 
     Args:
         encoded: of each image a name, for messages, and a path or file object.
@@ -82,7 +137,7 @@ def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarr
         return np.asarray(im)
 
     encoded = list(encoded)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(1 if get_worker_info() else None) as pool:
         out = list(pool.map(decode, encoded))
     for (name, _), image in zip(encoded, out, strict=True):
         if image.shape != out[0].shape:

@@ -13,6 +13,8 @@ from simdino.data import Dataset
 from simdino.runs import network_tensors, snapshot_path, weights_path, write_tensors
 from simdino.vit import Network
 
+IMAGES_AT_ONCE = 256  # images that are on the network's device at once
+
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
     """Choose the steps at which features are kept: 0, the last, and `count` evenly spaced in log step from 1.
@@ -98,7 +100,7 @@ def record_weights(path: Path, step: int, branches: dict[str, Network]) -> None:
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for the few shapes here
-def record_features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
+def record_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
     """Compute every tap of a network, one vector (n, d) per image, on the network's device.
 
     It is computed in float32, since bfloat16's rounding would fill the tail of a collapsed spectrum, and without
@@ -108,11 +110,10 @@ def record_features(network: Network, images: Tensor, config: Config, *, chunk: 
         network: in whatever mode, which it keeps.
         images: augmented views, taken as they are, or uint8 images, resized first; on any device.
         config: the run's.
-        chunk: how many images are on the network's device at once.
     """
     parts, whole, training = [], ("tokens", "patches"), network.training  # what stays per patch is not kept here
     network.eval()
-    for x in images.split(chunk):
+    for x in images.split(IMAGES_AT_ONCE):
         _, taps = network(_seen(x, network, config))
         pool = network.backbone.image_feature
         parts.append({k: pool(t) if t.ndim == 3 else t for k, t in taps.items() if k not in whole})
@@ -122,7 +123,7 @@ def record_features(network: Network, images: Tensor, config: Config, *, chunk: 
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def patch_features(network: Network, images: Tensor, config: Config, *, chunk: int = 256) -> dict[str, Tensor]:
+def patch_features(network: Network, images: Tensor, config: Config) -> dict[str, Tensor]:
     """Compute the patches (k, p, d) of a few uint8 images: `backbone`, its tokens; `head`, what the loss sees of them.
 
     There is no `head` where the objective has no patches. Images are moved and taken in chunks as by
@@ -130,7 +131,7 @@ def patch_features(network: Network, images: Tensor, config: Config, *, chunk: i
     """
     parts, training = [], network.training
     network.eval()
-    for x in images.split(chunk):
+    for x in images.split(IMAGES_AT_ONCE):
         x = _seen(x, network, config)
         every = torch.arange(len(x) * (x.shape[2] // config.model.patch) ** 2, device=x.device)
         _, taps = network(x, None, every if config.patches else None)

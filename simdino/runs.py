@@ -2,7 +2,7 @@
 
 runs/<recipe>-s<seed>-<hash>/
     config.json  environment.json         what was asked for, and where it ran
-    metrics.jsonl                         a row for each logged step
+    metrics.jsonl                         a row for each step; costlier numbers stand on some
     probe.safetensors                     the images whose features are recorded, with labels
     snapshots/step_00000123.safetensors   their features: "<branch>/<tap>/<set>"
     weights/step_00000123.safetensors     the networks, where `record.weights` asks for them: "<branch>.<parameter>"
@@ -10,6 +10,7 @@ runs/<recipe>-s<seed>-<hash>/
     DONE                                  written last: the run is complete
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -71,7 +72,10 @@ class Run:
 
     @property
     def metrics(self) -> "pandas.DataFrame":  # noqa: F821
-        """A row for each logged step: losses, rate and alignment, schedules, seconds."""
+        """A row for each step: losses, rate and alignment, schedules, seconds; NaN where a step lacks a number.
+
+        Costlier numbers, such as gradients' norms, are measured every `record.log_every` steps and at the last.
+        """
         import pandas as pd
 
         return pd.DataFrame(read_json_lines(self.path / "metrics.jsonl", whole=self.done))
@@ -172,6 +176,9 @@ def read_json_lines(path: Path, *, whole: bool = True) -> list[dict]:
         raise ValueError(f"cannot read {path}: {error}") from None
     if not whole and lines and not lines[-1].endswith("\n"):
         lines.pop()
+    with contextlib.suppress(ValueError):  # all at once is faster; line by line says which one is damaged
+        if len(rows := json.loads(f"[{','.join(lines)}]")) == len(lines):
+            return rows
     rows = []
     for number, line in enumerate(lines, 1):
         try:

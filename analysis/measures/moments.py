@@ -13,6 +13,7 @@ from .inputs import Array, as_features, as_labels, centered
 
 CHUNK = 2**20  # entries of a chunk in float64, 8 MiB: long enough for the product to dominate, short enough for a cache
 COLUMNS = 2**17  # entries of a chunk of columns: 1 MiB in float64, for a second-level cache
+WAITING = 2**25  # bytes of rows that wait to be added: 32 MiB
 STATE = ("mean", "scatter", "cubic", "quartic")
 
 
@@ -73,13 +74,28 @@ def _mirrored(upper: Float[Tensor, "d d"], block: int = 128) -> Float[Tensor, "d
     return upper
 
 
+class _Sum:
+    """An attribute of `Moments` that is up to date when it is read: the rows that wait are added first."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, moments: "Moments | None", owner: type) -> object:
+        return self if moments is None else getattr(moments._added(), self.name)
+
+    def __set__(self, moments: "Moments", value: object) -> None:
+        setattr(moments._added(), self.name, value)
+
+
 class Moments:
     """The count, mean and centered scatter of feature rows, accumulated in float64 batch by batch and mergeable.
 
     scatter = Σᵢ (zᵢ − z̄)(zᵢ − z̄)ᵀ,  cubic = Σᵢ ‖zᵢ − z̄‖²(zᵢ − z̄),  quartic = Σᵢ ‖zᵢ − z̄‖⁴
 
     Memory is O(d²) whatever n, times 1 + classes + blocks. The rows are neither normalized nor kept, and gradients stop
-    here. `by_class[k]` are the Moments of class k and `by_block[b]` those of the rows i ≡ b (mod blocks).
+    here. Adding rows to the sums costs O(d²) however few they are, so small batches wait until they are d rows or
+    32 MiB, whichever is less, or until any number is asked for. `by_class[k]` are the Moments of class k and
+    `by_block[b]` those of the rows i ≡ b (mod blocks).
 
     Blocks serve the jackknife, which needs blocks that are exchangeable. A contiguous run of a data set that is sorted
     by class is not; every blocks-th row is, as long as the rows are independent. Rows that depend on one another (views
@@ -107,6 +123,9 @@ class Moments:
     True
     """
 
+    n, mean, scatter, cubic, quartic = _Sum(), _Sum(), _Sum(), _Sum(), _Sum()
+    by_class, by_block = _Sum(), _Sum()
+
     def __init__(
         self,
         d: int,
@@ -122,6 +141,7 @@ class Moments:
             raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
         device = "cpu" if device is not None and torch.device(device).type == "mps" else device  # which has no float64
         zeros = torch.zeros(d * d + 2 * d + 1, dtype=torch.float64, device=device).split([d, d * d, d, 1])
+        self._rows, self._labels, self._waiting = None, None, 0  # rows that wait, their labels, how many they are
         self.n, self.d, self.precision = 0, d, precision
         self.mean, self.scatter = zeros[0], zeros[1].view(d, d)  # (d,), (d, d)
         self.cubic, self.quartic = zeros[2], zeros[3].view(())  # (d,), ()
@@ -155,7 +175,7 @@ class Moments:
             labels = as_labels(labels, len(z))
             classes = classes or int(labels.max()) + 1
         out = cls(z.shape[1], classes=classes, blocks=blocks, precision=precision, device=z.device)
-        return out._take(z, labels)
+        return out._add_rows(*out._checked(z, labels))
 
     @property
     def second_moment(self) -> Float[Tensor, "d d"]:
@@ -185,7 +205,7 @@ class Moments:
         return bool(abs(self.second_moment.trace() - 1) <= 1e-2)
 
     def update(self, z: Array, labels: Array | None = None) -> "Moments":
-        """Add a batch of rows; large batches cost less per row.
+        """Add a batch of rows.
 
         Args:
             z: (n, d).
@@ -197,17 +217,52 @@ class Moments:
         >>> Moments(2).update(torch.ones(3, 2)).update(torch.ones(5, 2)).n
         8
         """
-        return self._take(as_features(z), labels)
+        z, labels = self._checked(as_features(z), labels)
+        room = min(self.d, WAITING // (self.d * z.itemsize))
+        if len(z) >= room:
+            return self._added()._add_rows(z, labels)
+        if self._rows is not None and self._rows.dtype != z.dtype:
+            self._added()
+        while len(z):
+            if self._rows is None:
+                with torch.inference_mode(False):  # rows may come in that mode and outside of it
+                    self._rows, self._labels = z.new_empty(room, self.d), z.new_empty(room, dtype=torch.int64)
+            new = slice(self._waiting, min(self._waiting + len(z), room))
+            count = new.stop - new.start
+            self._rows[new] = z[:count]
+            if labels is not None:
+                self._labels[new], labels = labels[:count], labels[count:]
+            z, self._waiting = z[count:], new.stop
+            if self._waiting == room:
+                self._added()
+        return self
 
-    @torch.no_grad()
-    def _take(self, z: Float[Tensor, "n d"], labels: Array | None) -> "Moments":
-        z = z.detach().to(self.mean.device)
+    def _checked(self, z: Float[Tensor, "n d"], labels: Array | None) -> tuple[Tensor, Tensor | None]:
+        """Rows and labels where the sums are, if they fit them."""
+        z = z.detach().to(self._mean.device)
         if z.shape[1] != self.d:
             raise ValueError(f"z must have d={self.d} columns, got {z.shape[1]}")
-        if (labels is not None) != bool(self.by_class):
+        if (labels is not None) != bool(self._by_class):
             raise ValueError("labels must be given exactly when Moments was made with classes")
         if labels is not None:
-            labels = as_labels(labels, len(z), classes=len(self.by_class), device=z.device)
+            labels = as_labels(labels, len(z), classes=len(self._by_class), device=z.device)
+        return z, labels
+
+    def _added(self) -> "Moments":
+        """Itself, once the rows that wait are added."""
+        if self._waiting:
+            rows, labels = self._rows[: self._waiting], self._labels[: self._waiting]
+            self._rows, self._labels, self._waiting = None, None, 0
+            self._add_rows(rows, labels if self._by_class else None)
+        return self
+
+    def __getstate__(self) -> dict:
+        """What copies and pickles are made of."""
+        return self._added().__dict__.copy()
+
+    @torch.no_grad()
+    def _add_rows(self, z: Float[Tensor, "n d"], labels: Tensor | None) -> "Moments":
+        if labels is not None:
             for k in labels.unique().tolist():
                 part = self._of_rows(z[labels == k])
                 self.by_class[k]._add(part)

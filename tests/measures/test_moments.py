@@ -1,5 +1,8 @@
 """Moments: one pass, many batches, shards and ranks give the same numbers, and those are the definitions."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +68,118 @@ def test_chunks(z, monkeypatch):
     many = z.repeat(5, 1)
     assert_same(Moments.of(many), Moments(5).update(many[:100]).update(many[100:]))
     torch.testing.assert_close(Moments.of(many).scatter, 5 * Moments.of(z).scatter)
+
+
+# --- Small batches wait
+
+
+def rows_of(n, d=16):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(1)) * 3 + 2
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """How many rows were added to the sums each time."""
+    counts = []
+    add = Moments._add_rows
+    monkeypatch.setattr(Moments, "_add_rows", lambda self, z, labels: counts.append(len(z)) or add(self, z, labels))
+    return counts
+
+
+def test_small_batches_are_added_together_and_large_ones_at_once(added):
+    z, m = rows_of(91), Moments(16)
+    for batch in z.split([1, 7, 5, 9, 40, 3, 3, 15, 8]):  # 16 rows at most wait
+        m.update(batch)
+    assert added == [16, 6, 40, 16]
+    assert m.n == 91
+    assert added == [16, 6, 40, 16, 13]
+    assert_same(m, Moments.of(z))
+
+
+def test_uneven_batches_with_classes_blocks_and_types_are_one_pass():
+    z, labels = rows_of(91), torch.arange(91) * 7 % 3
+    m, start = Moments(16, classes=3, blocks=4), 0
+    for i, count in enumerate([1, 7, 5, 9, 40, 3, 3, 15, 8]):
+        some = slice(start, start + count)
+        m.update(z[some].double() if i % 3 == 1 else z[some], labels[some])
+        start += count
+    assert_same(m, Moments.of(z, labels, blocks=4))
+
+
+def test_no_more_rows_wait_than_the_memory_for_them(added, monkeypatch):
+    monkeypatch.setattr("analysis.measures.moments.WAITING", 5 * 16 * 4)  # bytes of five float32 rows
+    m = Moments(16)
+    for row in rows_of(12).split(1):
+        m.update(row)
+    assert added == [5, 5]
+    assert m._rows.shape == (5, 16)
+    m.update(rows_of(2).double())  # two float64 rows are all there may be
+    assert added == [5, 5, 2, 2]
+
+
+def test_rows_that_wait_are_their_values_at_the_update(z):
+    mine = z[:3].clone()
+    m = Moments(5).update(mine)
+    mine.zero_()
+    assert_same(m, Moments.of(z[:3]))
+
+
+@pytest.mark.parametrize("name", ["n", "by_class", "by_block", "covariance", "second_moment", *STATE])
+def test_whatever_is_asked_for_counts_the_rows_that_wait(name):
+    z, labels = rows_of(20), torch.arange(20) % 3
+    m = Moments(16, classes=3, blocks=2).update(z[:17], labels[:17]).update(z[17:], labels[17:])
+    assert m._waiting == 3
+    getattr(m, name)
+    assert m._waiting == 0
+    assert_same(m, Moments.of(z, labels, blocks=2))
+
+
+def test_merging_counts_the_rows_that_wait_on_both_sides():
+    z = rows_of(25)
+    one, other = Moments(16).update(z[:5]), Moments(16).update(z[5:22]).update(z[22:])
+    assert_same(one.merge(other), Moments.of(z))
+    assert_same(other, Moments.of(z[5:]))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: Moments(16, blocks=2).update(rows_of(4)).load_state_dict(m.state_dict()),
+    ],
+    ids=["copy", "deepcopy", "pickle", "state_dict"],
+)
+def test_copies_have_the_rows_that_wait_and_go_their_own_way(again):
+    z = rows_of(25)
+    m = Moments(16, blocks=2).update(z[:18]).update(z[18:21])
+    other = again(m)
+    assert_same(other, Moments.of(z[:21], blocks=2))
+    assert_same(m, Moments.of(z[:21], blocks=2))
+    if again is not copy.copy:  # which has the blocks in common
+        m.update(z[21:])
+        other.update(z[:1])
+        assert (m.n, other.n) == (25, 22)
+        assert_same(m, Moments.of(z, blocks=2))
+
+
+def test_nan_is_refused_by_the_update_that_brings_it():
+    z = rows_of(10)
+    m = Moments(16).update(z[:4])
+    with pytest.raises(ValueError, match="z contains NaN"):
+        m.update(torch.full((2, 16), torch.nan))
+    assert_same(m.update(z[4:]), Moments.of(z))
+
+
+def test_rows_wait_in_and_out_of_inference_mode():
+    z, m = rows_of(10), Moments(16)
+    with torch.inference_mode():
+        m.update(z[:4] + 0)
+    m.update(z[4:6])
+    with torch.inference_mode():
+        m.update(z[6:] + 0)
+    assert_same(m, Moments.of(z))
 
 
 def test_a_large_offset_costs_no_digits():
@@ -160,7 +275,8 @@ def test_bad_input_is_named(z):
 
 def _rank_process(rank, path, shards, labels):
     dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
-    m = Moments(5, classes=3, blocks=4).update(shards[rank], labels[rank]).all_reduce()
+    m = Moments(5, classes=3, blocks=4).update(shards[rank][:4], labels[rank][:4])
+    m.update(shards[rank][4:], labels[rank][4:]).all_reduce()  # some of the first rank's rows wait
     torch.save(m.state_dict(), f"{path}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,7 +1,10 @@
 """The built-in sets are what their docstrings say; brought files are read exactly, and damaged ones named."""
 
+import gc
 import gzip
 import io
+import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -153,6 +156,91 @@ def test_size_keeps_the_center_square(tmp_path):
     half = data._resized(wide, 5)[0, 0]
     assert half.shape == (5, 5)
     assert (half[:, 1:4] > 195).all()
+
+
+# Files that are decoded when they are asked for
+
+
+def gray_folder(root: Path, names: dict[str, list[str]]) -> None:
+    """One image for each name, all of one level: its number among all of them."""
+    files = [root / name / file for name, some in names.items() for file in some]
+    for level, file in enumerate(files):
+        write(file, png(np.full((24, 24, 3), level, np.uint8)))
+
+
+def test_no_string_is_kept_for_a_path():
+    """Strings are shared by forked processes only until each has counted its references to them."""
+
+    def reachable(paths: list[str]) -> set[int]:
+        kept, new = set(), [image_files.Files(paths, 16).__dict__]
+        while new:
+            some = [x for x in gc.get_referents(*new) if id(x) not in kept and not isinstance(x, type)]
+            kept |= {id(x) for x in some}
+            new = some
+        return kept
+
+    few, many = ([f"/images/{i}.png" for i in range(n)] for n in (10, 1000))
+    files = image_files.Files(many, 16)
+    assert len(reachable(many)) == len(reachable(few)) < 50
+    assert files.files.text.nbytes == sum(map(len, many))
+    assert list(files.files) == many
+    assert files.files[-1] == files.files[torch.tensor(999)] == many[-1]
+    with pytest.raises(IndexError):
+        files.files[1000]
+    assert list(pickle.loads(pickle.dumps(files)).files) == many
+
+
+def test_names_that_are_not_ascii_or_no_text_at_all_survive(tmp_path):
+    names = sorted(["é.png", "犬.png", "plain.png", os.fsdecode(b"\xff\xe9.png")])
+    try:
+        gray_folder(tmp_path, {"ü/a": names, "ü/b": ["1.png"]})
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    for part in (tmp_path / "ü" / "a", tmp_path / "ü" / "b"):
+        assert [os.path.basename(f) for f in data._image_files(part)] in (names, ["1.png"])
+    lazy, kept = (data._labeled_paths(tmp_path / "ü", ["a", "b"], lambda k: True) for _ in range(2))
+    assert list(lazy[0]) == [str(tmp_path / "ü" / "a" / name) for name in names] + [str(tmp_path / "ü" / "b" / "1.png")]
+    assert lazy[1].tolist() == kept[1].tolist() == [0, 0, 0, 0, 1]
+    assert image_files.Files(lazy[0], 24)[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_lazy_images_are_those_that_are_kept(tmp_path):
+    gray_folder(tmp_path, {"a": [f"{i}.png" for i in range(10)], "b": [f"{i}.JPEG.png" for i in range(5)]})
+    kept, lazy = (load("folder", root=tmp_path, size=16, lazy=lazy) for lazy in (False, True))
+    for part in ("train", "test"):
+        images, files = getattr(kept, part), getattr(lazy, part)
+        assert files.shape == tuple(images.shape)
+        assert torch.equal(files[:], images)
+        assert torch.equal(files[torch.tensor([2, 0])], images[[2, 0]])
+        assert getattr(lazy, f"{part}_labels").tolist() == getattr(kept, f"{part}_labels").tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_their_order(tmp_path, workers):
+    gray_folder(tmp_path, {"a": [f"{i}.png" for i in range(8)]})
+    files = image_files.Files(data._image_files(tmp_path / "a"), 16)
+    order = [torch.tensor(index) for index in ([5, 1], [7, 0], [3, 3])]
+    found = list(image_files.batches(files, order, workers=workers, device="cpu"))
+    assert [batch[:, 0, 0, 0].tolist() for batch in found] == [[5, 1], [7, 0], [3, 3]]
+
+
+def test_workers_needed_are_the_wanted_rate_over_that_of_one(tmp_path, monkeypatch):
+    gray_folder(tmp_path, {"a": [f"{i}.png" for i in range(8)]})
+    files = image_files.Files(data._image_files(tmp_path / "a"), 16)
+    clock, decoded = [0.0], image_files.decoded
+
+    def slow(encoded, size):  # a quarter of a second for each image
+        encoded = list(encoded)
+        clock[0] += 0.25 * len(encoded)
+        return decoded(encoded, size)
+
+    monkeypatch.setattr(image_files, "decoded", slow)
+    monkeypatch.setattr(image_files.time, "perf_counter", lambda: clock[0])
+    for rate, workers in ((1.0, 1), (4.0, 1), (4.1, 2), (100.0, 25)):
+        assert image_files.workers_needed(files, rate) == workers
+        assert image_files.workers_needed(files, rate, sample=3) == workers
+    with pytest.raises(ValueError, match="rate must be a positive number of images/s, not 0"):
+        image_files.workers_needed(files, 0.0)
 
 
 def test_folder_problems_are_named(tmp_path):

@@ -2,14 +2,17 @@
 
 import json
 import re
+import time
 
 import pytest
 import torch
 
+from simdino.checkpoint import cut_log
 from simdino.runs import (
     Run,
     environment,
     evaluated_branch,
+    read_json_lines,
     read_metadata,
     read_tensors,
     snapshot_path,
@@ -63,6 +66,43 @@ def test_a_row_cut_short_is_left_out_while_running_and_refused_afterward(run):
     (run.path / "DONE").write_text("{}")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line 3 is damaged"):
         _ = run.metrics
+
+
+def test_numbers_that_stand_on_some_rows_are_nan_on_the_others(run):
+    log = [{"step": step, "loss": 1.0} | ({"gradient_rate": 0.5} if step % 10 == 0 else {}) for step in range(25)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    assert read_json_lines(run.path / "metrics.jsonl") == log
+    assert list(run.metrics) == ["step", "loss", "gradient_rate"]
+    assert run.metrics["step"].dtype == "int64"
+    assert run.metrics["gradient_rate"].dropna().index.tolist() == [0, 10, 20]
+    cut_log(run.path / "metrics.jsonl", 15)
+    assert read_json_lines(run.path / "metrics.jsonl") == log[:15]
+
+
+def test_a_log_is_cut_without_changing_what_is_kept(run):
+    log = run.path / "metrics.jsonl"
+    log.write_text('{"step": 0, "loss": 1.50}\n{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    cut_log(log, 2)
+    assert log.read_text() == '{"step": 0, "loss": 1.50}\n{"step": 1}\n'
+    log.write_text('{"step": 0}\n{"step": 1, "lo\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged"):
+        cut_log(log, 2)
+
+
+@pytest.mark.parametrize("damaged", ['{"step": 1}, {"step": 1}', '{"step": 1', ""])
+def test_a_damaged_line_is_named_wherever_it_is(run, damaged):
+    (run.path / "metrics.jsonl").write_text('{"step": 0}\n' + damaged + '\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged"):
+        _ = run.metrics
+
+
+def test_a_hundred_thousand_rows_are_read_in_seconds(run):
+    names = [f"number_{i}" for i in range(17)]
+    row = json.dumps({"step": 0} | dict.fromkeys(names, 0.1234567)) + "\n"
+    (run.path / "metrics.jsonl").write_text(100_000 * row)
+    start = time.process_time()
+    assert run.metrics.shape == (100_000, 18)
+    assert time.process_time() - start < 4  # a second where nothing else runs
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
