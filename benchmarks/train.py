@@ -144,7 +144,7 @@ def recording(config: Config, device: str) -> float:
     """Measure what all snapshots of a run cost, as a share of its training."""
     count = len(snapshot_steps(config.optim.steps, config.record.snapshots))
     images = load(config.data.name, size=config.data.size, device=device)
-    probe, network = probe_images(images, config, device), Network(config.model, size=32, channels=1).to(device)
+    probe, network = probe_images(images, config), Network(config.model, size=32, channels=1).to(device)
     with TemporaryDirectory() as root:
         branches = {"student": network, "teacher": network}
         each = median(

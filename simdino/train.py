@@ -137,7 +137,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
     loss_of = torch.compile(group_loss, fullgraph=world == 1) if o.compile else group_loss
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
-    decoded = batches(images.train, (b.chunk(world)[rank] for b in order), workers=data.workers, device=device)
+    mine = (batch.chunk(world)[rank] for batch in order)
+    decoded = batches(images.train, mine, workers=data.workers, device=device) if lazy else None
     began = time.perf_counter() - spent
     saved, saved_at = start, time.perf_counter()
     bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress or rank > 0)
