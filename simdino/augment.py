@@ -138,7 +138,7 @@ def moved(tree: T, device: torch.device | str) -> T:
     leaves, spec = tree_flatten(tree)
     at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     flat = [leaves[i].contiguous().view(-1).view(torch.uint8) for i in at]
-    sizes = [x + -len(x) % 8 for x in map(len, flat)]  # each tensor begins at a multiple of 8 bytes
+    sizes = [len(x) + -len(x) % 8 for x in flat]  # each tensor begins at a multiple of 8 bytes
     packed = torch.cat([F.pad(x, (0, size - len(x))) for x, size in zip(flat, sizes, strict=True)])
     packed = packed.pin_memory() if torch.device(device).type == "cuda" else packed
     there = packed.to(device, non_blocking=True).split(sizes)
@@ -472,7 +472,7 @@ def _normalized(x: Tensor, crops: Crops) -> Tensor:
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A value for each channel (c, 1, 1), copied to a device once."""
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+    return torch.tensor(values).view(-1, 1, 1).to(device)
 
 
 def _per_image(parameter: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
         raise ValueError(f"z and target must have one shape, got {tuple(z.shape)} and {tuple(target.shape)}")
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share}")
+    target = target.to(z.device)
     lam, directions = torch.linalg.eigh(target.mT @ target)
     basis = directions[:, lam > 1e-9 * lam[-1]]  # (d, k)
     if basis.shape[1] == z.shape[1]:

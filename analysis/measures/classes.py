@@ -412,6 +412,7 @@ def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
     0.75
     """
     z, weight = as_features(z).double(), as_features(weight, "weight").double()
+    weight = weight.to(z.device)
     if weight.shape[1] != z.shape[1]:
         raise ValueError(f"weight must have d={z.shape[1]} columns, got {weight.shape[1]}")
     _, s, directions = torch.linalg.svd(weight, full_matrices=False)
@@ -444,7 +445,7 @@ def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
     [0.0, 0.585786]
     """
     weight, targets = as_features(weight, "weight").double(), as_features(targets, "targets", min_rows=2).double()
-    t = targets.shape[1]
+    targets, t = targets.to(weight.device), targets.shape[1]
     if t < 2 or len(weight) != t:
         raise ValueError(f"targets needs 2 columns or more, and weight a row for each, got {t} and {len(weight)}")
     targets = centered(targets)

@@ -160,6 +160,7 @@ def principal_angles(
     [0.0, 45.0]
     """
     x, y = as_features(x, "x").double(), as_features(y, "y").double()
+    y = y.to(x.device)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got {x.shape[1]} and {y.shape[1]}")
     ranks = rank if isinstance(rank, tuple) else (rank, rank)

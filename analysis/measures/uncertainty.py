@@ -239,10 +239,10 @@ def permutation_reference(measure: Measure, z: Array, *, draws: int = 16, seed: 
     (True, True)
     """
     z = as_features(z)
-    generator = torch.Generator(z.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: every device has the same draws
 
     def draw() -> Moments:
-        order = torch.rand(z.shape, generator=generator, device=z.device).argsort(0)  # (n, d)
+        order = torch.rand(z.shape, generator=generator).to(z.device).argsort(0)  # (n, d)
         return Moments.of(z.gather(0, order))
 
     return _reference(measure, draw, draws)

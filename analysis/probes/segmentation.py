@@ -80,10 +80,10 @@ def linear_segmenter(
     def logits(z: Float[Tensor, "n gh gw d"]) -> Float[Tensor, "n l gh gw"]:
         return (((z - mean) * scale) @ weight + bias).movedim(-1, 1)
 
-    generator = torch.Generator(patches.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: every device has the same draws
 
     def loss() -> Float[Tensor, ""]:
-        rows = torch.randint(len(patches), (batch,), generator=generator, device=patches.device)
+        rows = torch.randint(len(patches), (batch,), generator=generator).to(patches.device)
         grid, target = _random_pixels(targets[rows], pixels, generator)
         at = F.grid_sample(logits(patches[rows]), grid.to(mean), padding_mode="border", align_corners=False)
         total = F.cross_entropy(at[:, :, 0], target, ignore_index=UNLABELED, reduction="sum")
@@ -412,6 +412,6 @@ def _minimize(
 def _random_pixels(masks: Int[Tensor, "n h w"], pixels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random pixels of each mask: their centers (n, 1, pixels, 2) for `grid_sample`, and their labels (n, pixels)."""
     n, h, w = masks.shape
-    at = torch.randint(h * w, (n, pixels), generator=generator, device=masks.device)
+    at = torch.randint(h * w, (n, pixels), generator=generator).to(masks.device)
     x, y = (2 * (at % w) + 1) / w - 1, (2 * (at // w) + 1) / h - 1
     return torch.stack((x, y), -1)[:, None], masks.flatten(1).gather(1, at).long()
