@@ -137,6 +137,7 @@ def publish(
     made = {"profile": profile, "seeds": list(seeds), **where, "minutes": (time.perf_counter() - _STARTED) / 60}
     if runs:
         made["runs"] = {key: sorted({run.environment[key] for run in runs}) for key in ("commit", "source", "hardware")}
+        made["runs"]["precision"] = sorted({run.config["optim"]["precision"] for run in runs})
         seconds = [read_json(run.path / "DONE")["seconds"] for run in runs if run.done]
         made["runs"] |= {"count": len(runs), "minutes": sum(seconds) / 60}
     made["time"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -212,7 +213,8 @@ def _section(record: dict, folder: Path) -> list[str]:
     if "runs" in record:
         r = record["runs"]
         many = f"{r['count']} runs, {r['minutes']:.1f} minutes of training" if "count" in r else "runs trained"
-        made += [f"{many} on {', '.join(r['hardware'])}, commit {', '.join(r['commit'])}"]
+        precision = ", in bfloat16" if "bf16" in r.get("precision", ()) else ""
+        made += [f"{many}{precision} on {', '.join(r['hardware'])}, commit {', '.join(r['commit'])}"]
     made += [f"[notebook]({link})"]
     lines = [f"## {record['name']}", "", f"**{_title(record)}**", "", f"![{record['name']}]({record['name']}.png)", ""]
     lines += ["| | claim | predicted | measured | tolerance | kind |", "|---|---|---|---|---|---|"]

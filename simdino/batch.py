@@ -27,8 +27,9 @@ from simdino.vit import Network
 
 JOB_SECONDS = 80.0  # of training in one process: starting one costs about 4
 # Core-seconds of a step, of 1e9 operations of it, of 1e6 augmented pixels; and of a recording of 1,000 images.
-# Fitted within 30 % to 17 configurations on an otherwise quiet AMD EPYC (Zen 4), one thread.
-_STEP, _OPERATIONS, _PIXELS, _RECORDING = 0.007, 0.0045, 0.074, 0.15
+# Fitted within 30 % to 17 configurations on an otherwise quiet AMD EPYC (Zen 4), one thread, in bfloat16; the cost of
+# operations anew in float32, to four recipes.
+_STEP, _OPERATIONS, _PIXELS, _RECORDING = 0.007, 0.014, 0.074, 0.15
 
 
 def parameters(notebook: str | Path) -> dict[str, object]:

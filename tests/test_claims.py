@@ -193,6 +193,7 @@ def test_figure_of_runs_names_what_trained_them_and_not_only_what_drew_it(tmp_pa
             run.path / "environment.json", {"commit": commit, "source": "12", "hardware": "some GPU", "cores": 1}
         )
         write_json(run.path / "DONE", {"seconds": 30})
+        write_json(run.path / "config.json", {"optim": {"precision": "bf16" if commit == "abc" else "fp32"}})
     one = claim("a", "s", predicted=1, measured=1)
     publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu", runs=runs)
     record = json.loads((tmp_path / "01.json").read_text())
@@ -200,11 +201,12 @@ def test_figure_of_runs_names_what_trained_them_and_not_only_what_drew_it(tmp_pa
         "commit": ["abc", "def"],
         "source": ["12"],
         "hardware": ["some GPU"],
+        "precision": ["bf16", "fp32"],
         "count": 3,
         "minutes": 1.5,
     }
     text = gallery(tmp_path).read_text()
-    assert "3 runs, 1.5 minutes of training on some GPU, commit abc, def · [notebook]" in text
+    assert "3 runs, 1.5 minutes of training, in bfloat16 on some GPU, commit abc, def · [notebook]" in text
     assert "minutes in the notebook" in text
     publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu")
     assert "training" not in gallery(tmp_path).read_text()

@@ -91,8 +91,8 @@ def diagnose_layers(
     count, d = streams[0][0].shape[1:]
     table = xr.concat([layer.table() for layer in observed], "layer").assign_coords(layer=np.arange(len(observed)))
     if labels is not None:
-        labels, half = as_labels(labels, n).cpu(), n // 2  # rows of features wait on the host
         features = [layer.rows("image") for layer in observed]
+        labels, half = as_labels(labels, n, device=features[0].device), n // 2
         hits = [knn_accuracy_with_misses(z[:half], labels[:half], z[half:], labels[half:]) for z in features]
         hits = np.array(hits)
         table["knn"], table["knn_se"] = ("layer", hits), ("layer", np.sqrt(hits * (1 - hits) / (n - half)))

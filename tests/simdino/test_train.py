@@ -4,6 +4,7 @@ bad input ends in one sentence, a status that is not 0, and no run that counts a
 import ast
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -205,6 +206,16 @@ def test_a_file_system_without_locks_is_refused_in_a_sentence(error, tmp_path, m
     with pytest.raises(OSError, match=r"a folder that can be written and locked, and .* is none: .*(lock|flock)"):
         get_run(TINY, tmp_path / "runs", progress=False)
     assert [path for path in (tmp_path / "runs").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_bfloat16_is_refused_on_a_processor_that_lacks_it(tmp_path):
+    """Such a one is pretended, to oneDNN, by naming an older kind."""
+    arguments = ["simdino@optim.precision=bf16", "--profile", "smoke", "--device", "cpu", "--root", str(tmp_path)]
+    older = os.environ | {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}
+    command = [sys.executable, "-m", "simdino", "train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=older)
+    assert done.returncode == 1
+    assert "bf16 is slower than fp32 on this CPU" in done.stderr
 
 
 POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
