@@ -313,7 +313,7 @@ def class_overlap(x: Array | Moments, labels: Array | None = None) -> ClassOverl
     diagonal = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
     worst = int(pairs.detach().masked_fill(diagonal, -1).argmax())
     names, pairs = list(groups), pairs.masked_fill(diagonal, 1.0)
-    worst_classes = torch.tensor([names[i] for i in divmod(worst, len(names))], device=pairs.device)
+    worst_classes = torch.tensor([names[i] for i in divmod(worst, len(names))]).to(pairs.device)
     return ClassOverlap(pairs, pairs[~diagonal].mean(), pairs.flatten()[worst], worst_classes)
 
 
@@ -352,7 +352,7 @@ def class_effective_rank(x: Array | Moments, labels: Array | None = None, *, cen
     """
     groups = _by_class(x, labels)
     ranks = torch.stack([effective_rank(rows, center=center) for rows in groups.values()])  # (K,)
-    return ClassRanks(ranks, ranks.min(), torch.tensor(list(groups), device=ranks.device)[ranks.argmin()])
+    return ClassRanks(ranks, ranks.min(), torch.tensor(list(groups)).to(ranks.device)[ranks.argmin()])
 
 
 # --- Regression collapse

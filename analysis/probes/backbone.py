@@ -257,7 +257,7 @@ def preprocess(backbone: Backbone, images: Array, *, size: Size = None) -> Float
     if h % backbone.patch or w % backbone.patch:
         of = f"the {backbone.patch}-pixel patches of {backbone.name}"
         raise ValueError(f"images of {h}x{w} are no whole number of {of}: give a size that is")
-    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (backbone.mean, backbone.std))
+    mean, std = (torch.tensor(values)[:, None, None].to(x.device) for values in (backbone.mean, backbone.std))
     if backbone.channels == 1:
         return (grayscale(x) - mean.mean()) / std.mean()
     return (x - mean) / std  # a gray image becomes three equal channels, before it is normalized

@@ -137,7 +137,7 @@ def _shares(
     spread = [(means - mean).square().sum(1).mean() for means in (position, image)]
     parts = torch.stack([mean.square().sum(), *spread])
     parts = torch.cat((parts, (energy - parts.sum()).clamp(min=0)[None]))
-    nothing = torch.tensor([1.0, 0, 0, 0], dtype=parts.dtype, device=parts.device)
+    nothing = torch.tensor([1.0, 0, 0, 0], dtype=parts.dtype).to(parts.device)
     return torch.where(energy > 0, parts / torch.where(energy > 0, energy, 1.0), nothing)
 
 
