@@ -57,8 +57,8 @@ def _short(profile: str, steps: int) -> dict[str, object]:
 
 # --- How far a method works around its recipe
 
-# On a CPU. DINO's recipe is by then 0.074 ± 0.024 (n = 3) above the untrained network in k-NN accuracy; by 300 steps it is
-# 0.045 ± 0.022, too little to tell what a change costs it, where SimDINO's is 0.098 ± 0.013.
+# On a CPU. DINO's recipe is by then 0.074 ± 0.024 (n = 3) above the untrained network in k-NN accuracy. By 300 steps it
+# is 0.045 ± 0.022, too little to tell what a change costs it; SimDINO's is 0.098 ± 0.013.
 ROBUSTNESS_STEPS = 500
 
 
