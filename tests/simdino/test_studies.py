@@ -8,7 +8,7 @@ from analysis import theory
 from simdino.batch import config_of_run
 from simdino.config import Config, fields
 from simdino.recipes import PROFILES, recipe
-from simdino.studies import STUDIES, settings
+from simdino.studies import ROBUSTNESS_STEPS, STUDIES, settings
 
 
 def difference(config: Config, other: Config) -> dict[str, tuple]:
@@ -36,7 +36,7 @@ def test_rivals_have_as_many_settings_and_seeds(name, profile):
         assert sorted(counts[ours]) == sorted(counts[theirs])
 
 
-@pytest.mark.parametrize(("profile", "steps"), [("cpu", 300), ("gpu", 10_000)])
+@pytest.mark.parametrize(("profile", "steps"), [("cpu", ROBUSTNESS_STEPS), ("gpu", 10_000)])
 def test_a_setting_differs_from_its_recipe_in_the_named_factors_alone(profile, steps):
     """Lengths aside; each multiple is that of the value, of a momentum's 1/(1 − m), of a pair of areas the lower."""
     for s in settings("robustness", profile):
