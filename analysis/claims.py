@@ -118,8 +118,9 @@ def publish(
     by hand does not overwrite the published figures.
 
     The JSON says what made them: profile, seeds, hardware, threads, versions, commit, minutes since the notebook
-    began; and of the runs that they are about their number, the minutes that they took, and the commits, sources and
-    hardware that trained them. Each file is written whole or not at all. `name` is the notebook's, without its suffix.
+    began; and of the runs that they are about their number, the minutes that they took, and the commits, sources,
+    hardware and precisions that trained them. Each file is written whole or not at all. `name` is the notebook's,
+    without its suffix.
 
     Raises AssertionError naming the theorems that do not hold, after writing both files; ValueError if there
     are no claims or two have the same id.
@@ -213,8 +214,9 @@ def _section(record: dict, folder: Path) -> list[str]:
     if "runs" in record:
         r = record["runs"]
         many = f"{r['count']} runs, {r['minutes']:.1f} minutes of training" if "count" in r else "runs trained"
-        precision = ", in bfloat16" if "bf16" in r.get("precision", ()) else ""
-        made += [f"{many}{precision} on {', '.join(r['hardware'])}, commit {', '.join(r['commit'])}"]
+        precision = {("bf16",): ", in bfloat16", ("bf16", "fp32"): ", some of it in bfloat16"}
+        many += precision.get(tuple(r.get("precision", ())), "")
+        made += [f"{many} on {', '.join(r['hardware'])}, commit {', '.join(r['commit'])}"]
     made += [f"[notebook]({link})"]
     lines = [f"## {record['name']}", "", f"**{_title(record)}**", "", f"![{record['name']}]({record['name']}.png)", ""]
     lines += ["| | claim | predicted | measured | tolerance | kind |", "|---|---|---|---|---|---|"]

@@ -127,7 +127,8 @@ under the definitions that papers and public implementations use, each reproduce
 
 Here nothing is centered, normalized or shifted unless the call says so, and `preset=` names a definition as a whole
 (`PRESETS` in `measures.spectra` lists them all). Compare numbers of one definition, at equal n and d
-(`measures.uncertainty`).
+(`measures.uncertainty`). Results are on the device of the first argument, to which labels, targets and second sets of
+features move; random numbers are drawn on the CPU, and so are the same on every device.
 """
 
 

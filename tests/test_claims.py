@@ -206,8 +206,12 @@ def test_figure_of_runs_names_what_trained_them_and_not_only_what_drew_it(tmp_pa
         "minutes": 1.5,
     }
     text = gallery(tmp_path).read_text()
-    assert "3 runs, 1.5 minutes of training, in bfloat16 on some GPU, commit abc, def · [notebook]" in text
+    assert "3 runs, 1.5 minutes of training, some of it in bfloat16 on some GPU, commit abc, def · [notebook]" in text
     assert "minutes in the notebook" in text
+    publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu", runs=[runs[1]])
+    assert "1 runs, 0.5 minutes of training, in bfloat16 on some GPU" in gallery(tmp_path).read_text()
+    publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu", runs=[runs[0]])
+    assert "bfloat16" not in gallery(tmp_path).read_text()
     publish(fig, [one], name="01", out_dir=tmp_path, profile="cpu")
     assert "training" not in gallery(tmp_path).read_text()
 

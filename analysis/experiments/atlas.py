@@ -93,14 +93,14 @@ def free_directions(energy: Energy, z: Float[Tensor, "n d"], *, step: int | floa
     """
     n, d = z.shape
     basis = torch.linalg.svd(z.unsqueeze(-2)).Vh[:, 1:, :]  # (n, d-1, d)
-    u = step * torch.eye(n * (d - 1), dtype=z.dtype).unflatten(1, (n, d - 1))
+    u = step * torch.eye(n * (d - 1), dtype=z.dtype, device=z.device).unflatten(1, (n, d - 1))
     u = torch.cat([u, -u, torch.zeros_like(u[:1])]).requires_grad_()
     (gradient,) = torch.autograd.grad(energy(normalize(z + torch.einsum("bnk,nkd->bnd", u, basis), dim=-1)).sum(), u)
     plus, minus, (here,) = gradient.flatten(1).split([n * (d - 1), n * (d - 1), 1])
     hessian = (plus - minus) / (2 * step)
     if here.norm() > 1e-4:
         return float("nan")
-    return float(nullity(torch.linalg.eigvalsh((hessian + hessian.mT) / 2).numpy(), tol=1e-6))
+    return float(nullity(torch.linalg.eigvalsh((hessian + hessian.mT) / 2).cpu().numpy(), tol=1e-6))
 
 
 class Atlas(NamedTuple):

@@ -36,7 +36,7 @@ def view_shares(train: Float[Tensor, "2 n m"], test: Float[Tensor, "2 k m"]) -> 
     [0.0, 1.0]
     """
     mean = train.mean((0, 1))
-    (sigma, sigma_a), (seen, seen_a) = (view_covariances(x - mean) for x in (train, test))
+    (sigma, sigma_a), (seen, seen_a) = (view_covariances(x.to(mean.device) - mean) for x in (train, test))
     _, v = eigh(sigma_a, sigma + 1e-6 * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
     found, differing, all_ = (np.einsum("ij,ik,kj->j", v, a, v) for a in (sigma, seen_a, seen))
     alive = found > 0.5  # else most of the found variance is the ridge's

@@ -17,7 +17,7 @@ from simdino.config import PUBLISHED_EPS
 from .. import theory
 from ..measures.alignment_uniformity import uniformity, uniformity_optimum
 from ..measures.collapse import feature_std, mean_collapse
-from ..measures.inputs import Array, as_features, as_labels, require_unit_rows, unit_rows
+from ..measures.inputs import Array, as_features, labeled_features, require_unit_rows, unit_rows
 from ..measures.neighbors import KNN_TEMP, knn_accuracy
 from ..measures.rates import coding_rate_of_spectrum
 from ..measures.spectra import effective_rank, eigenvalues
@@ -45,7 +45,8 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
     >>> collapsed(z, point, share=0.75).square().round(decimals=6).tolist()  # the energy of each coordinate
     [[0.75, 0.25, 0.0], [0.75, 0.0, 0.25]]
     """
-    z, target = as_features(z).double(), as_features(target, "target").double()
+    z = as_features(z).double()
+    target = as_features(target, "target", device=z.device).double()
     require_unit_rows(target, "target")
     if z.shape != target.shape:
         raise ValueError(f"z and target must have one shape, got {tuple(z.shape)} and {tuple(target.shape)}")
@@ -172,11 +173,11 @@ def shrink_sweep(
 
     if not all(0 < size <= 1 for size in sizes):
         raise ValueError(f"sizes must lie in (0, 1], got {sizes}")
-    z, labels = as_features(z).double(), as_labels(labels, len(z))
-    n, d = len(z), z.shape[1] + 1
-    flat = torch.cat((unit_rows(z - z.mean(0)), torch.zeros(n, 1, dtype=z.dtype)), 1)  # (n, d)
-    point = torch.eye(d, dtype=z.dtype)[-1:].expand(n, d)
-    bank, test = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
+    z, labels = labeled_features(z, labels)
+    z, n, d = z.double(), len(z), z.shape[1] + 1
+    flat = torch.cat((unit_rows(z - z.mean(0)), z.new_zeros(n, 1)), 1)  # (n, d)
+    point = torch.eye(d, dtype=z.dtype, device=z.device)[-1:].expand(n, d)
+    bank, test = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(z.device).tensor_split(2)
     lam = eigenvalues(flat)
 
     def excess(x: Tensor) -> float:
@@ -282,9 +283,9 @@ def collapse_response(
     """
     import pandas as pd
 
-    z = as_features(z)
+    z, labels = labeled_features(z, labels)
     require_unit_rows(z)
-    z, labels = z.double(), as_labels(labels, len(z))
+    z = z.double()
     directions = torch.linalg.eigh(z.mT @ z).eigenvectors[:, -rank:]  # (d, rank)
     means = torch.stack([z[labels == k].mean(0) if (labels == k).any() else z[0] for k in range(labels.max() + 1)])
     targets = {

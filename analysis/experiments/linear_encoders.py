@@ -67,7 +67,7 @@ def view_covariances(views: Float[Tensor, "2 n m"]) -> Covariances:
     >>> view_covariances(views).sigma_a.tolist()  # the second coordinate changes its sign: ½ · 2²
     [[0.0, 0.0], [0.0, 2.0]]
     """
-    x = views.double().numpy()
+    x = views.double().cpu().numpy()
     difference, count = x[0] - x[1], 2 * x.shape[1]
     return Covariances(np.einsum("vni,vnj->ij", x, x, optimize=True) / count, difference.T @ difference / count)
 

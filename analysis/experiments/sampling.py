@@ -58,7 +58,7 @@ def sampling_bias(z: Array, sizes: Sequence[int], *, eps: int | float, draws: in
     for n in sizes:
         samples = [Moments.of(_sample(z, n, generator), blocks=16) for _ in range(draws)]
         plain, corrected = (torch.stack(parts) for parts in zip(*(_estimates(m, eps) for m in samples), strict=True))
-        predicted = [math.nan, 1 / (1 / n + (1 - 1 / n) / truth[1].item()), sampled_rate(lam, n, d=d, eps=eps)]
+        predicted = [math.nan, 1 / (1 / n + (1 - 1 / n) / truth[1].item()), sampled_rate(lam.cpu(), n, d=d, eps=eps)]
         unknown = [math.nan] * len(SAMPLED_MEASURES)
         for estimate, values, expected in (("plain", plain, predicted), ("corrected", corrected, unknown)):
             columns = zip(

@@ -208,10 +208,10 @@ def nc4(z: Array, labels: Array, *, weight: Array, bias: Array | None = None) ->
     (0.0, 0.25)
     """
     means = _class_statistics(z, labels).means
-    z, weight = as_features(z).to(means), _row_per_class(weight, means)
+    z, weight = as_features(z).double(), _row_per_class(weight, means)
     scores = z @ weight.mT
     if bias is not None:
-        bias = torch.as_tensor(bias).to(means)
+        bias = torch.as_tensor(bias, dtype=means.dtype, device=means.device)
         if bias.shape != (len(means),):
             raise ValueError(f"bias must have shape ({len(means)},), got {tuple(bias.shape)}")
         scores = scores + bias
@@ -242,13 +242,16 @@ def nc5(x: Array | Moments, labels: Array | None = None, *, outside: Array | Mom
     (0.0, 0.57735)
     """
     means = _class_statistics(x, labels).means
-    other = outside.mean if isinstance(outside, Moments) else as_features(outside, "outside").double().mean(0)
-    if isinstance(outside, Moments) and outside.n == 0:
+    if not isinstance(outside, Moments):
+        other = as_features(outside, "outside", device=means.device).double().mean(0)
+    elif outside.n == 0:
         raise ValueError("outside needs Moments that have seen rows")
+    else:
+        other = outside.mean.to(means)
     if other.shape != means.shape[1:]:
         raise ValueError(f"outside must have d={means.shape[1]} columns, got {len(other)}")
-    norms = means.norm(dim=1) * other.to(means).norm()
-    return ((means @ other.to(means)).abs() / torch.where(norms > 0, norms, 1.0)).clamp(max=1).mean()
+    norms = means.norm(dim=1) * other.norm()
+    return ((means @ other).abs() / torch.where(norms > 0, norms, 1.0)).clamp(max=1).mean()
 
 
 # --- What is left of each class
@@ -411,8 +414,8 @@ def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
     >>> round(nrc2(torch.eye(4), weight=torch.tensor([[0.0, 2.0, 0.0, 0.0]])).item(), 6)  # one row of four is inside
     0.75
     """
-    z, weight = as_features(z).double(), as_features(weight, "weight").double()
-    weight = weight.to(z.device)
+    z = as_features(z).double()
+    weight = as_features(weight, "weight", device=z.device).double()
     if weight.shape[1] != z.shape[1]:
         raise ValueError(f"weight must have d={z.shape[1]} columns, got {weight.shape[1]}")
     _, s, directions = torch.linalg.svd(weight, full_matrices=False)
@@ -444,8 +447,9 @@ def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
     >>> [round(nrc3(weight, targets=targets).item(), 6) for weight in (orthogonal, parallel)]  # 0 and 2 − √2
     [0.0, 0.585786]
     """
-    weight, targets = as_features(weight, "weight").double(), as_features(targets, "targets", min_rows=2).double()
-    targets, t = targets.to(weight.device), targets.shape[1]
+    weight = as_features(weight, "weight").double()
+    targets = as_features(targets, "targets", min_rows=2, device=weight.device).double()
+    t = targets.shape[1]
     if t < 2 or len(weight) != t:
         raise ValueError(f"targets needs 2 columns or more, and weight a row for each, got {t} and {len(weight)}")
     targets = centered(targets)
@@ -511,7 +515,7 @@ def _by_class(x: Array | Moments, labels: Array | None) -> dict[int, Moments] | 
 
 
 def _row_per_class(weight: Array, means: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    weight = as_features(weight, "weight").to(means)
+    weight = as_features(weight, "weight", device=means.device).to(means.dtype)
     if weight.shape != means.shape:
         raise ValueError(f"weight must have shape {tuple(means.shape)} (classes, d), got {tuple(weight.shape)}")
     return weight

@@ -250,7 +250,7 @@ def center_drift(logits: Array, *, running_center: Array) -> Float[Tensor, ""]:
     2.0
     """
     logits = as_floating(logits, "logits", "n K").double()
-    running_center = as_floating(running_center, "running_center", "K").to(logits)
+    running_center = as_floating(running_center, "running_center", "K", device=logits.device).double()
     if len(running_center) != logits.shape[1]:
         raise ValueError(f"running_center must have shape ({logits.shape[1]},), got {tuple(running_center.shape)}")
     scores = logits - running_center

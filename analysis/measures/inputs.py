@@ -1,4 +1,7 @@
-"""The one place that validates what a diagnostic is given: every message names the argument and the remedy."""
+"""The one place that validates what a diagnostic is given: every message names the argument and the remedy.
+
+It is also where devices meet: labels, targets and second sets of features move to the device of the first argument.
+"""
 
 import numpy as np
 import torch
@@ -9,14 +12,15 @@ from torch import Tensor
 Array = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
 
 
-def as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
+def as_floating(x: Array, name: str, rank: str, *, device: torch.device | None = None) -> Float[Tensor, "..."]:
     """A finite, non-empty tensor of the wanted rank; float64 stays float64, everything else becomes float32.
 
     Args:
-        x: tensor, array or anything else that `torch.as_tensor` takes. It stays on its device, unless that is MPS,
-            which has no float64: then it moves to the CPU.
+        x: tensor, array or anything else that `torch.as_tensor` takes.
         name: what messages call it.
         rank: the names of its axes, such as "n d".
+        device: of the first argument, if this is another. The first stays where it is, unless that is MPS, which has
+            no float64: then it moves to the CPU.
 
     Raises:
         ValueError: it is not numeric or not real, has another rank, is empty, or has NaN or infinite values.
@@ -25,7 +29,7 @@ def as_floating(x: Array, name: str, rank: str) -> Float[Tensor, "..."]:
     tensor([1., 2.])
     """
     try:
-        x = torch.as_tensor(x)
+        x = torch.as_tensor(x, device=device)
     except TypeError as error:  # object arrays, strings
         raise ValueError(f"{name} must be numeric: {error}") from None
     if x.is_complex():
@@ -94,14 +98,17 @@ def centered(z: Float[Tensor, "*shape"], dim: int = 0) -> Float[Tensor, "*shape"
     return z - z.mean(dim, keepdim=True)
 
 
-def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows: int = 1) -> Float[Tensor, "n d"]:
-    """Features as a finite float32 or float64 tensor on their own device.
+def as_features(
+    z: Array, name: str = "z", *, normalize: bool = False, min_rows: int = 1, device: torch.device | None = None
+) -> Float[Tensor, "n d"]:
+    """Features as a finite float32 or float64 tensor.
 
     Args:
         z: (n, d), rows are samples.
         name: what messages call it.
         normalize: divide each row by its norm.
         min_rows: the smallest allowed n.
+        device: of the first argument, if this is another; else they stay on their own, as in `as_floating`.
 
     Raises:
         ValueError: as in `as_floating`, or fewer rows than min_rows; a zero row, if normalized.
@@ -110,7 +117,7 @@ def as_features(z: Array, name: str = "z", *, normalize: bool = False, min_rows:
     tensor([[0., 1.],
             [1., 0.]])
     """
-    z = as_floating(z, name, "n d")
+    z = as_floating(z, name, "n d", device=device)
     if len(z) < min_rows:
         raise ValueError(f"{name} needs at least {min_rows} rows, got {len(z)}")
     return unit_rows(z, name) if normalize else z
@@ -145,10 +152,11 @@ def paired_features(x: Array, y: Array, *, min_rows: int = 1) -> tuple[Float[Ten
     >>> [tuple(z.shape) for z in paired_features(np.ones((3, 2)), np.ones((3, 5)))]
     [(3, 2), (3, 5)]
     """
-    x, y = as_features(x, "x", min_rows=min_rows).double(), as_features(y, "y", min_rows=min_rows).double()
+    x = as_features(x, "x", min_rows=min_rows).double()
+    y = as_features(y, "y", min_rows=min_rows, device=x.device).double()
     if len(x) != len(y):
         raise ValueError(f"x and y must have rows of the same samples, got {len(x)} and {len(y)}")
-    return x, y.to(x.device)
+    return x, y
 
 
 def as_views(
@@ -194,10 +202,11 @@ def paired_views(x: Array, y: Array | None, *, normalize: bool) -> Float[Tensor,
     """
     if y is None:
         return as_views(x, normalize=normalize)
-    x, y = as_features(x, "x"), as_features(y, "y")
+    x = as_features(x, "x")
+    y = as_features(y, "y", device=x.device)
     if x.shape != y.shape:
         raise ValueError(f"x and y must be views of the same samples, got {tuple(x.shape)} and {tuple(y.shape)}")
-    return as_views(torch.stack((x, y.to(x))), "x or y", normalize=normalize)
+    return as_views(torch.stack((x, y.to(x.dtype))), "x or y", normalize=normalize)
 
 
 def as_labels(
@@ -209,7 +218,7 @@ def as_labels(
         labels: (n,) integers.
         n: the number of samples that they must label.
         classes: the number of classes.
-        device: where they are wanted.
+        device: of the features that they belong to.
 
     Raises:
         ValueError: labels that are not integers, not (n,), negative, or too large.
@@ -281,7 +290,7 @@ def as_masks(
         name: what messages call it.
         classes: the number of classes.
         ignore: an index outside that range, of pixels without a label.
-        device: where they are wanted.
+        device: of the patches that they belong to.
 
     Raises:
         ValueError: masks that are not integers, not (n, h, w), negative, or too large.

@@ -222,6 +222,8 @@ def knn_accuracy_with_misses(train: Tensor, train_labels: Tensor, test: Tensor, 
     >>> knn_accuracy_with_misses(torch.eye(2)[:1], torch.tensor([0]), torch.eye(2)[[0, 0]], torch.tensor([0, 7]))
     0.5
     """
+    train_labels = as_labels(train_labels, len(train), device=train.device)
+    test, test_labels = test.to(train.device), as_labels(test_labels, len(test), device=train.device)
     given = train.any(1)
     train, train_labels = train[given], train_labels[given]
     known = torch.isin(test_labels, train_labels) & test.any(1)
@@ -267,7 +269,8 @@ def as_train_and_test(
     >>> as_train_and_test(torch.eye(3), torch.tensor([7, 3, 7]), torch.eye(3)[:1], torch.tensor([3])).train_labels
     tensor([1, 0, 1])
     """
-    train, test = as_features(train, "train", normalize=normalize), as_features(test, "test", normalize=normalize)
+    train = as_features(train, "train", normalize=normalize)
+    test = as_features(test, "test", normalize=normalize, device=train.device)
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"train and test must have the same dimension, got {train.shape[1]} and {test.shape[1]}")
     train_labels = as_labels(train_labels, len(train), device=train.device)
@@ -278,7 +281,7 @@ def as_train_and_test(
     if len(missing):
         raise ValueError(f"test_labels has class {missing[0].item()}, of which train_labels has no sample")
     test_labels = torch.searchsorted(classes, test_labels)
-    return TrainAndTest(train.detach(), train_labels, test.detach().to(train), test_labels)
+    return TrainAndTest(train.detach(), train_labels, test.detach().to(train.dtype), test_labels)
 
 
 class TopK(NamedTuple):

@@ -159,8 +159,8 @@ def principal_angles(
     >>> principal_angles(x, y).rad2deg().round(decimals=4).tolist()  # planes that share an axis
     [0.0, 45.0]
     """
-    x, y = as_features(x, "x").double(), as_features(y, "y").double()
-    y = y.to(x.device)
+    x = as_features(x, "x").double()
+    y = as_features(y, "y", device=x.device).double()
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got {x.shape[1]} and {y.shape[1]}")
     ranks = rank if isinstance(rank, tuple) else (rank, rank)

@@ -138,7 +138,7 @@ def leave_one_out_error(left_out: Array) -> Float[np.ndarray, "..."] | np.floati
     >>> bool(np.isclose(leave_one_out_error((x.sum() - x) / 49), x.std(ddof=1) / 50**0.5))
     True
     """
-    theta = np.asarray(left_out, dtype=np.float64)
+    theta = np.asarray(left_out.cpu() if isinstance(left_out, Tensor) else left_out, dtype=np.float64)
     return np.sqrt((len(theta) - 1) * np.nanvar(theta, axis=0))
 
 
@@ -167,7 +167,7 @@ def leave_one_out_interval(value: float, left_out: Array, *, level: float = 0.95
     (-0.484, 4.484)
     """
     theta = as_features(torch.as_tensor(left_out)[:, None], "left_out", min_rows=2).double()
-    half = student_quantile(level, len(theta) - 1) * leave_one_out_error(theta.cpu()).item()
+    half = student_quantile(level, len(theta) - 1) * leave_one_out_error(theta).item()
     return Interval(value - half, value + half)
 
 
@@ -242,7 +242,7 @@ def permutation_reference(measure: Measure, z: Array, *, draws: int = 16, seed: 
     generator = torch.Generator().manual_seed(seed)  # on the CPU: every device has the same draws
 
     def draw() -> Moments:
-        order = torch.rand(z.shape, generator=generator).to(z.device).argsort(0)  # (n, d)
+        order = torch.rand(z.shape, generator=generator).argsort(0).to(z.device)  # (n, d)
         return Moments.of(z.gather(0, order))
 
     return _reference(measure, draw, draws)

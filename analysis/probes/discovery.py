@@ -60,12 +60,13 @@ def normalized_cut(weights: Array) -> Cut:
     >>> round(eigenvalue, 6)  # 0.4/4.4 + 0.4/4.4
     0.181818
     """
-    w = np.asarray(torch.as_tensor(weights).cpu(), dtype=np.float64)
+    weights = torch.as_tensor(weights)
+    w = weights.numpy(force=True).astype(np.float64)
     if w.ndim != 2 or len(w) < 2 or w.shape[0] != w.shape[1] or not (w > 0).all() or not np.allclose(w, w.T):
         raise ValueError(f"weights must be symmetric, positive and (p, p) with p at least 2, got shape {w.shape}")
     root = 1 / np.sqrt(w.sum(1))
     values, vectors = eigh(np.eye(len(w)) - root[:, None] * w * root, subset_by_index=[1, 1])
-    return Cut(torch.from_numpy(vectors[:, 0] * root), float(values[0]))
+    return Cut(torch.from_numpy(vectors[:, 0] * root).to(weights.device), float(values[0]))
 
 
 @torch.no_grad()
@@ -93,7 +94,8 @@ def tokencut(patches: Array, *, tau: int | float = 0.2) -> Bool[Tensor, "gh gw"]
     """
     z = unit_rows(as_patches(patches, rank="gh gw d"), "patches")
     found = _cut_object(z, torch.ones(z.shape[:2], dtype=torch.bool), tau, corners=False)
-    return found.mask if found else torch.zeros(z.shape[:2], dtype=torch.bool)
+    mask = found.mask if found else torch.zeros(z.shape[:2], dtype=torch.bool)
+    return mask.to(z.device)
 
 
 @torch.no_grad()
@@ -130,7 +132,8 @@ def maskcut(patches: Array, *, objects: int = 3, tau: int | float = 0.15) -> Obj
         masks.append(found.mask)
         scores.append(1 - found.eigenvalue)
         free = free & ~found.mask
-    return Objects(torch.stack(masks) if masks else free.new_zeros(0, *free.shape), torch.tensor(scores))
+    masks = torch.stack(masks) if masks else free.new_zeros(0, *free.shape)
+    return Objects(masks.to(z.device), torch.tensor(scores, device=z.device))
 
 
 def upsample_masks(masks: Bool[Tensor, "m gh gw"], size: tuple[int, int]) -> Bool[Tensor, "m h w"]:
@@ -166,12 +169,13 @@ def connected_regions(mask: Array, *, classes: Sequence[int], min_area: int | fl
     >>> connected_regions(mask, classes=(1,)).sum((1, 2)).tolist()
     [2, 1]
     """
-    mask = as_masks(torch.as_tensor(mask)[None], 1, "mask")[0].cpu().numpy()
-    found = []
-    for c in np.intersect1d(mask, classes):
-        labels, count = ndimage.label(mask == c, np.ones((3, 3)))
+    mask = as_masks(torch.as_tensor(mask)[None], 1, "mask")[0]
+    pixels, found = mask.numpy(force=True), []
+    for c in np.intersect1d(pixels, classes):
+        labels, count = ndimage.label(pixels == c, np.ones((3, 3)))
         found += [region for i in range(1, count + 1) if (region := labels == i).sum() >= min_area]
-    return torch.from_numpy(np.stack(found) if found else np.zeros((0, *mask.shape), dtype=bool))
+    found = np.stack(found) if found else np.zeros((0, *pixels.shape), dtype=bool)
+    return torch.from_numpy(found).to(mask.device)
 
 
 def bounding_boxes(masks: Bool[Tensor, "m h w"]) -> Int[Tensor, "m 4"]:
@@ -180,7 +184,7 @@ def bounding_boxes(masks: Bool[Tensor, "m h w"]) -> Int[Tensor, "m 4"]:
     >>> bounding_boxes(torch.tensor([[[0, 1, 1], [0, 1, 0]]]).bool()).tolist()
     [[1, 0, 3, 2]]
     """
-    found = torch.zeros(len(masks), 4, dtype=torch.int64)
+    found = torch.zeros(len(masks), 4, dtype=torch.int64, device=masks.device)
     for row, mask in zip(found, masks, strict=True):
         y, x = mask.nonzero(as_tuple=True)
         if len(y):
@@ -194,6 +198,7 @@ def box_iou(x: Int[Tensor, "m 4"], y: Int[Tensor, "g 4"]) -> Float[Tensor, "m g"
     >>> box_iou(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[1, 0, 3, 2], [0, 0, 2, 4]])).tolist()[0][1]
     0.5
     """
+    y = y.to(x.device)
     low, high = torch.maximum(x[:, None, :2], y[None, :, :2]), torch.minimum(x[:, None, 2:], y[None, :, 2:])
     both = (high - low).clamp(min=0).prod(-1)  # (m, g)
     area = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (x, y)]
@@ -206,7 +211,7 @@ def mask_iou(x: Bool[Tensor, "m h w"], y: Bool[Tensor, "g h w"]) -> Float[Tensor
     >>> mask_iou(torch.tensor([[[1, 1, 0]]]).bool(), torch.tensor([[[1, 0, 0]], [[0, 0, 1]]]).bool()).tolist()
     [[0.5, 0.0]]
     """
-    x, y = x.flatten(1).double(), y.flatten(1).double()
+    x, y = x.flatten(1).double(), y.flatten(1).to(x.device).double()
     both = x @ y.T
     return both / (x.sum(1)[:, None] + y.sum(1) - both).clamp(min=1)
 

@@ -273,7 +273,7 @@ def _segment(result: MakeResult, train: _Part, test: _Part, images: MaskSet, see
 def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _) -> Iterator[Result]:
     if images.things is None:
         return
-    patches, masks = (torch.cat(both) for both in zip(train, test, strict=True))  # nothing is trained: both count
+    patches, masks = (torch.cat(both).cpu() for both in zip(train, test, strict=True))  # nothing is trained: both count
     size, area = masks.shape[1:], SMALLEST_OBJECT * masks[0].numel()
     truth = [connected_regions(mask, classes=images.things, min_area=area) for mask in masks]
     true_boxes = {i: bounding_boxes(objects) for i, objects in enumerate(truth) if len(objects)}

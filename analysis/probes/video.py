@@ -203,9 +203,10 @@ def davis_scores(predicted: Array, truth: Array) -> DavisScores:
     >>> davis_scores(truth, truth).j  # one object in two frames
     tensor([[1., 1.]], dtype=torch.float64)
     """
-    truth = torch.as_tensor(truth)
+    predicted = torch.as_tensor(predicted)
+    truth = torch.as_tensor(truth, device=predicted.device)
     truth = as_masks(truth, len(truth), "truth")
-    predicted = as_masks(predicted, len(truth), "predicted", device=truth.device)
+    predicted = as_masks(predicted, len(truth), "predicted")
     if predicted.shape != truth.shape:
         raise ValueError(f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} differ in size")
     objects = truth[truth > 0].unique()

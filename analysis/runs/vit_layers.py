@@ -78,10 +78,10 @@ def diagnose_layers(
         raise ValueError(f"blocks must be 2 at least and divide batch {batch} and the {n} images, not {blocks}")
     if not all(hasattr(block, "attn") for block in network.blocks):
         raise ValueError("network must be a vision transformer: it has a block without attention")
-    observed, training = None, network.training
+    observed, training, device = None, network.training, next(network.parameters()).device
     network.eval()
     for some in tqdm(images.split(batch), desc="layers", unit="batch", disable=not progress):
-        streams = list(_streams(network, some))
+        streams = list(_streams(network, some.to(device)))
         patches = network.patch_tokens(streams[0][0]).shape[1]
         grid = _grid(patches, h, w)
         observed = observed or [_Layer(x.shape[-1], patches, blocks, positions) for x, _ in streams]
