@@ -48,7 +48,7 @@ lab: setup
 DEVICE ?= cuda
 
 gpu: setup
-	$(BIN)/python benchmarks/gpu.py --device $(DEVICE) $(if $(TINY),--tiny)
+	$(BIN)/python -m benchmarks.gpu --device $(DEVICE) $(if $(TINY),--tiny)
 
 # 12,000 of the profile's 39,000 steps: ten minutes at twenty steps a second
 gpu-cifar10: setup

@@ -12,27 +12,24 @@ bfloat16 product reaches in the same time.
 
 import argparse
 import functools
-import inspect
 import json
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure_calls import CALLS, called, parts
 from simdino import analysis
 from simdino.augment import make_views, moved
 from simdino.config import DINO, Config, Data, Record, override
 from simdino.optim import parameter_groups
-from simdino.ranks import ranks
 from simdino.recipes import recipe
 from simdino.runs import environment
 from simdino.step_inputs import Inputs, step_inputs
@@ -48,108 +45,21 @@ def synchronized(device: str) -> float:
     return time.perf_counter()
 
 
-# Those whose arguments are more than their names say: of features z, unit features u, others y, classes and views.
-CALLS: dict[str, Callable] = {
-    "alignment": lambda g: analysis.alignment(g.u, g.v),
-    "alpha_req": lambda g: analysis.alpha_req(g.z, fit=(1, 8)),
-    "cdnv": lambda g: analysis.cdnv(g.z, g.labels),
-    "center_drift": lambda g: analysis.center_drift(g.z, running_center=g.y[0]),
-    "class_effective_rank": lambda g: analysis.class_effective_rank(g.z, g.labels),
-    "class_overlap": lambda g: analysis.class_overlap(g.z, g.labels),
-    "class_rates": lambda g: analysis.class_rates(g.u, g.labels, eps=0.3),
-    "coherence": lambda g: analysis.coherence(g.u),
-    "collapsed": lambda g: analysis.collapsed(g.u, g.point.expand_as(g.u), share=0.5),
-    "dime": lambda g: analysis.dime(g.u, g.v),
-    "frame_potential": lambda g: analysis.frame_potential(g.u),
-    "frame_potential_excess": lambda g: analysis.frame_potential_excess(g.u),
-    "hyperspherical_energy": lambda g: analysis.hyperspherical_energy(g.u),
-    "infonce_bound": lambda g: analysis.infonce_bound(g.u, g.v, temp=0.1),
-    "jackknife": lambda g: analysis.jackknife(analysis.effective_rank, analysis.Moments.of(g.z, blocks=8)),
-    "knn_accuracy": lambda g: analysis.knn_accuracy(g.z, g.labels, g.y, g.labels),
-    "mean_cosine": lambda g: analysis.mean_cosine(g.u),
-    "nc1": lambda g: analysis.nc1(g.z, g.labels),
-    "nc2": lambda g: analysis.nc2(g.z, g.labels),
-    "nc3": lambda g: analysis.nc3(g.z, g.labels, weight=g.y[:6]),
-    "nc4": lambda g: analysis.nc4(g.z, g.labels, weight=g.y[:6]),
-    "nc5": lambda g: analysis.nc5(g.z, g.labels, outside=g.y),
-    "nrc1": lambda g: analysis.nrc1(g.z, targets=2),
-    "nrc2": lambda g: analysis.nrc2(g.z, weight=g.y[:2]),
-    "nrc3": lambda g: analysis.nrc3(g.z[:2], targets=g.y[:, :2]),
-    "orthonormal_distance": lambda g: analysis.orthonormal_distance(g.u[:8]),
-    "patch_ranks": lambda g: analysis.patch_ranks(g.z.unflatten(0, (8, 12))),
-    "permutation_reference": lambda g: analysis.permutation_reference(
-        lambda m: m.covariance.square().sum(), g.z, draws=3
-    ),
-    "prototype_entropy": lambda g: analysis.prototype_entropy(g.z),
-    "prototype_usage": lambda g: analysis.prototype_usage(g.z),
-    "rate_optimality": lambda g: analysis.rate_optimality(g.u, eps=0.3),
-    "rate_reduction": lambda g: analysis.rate_reduction(g.u, g.labels, eps=0.3),
-    "renyi_entropy": lambda g: analysis.renyi_entropy(g.z, order=2),
-    "report": lambda g: str(analysis.report(g.z, labels=g.labels)),
-    "self_clustering": lambda g: analysis.self_clustering(g.u),
-    "uniformity": lambda g: analysis.uniformity(g.u),
-    "uniformity_gap": lambda g: analysis.uniformity_gap(g.u),
-}
-
-
-def given_to_calls(device: str, others: str | None = None) -> SimpleNamespace:
-    """What the functions of CALLS are called with: z and u on a device, the rest on another if there is one."""
-    z, y = torch.randn(2, 96, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 0.2, 16)
-    first = {"z": z, "u": F.normalize(z, dim=1)}
-    rest = {"y": y, "v": F.normalize(y, dim=1), "labels": torch.arange(96) % 6, "point": torch.eye(16)[0]}
-    moved_there = {k: x.to(device) for k, x in first.items()} | {k: x.to(others or device) for k, x in rest.items()}
-    return SimpleNamespace(**moved_there)
-
-
 def measures(device: str) -> Iterator[dict]:
-    """Call every function of features or spectra on both devices with what its parameters' names ask for."""
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2, 96, 16, generator=generator) @ torch.diag(torch.linspace(1, 0.2, 16))
-    labels = torch.arange(96) % 6
-    given = {"z": z[0], "x": z[0], "features": z[0], "a": z[0], "b": z[1], "y": z[1], "other": z[1], "labels": labels}
-    given |= {"views": z, "targets": z[1][:, :2], "w": z[1][:6], "eps": 0.3, "k": 5, "temp": 0.1, "queries": z[1]}
-    for name in analysis.__all__:
-        function = getattr(analysis, name)
-        if not inspect.isfunction(function):
-            continue
-        parameters = inspect.signature(function).parameters.values()
-        needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-        if not needed or any(p.name not in given for p in needed):
-            continue
-        try:
-            expected = call(function, needed, given)
-        except (RuntimeError, TypeError, ValueError):  # it takes something else by that name
-            continue
-        there = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    """Compare every function of features on the device with the CPU."""
+    for name, wanted in CALLS.items():
         row = {"measure": name}
         try:
-            found = call(function, needed, there)
-            row["difference"] = max(abs(a - b) / (abs(a) + 1e-6) for a, b in zip(expected, found, strict=True))
-        except (RuntimeError, TypeError, ValueError) as error:
-            row["error"] = str(error).splitlines()[0]
-        yield row
-    expected, there = given_to_calls("cpu"), given_to_calls(device)
-    for name, function in CALLS.items():
-        row = {"measure": name}
-        try:
-            pairs = zip(numbers(function(expected)), numbers(function(there)), strict=True)
+            pairs = zip(numbers(called(wanted, "cpu")), numbers(called(wanted, device)), strict=True)
             row["difference"] = max(abs(a - b) / (abs(a) + 1e-6) for a, b in pairs)
         except (RuntimeError, TypeError, ValueError) as error:
             row["error"] = str(error).splitlines()[0]
         yield row
 
 
-def call(function: Callable, needed: list, given: dict) -> list[float]:
-    named = {p.name: given[p.name] for p in needed if p.kind is p.KEYWORD_ONLY}
-    return numbers(function(*(given[p.name] for p in needed if p.kind is not p.KEYWORD_ONLY), **named))
-
-
 def numbers(result: object) -> list[float]:
-    """All numbers of a result: a tensor, a tuple of them, a sentence."""
-    if isinstance(result, str):
-        return [float(x) for x in re.findall(r"-?\d+\.?\d*", result)]
-    parts = result if isinstance(result, tuple) else (result,)
-    return [x for part in parts for x in torch.as_tensor(part).double().flatten().tolist()]
+    """All numbers of a result."""
+    return [x for part in parts(result) for x in torch.as_tensor(part).double().flatten().tolist()]
 
 
 class Step:
@@ -303,7 +213,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480, help="after which nothing new begins (default: 480)")
     given = parser.parse_args()
     device, tiny, began = given.device, given.tiny, time.perf_counter()
-    assert ranks().world == 1
     result: dict = {"environment": environment(device) | {"device": device, "tiny": tiny}, "left out": []}
 
     def late(what: str) -> bool:
@@ -323,10 +232,11 @@ def main() -> None:
             "\n".join([head, "", *parts, f"Left out: {result['left out'] or 'nothing'}", ""])
         )
 
-    for row in measures(device):
+    compared = list(measures(device))
+    for row in compared:
         if "error" in row or row["difference"] > 1e-3:
             keep("measures that differ", row)
-    keep("measures", {"compared": sum(1 for _ in measures("cpu"))})
+    keep("measures", {"compared": len(compared)})
     for method in METHODS:
         step = Step(large(method, "s", tiny), device, "eager")
         step(0)

@@ -46,7 +46,7 @@ def spectrum_monitors(grams: Tensor, d: int, eps: float) -> dict[str, Tensor]:
     Returns:
         `rate`, the coding rate in nats; `effective_rank`, exp H(λ/Σλ); and `largest_share`, λ₁/Σλ: (steps,) each.
     """
-    values = torch.linalg.eigvalsh(grams.nan_to_num()).clamp(min=0)  # (steps, g, r)
+    values = torch.linalg.eigvalsh(grams.nan_to_num(0, 0, 0)).clamp(min=0)  # (steps, g, r); the loss tells of NaN
     shares = values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
     measured = {
         "rate": (values * (d / eps**2)).log1p().sum(-1) / 2,
@@ -61,8 +61,8 @@ def gradient_monitors(s: Tensor, t: Tensor, config: Config) -> dict[str, Tensor]
 
     gradient_alignment = ‖g·∂alignment/∂s‖_F ≤ 2/√n,  gradient_rate = ‖g·γ·∂rate/∂s‖_F ≤ γ·½·√(αr/n)
 
-    with α = d/ε² and r = min(n, d): norms of one view's gradient, root mean square over the g global
-    views, with the targets held fixed.
+    with α = d/ε² and r = min(n, d): norms of one view's gradient with the targets held fixed, root mean
+    square over the g global views.
 
     Args:
         s: the student's outputs (v, n, d).
@@ -157,8 +157,8 @@ class StepLog:
             for name, value in measured.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"{name} is not finite at step {host['step']}")
-            numbers = {name: float(f"{x:.{digits}g}") for name, x in (measured | self.references | host).items()}
-            written = {"step": host["step"]} | numbers | {"step": host["step"]}
+            numbers = measured | self.references | {name: x for name, x in host.items() if name != "step"}
+            written = {"step": host["step"]} | {name: float(f"{x:.{digits}g}") for name, x in numbers.items()}
             self.file.write(json.dumps(written) + "\n")
         self.file.flush()
         self.rows.clear()
