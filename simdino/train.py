@@ -303,7 +303,7 @@ def mean_centers(centers: list[dict[str, Tensor]], hidden: list[Hidden | None]) 
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees, where the C library is glibc: else a tenth of a CPU's step is page faults."""
+    """Let the process keep what it frees, where the C library is glibc: else a step has hundreds of page faults."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # of malloc.h
         libc = ctypes.CDLL(None)
