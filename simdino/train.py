@@ -132,7 +132,9 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     snapshots = snapshot_steps(o.steps, config.record.snapshots) if rank == 0 else set()
     recorded = branches if o.teacher == "ema" else {"student": student}  # a frozen one is a target, and no result
     network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
-    loss_of = torch.compile(group_loss, fullgraph=world == 1) if o.compile else group_loss
+    loss_of = group_loss
+    if o.compile != "no":
+        loss_of = torch.compile(group_loss, fullgraph=world == 1, mode=o.compile)
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
     decoded = batches(images.train, (b.chunk(world)[rank] for b in order), workers=data.workers, device=device)
     began = time.perf_counter() - spent
@@ -181,7 +183,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
             last = step + 1 == o.steps
-            if costly and rank == 0 and (last or now - saved_at > config.record.checkpoint_every):
+            if costly and rank == 0 and (last or now - saved_at > config.record.checkpoint_seconds):
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
                 save_checkpoint(path, step + 1, seconds, branches, optimizer, centers)
                 saved, saved_at = step + 1, time.perf_counter()
