@@ -247,7 +247,8 @@ class Optim:
     teacher_temp_warmup: _Share = 0.3  # share
     freeze_prototypes: _Share = 0.0  # share at the start in which DINO's last layer stays as it is
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 is for accelerators: few CPUs have it
-    compile: bool = False  # the loss of a group, by torch.compile
+    # The loss of a group, by torch.compile; reduce-overhead records CUDA graphs.
+    compile: Literal["no", "default", "reduce-overhead"] = "no"
     checkpointing: bool = False  # of the blocks' activations: less memory for a third more work
 
 

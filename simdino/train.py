@@ -135,7 +135,9 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     snapshots = snapshot_steps(o.steps, config.record.snapshots) if rank == 0 else set()
     recorded = branches if o.teacher == "ema" else {"student": student}  # a frozen one is a target, and no result
     network = student if world == 1 else DistributedDataParallel(student, broadcast_buffers=False)
-    loss_of = torch.compile(group_loss, fullgraph=world == 1) if o.compile else group_loss
+    loss_of = group_loss
+    if o.compile != "no":
+        loss_of = torch.compile(group_loss, fullgraph=world == 1, mode=o.compile)
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
     mine = (batch.chunk(world)[rank] for batch in order)
     decoded = batches(images.train, mine, workers=data.workers, device=device) if lazy else None
