@@ -120,7 +120,8 @@ def main() -> None:
     for name, (config, count) in cases(device).items():
         seconds = {}
         for precision in ("fp32", "bf16", *["bf16 compiled"] * (device == "cuda")):
-            optim = replace(config.optim, precision=precision[:4], compile="compiled" in precision)
+            mode = "default" if "compiled" in precision else "no"
+            optim = replace(config.optim, precision=precision[:4], compile=mode)
             c = replace(config, optim=optim)
             (forward_backward, operations), (multiply, size) = plain(c, device), product(precision[:4], device)
             jobs = (*steps(c, count, device), forward_backward, multiply)

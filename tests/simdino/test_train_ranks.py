@@ -146,7 +146,7 @@ def test_images_decoded_while_training_are_those_kept_in_memory(tmp_path):
         load("digits", size=16, lazy=True)
 
 
-def one_shape(*, compile: bool) -> Config:
+def one_shape(*, compile: str) -> Config:
     """Little to compile: one block, global views alone."""
     config = config_of("simdino", "1")
     optim, crops = replace(config.optim, compile=compile), replace(config.crops, local_crops=0)
@@ -155,10 +155,10 @@ def one_shape(*, compile: bool) -> Config:
 
 def test_compiled_blocks_train_the_same_run(tmp_path):
     """In a process of its own: the types that tests check at run time do not compile."""
-    code = "import sys, tests.simdino.test_train_ranks as t\nt.get_run(t.one_shape(compile=True), sys.argv[1])"
+    code = "import sys, tests.simdino.test_train_ranks as t\nt.get_run(t.one_shape(compile='default'), sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True, capture_output=True)
-    run = Run.load(tmp_path / one_shape(compile=True).run_name)
-    assert_same(get_run(one_shape(compile=False), tmp_path, progress=False, device="cpu"), run)
+    run = Run.load(tmp_path / one_shape(compile="default").run_name)
+    assert_same(get_run(one_shape(compile="no"), tmp_path, progress=False, device="cpu"), run)
 
 
 SHARED = ("simdino", "simdinov2")
