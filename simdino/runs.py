@@ -40,6 +40,7 @@ class Run:
     """
 
     path: Path
+    archived = False  # its features are on disk
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
@@ -59,6 +60,11 @@ class Run:
     def done(self) -> bool:
         """Whether it is complete."""
         return (self.path / "DONE").is_file()
+
+    @property
+    def seconds(self) -> float:
+        """How long training took, of a finished run."""
+        return read_json(self.path / "DONE")["seconds"]
 
     @functools.cached_property
     def config(self) -> dict:
