@@ -172,6 +172,25 @@ def probe_command(arguments: list[str]) -> None:
     print(results_table(results))
 
 
+def archive_command(arguments: list[str]) -> None:
+    """Write finished runs into the archive, study by study."""
+    from simdino.train import REFUSALS
+
+    from .runs.archive import archive_study, studies
+
+    parser = _parser("archive", archive_command)
+    parser.add_argument("studies", nargs="+", help=f"{', '.join(studies())}")
+    parser.add_argument("--profile", default="cpu", help="that trained them (default: cpu)")
+    parser.add_argument("--root", default="runs", help="directory of the runs (default: runs)")
+    options = parser.parse_args(arguments)
+    for study in options.studies:
+        try:
+            path = archive_study(study, profile=options.profile, root=options.root)
+        except REFUSALS as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+
+
 def gallery_command(arguments: list[str]) -> None:
     """Write README.md of a folder of published figures: each with its claims, and what made it."""
     from .claims import gallery
@@ -212,6 +231,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "preflight": preflight_command,
     "probe": probe_command,
     "batch": batch_command,
+    "archive": archive_command,
     "gallery": gallery_command,
     "conventions": conventions_command,
     "recipes": recipes_command,

@@ -1,4 +1,4 @@
-"""The runs of the batch reproduction: which a notebook needs, what they cost, and a process for several of them.
+"""The runs that notebooks and the batch reproduction need: which, from where, what they cost, a process for several.
 
     simdino batch --profile cpu                       a table of what a profile trains, with the expected minutes
     simdino batch runs/RUN ... --profile cpu          train these runs, one after another
@@ -12,17 +12,20 @@ import ast
 import functools
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from simdino.archive import ARCHIVE, archived_run
 from simdino.config import NAME_LENGTH, Config, Model, recognized
 from simdino.recipes import PROFILES, recipe
-from simdino.runs import CHECKOUT
+from simdino.runs import CHECKOUT, Run
 from simdino.studies import STUDIES, settings
-from simdino.train import REFUSALS, get_run, join_ranks, ranks
+from simdino.train import REFUSALS, RUNS, get_run, join_ranks, ranks
 from simdino.vit import Network
 
 JOB_SECONDS = 80.0  # of training in one process: starting one costs about 4
@@ -63,6 +66,64 @@ def needed_configs(notebook: str | Path, profile: str) -> list[Config]:
     pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
     pairs += [(point.recipe, seed) for point in points for seed in point.seeds]
     return list({config.run_name: config for config in (recipe(name, profile, seed) for name, seed in pairs)}.values())
+
+
+WITHOUT_ASKING = 600.0  # seconds of training that `get_runs` begins by itself
+
+
+def get_runs(
+    configs: Sequence[Config],
+    root: str | Path | None = None,
+    *,
+    device: str | None = None,
+    train: bool = False,
+    archive: str | Path = ARCHIVE,
+) -> list[Run]:
+    """Return the runs of configurations: read on disk or in the archive, and trained where neither has them.
+
+    It says how many come from where, and how long those to train will take, measured on a few steps of the first.
+
+    Args:
+        configs: what was trained.
+        root: the directory of the runs; None is runs/ of the checkout.
+        device: "cpu" or "cuda"; None is cuda where there is one.
+        train: whether to train also what takes more than ten minutes.
+        archive: the folder of archived runs.
+
+    Returns:
+        The runs in the order of the configurations. An archived one has no features (`simdino.archive.ArchivedRun`);
+        `get_run` gives one that has.
+
+    Raises:
+        ValueError: training of more than ten minutes without `train`; as in `simdino.train.get_run`.
+    """
+    found, folder = {}, Path(root or RUNS)
+    for config in {config.run_name: config for config in configs}.values():
+        if (folder / config.run_name / "DONE").is_file():
+            found[config.run_name] = Run.load(folder / config.run_name)
+        elif run := archived_run(config, archive):
+            found[config.run_name] = run
+    absent = [config for config in configs if config.run_name not in found]
+    absent = list({config.run_name: config for config in absent}.values())
+    archived = sum(run.archived for run in found.values())
+    said = f"{archived} runs from the archive, {len(found) - archived} from {folder}, {len(absent)} to train"
+    if absent:
+        seconds = sum(map(core_seconds, absent)) * _pace(absent[0], device)
+        said += f" (about {max(seconds / 60, 0.1):.1f} minutes)"
+        if seconds > WITHOUT_ASKING and not train:
+            raise ValueError(f"{said}: say train=True to begin, or take fewer seeds or recipes")
+    print(said, flush=True)
+    for config in absent:
+        found[config.run_name] = get_run(config, root, device=device)
+    return [found[config.run_name] for config in configs]
+
+
+def _pace(config: Config, device: str | None, steps: int = 10) -> float:
+    """The seconds that this machine takes over those that `core_seconds` expects, by a few steps of a run."""
+    short = replace(config, optim=replace(config.optim, steps=steps), record=replace(config.record, snapshots=1))
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = get_run(short, folder, device=device, progress=False).seconds
+    return seconds / core_seconds(short)
 
 
 def jobs(configs: Iterable[Config]) -> list[list[Config]]:

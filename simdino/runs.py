@@ -40,7 +40,7 @@ class Run:
     """
 
     path: Path
-    archived = False  # its features are on disk
+    archived = False  # its features are there (an archived one, `simdino.archive.ArchivedRun`, has numbers only)
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":

@@ -94,12 +94,12 @@ def measure_runs(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame
             "recipe": run.config["recipe"],
             "configuration": hashlib.sha256(text.encode()).hexdigest()[:10],
             "seed": run.config["seed"],
-        } | _at_the_end(run)
+        } | backbone_measures(run)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
 @kept
-def _at_the_end(run: Run) -> dict[str, float]:
+def backbone_measures(run: Run) -> dict[str, float]:
     """knn and `label_free_measures` of a run's last snapshot."""
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")

@@ -37,7 +37,7 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
       bank lacks is a miss. knn_pixels: the same of raw pixels, centered or not, whichever is better.
 
     Args:
-        run: a `simdino.runs.Run` or its directory.
+        run: a `simdino.runs.Run`, on disk or archived, or its directory.
         last: only the last recorded step.
         eps: the ε of the rate; None takes the objective's, or 0.2236 if it has none.
 
@@ -46,7 +46,8 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
         self-distillation); attrs are run, recipe, seed, eps, n and d.
 
     Raises:
-        ValueError: a run without snapshots, or with a damaged file, which is named.
+        ValueError: a run without snapshots, or with a damaged file, which is named; an ε that an archived run has not
+            been diagnosed with.
 
     >>> diagnose("runs/nothing-is-here")
     Traceback (most recent call last):
@@ -55,6 +56,8 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
     import pandas as pd
 
     run = run if isinstance(run, Run) else Run.load(run)
+    if run.archived:
+        return _archived(run, last=last, eps=eps)
     if not run.steps:
         raise ValueError(f"{run.path} has recorded no features yet")
     probe, objective = run.probe, {"eps": PUBLISHED_EPS} | run.config["objective"]
@@ -84,6 +87,44 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
     table["rate_collapsed"] = theory.rate_collapsed(d, eps)
     table["spread"] = (table["rate"] - table["rate_collapsed"]) / (table["rate_isotropic"] - table["rate_collapsed"])
     return table.assign_attrs(run=run.name, recipe=run.config["recipe"], seed=run.config["seed"], eps=eps, n=n, d=d)
+
+
+# Variables of the table that are one number for the whole run.
+_LEVELS = ("knn_pixels", "rate_isotropic", "rate_ceiling", "rate_collapsed")
+
+
+def packed(table: "xarray.Dataset") -> tuple[dict, dict[str, np.ndarray]]:  # noqa: F821
+    """Take a table of `diagnose` apart for the archive: what is said in words, and the arrays measures, eigenvalues.
+
+    Args:
+        table: from `diagnose`.
+
+    Returns:
+        A record that JSON can hold, and the arrays (variables, steps, branches, layers) and (steps, branches, layers,
+        eigenvalues).
+    """
+    names = [name for name in table.data_vars if name not in (*_LEVELS, "eigenvalues")]
+    axes = ["step", "branch", "layer"]
+    arrays = {"measures": np.stack([table[name].transpose(*axes).values for name in names])}
+    arrays["eigenvalues"] = table["eigenvalues"].transpose(*axes, "eigen").values
+    record = {axis: table[axis].values.tolist() for axis in axes} | {"names": names, "attrs": dict(table.attrs)}
+    return record | {"levels": {name: float(table[name]) for name in _LEVELS}}, arrays
+
+
+def _archived(run: Run, *, last: bool, eps: float | None) -> "xarray.Dataset":  # noqa: F821
+    """The table that `packed` took apart."""
+    import xarray as xr
+
+    record = run.record["diagnosis"]
+    if eps not in (None, record["attrs"]["eps"]):
+        raise ValueError(f"{run.path} was diagnosed with ε = {record['attrs']['eps']:.4f} when it was archived")
+    axes, measures = ("step", "branch", "layer"), run.arrays["measures"].astype(float)
+    table = xr.Dataset({name: (axes, values) for name, values in zip(record["names"], measures, strict=True)})
+    table["eigenvalues"] = ((*axes, "eigen"), run.arrays["eigenvalues"].astype(float))
+    table = table.assign_coords({axis: record[axis] for axis in axes})
+    table = table.assign_coords(eigen=np.arange(1, table.sizes["eigen"] + 1))
+    table = table.assign(record["levels"]).assign_attrs(record["attrs"])
+    return table.isel(step=slice(-1, None)) if last else table
 
 
 def diagnose_all(runs: Iterable[Run], *, last: bool = False) -> "xarray.Dataset":  # noqa: F821

@@ -15,8 +15,8 @@ ANALYSIS_SOURCE = hashlib.sha256(b"".join(module.read_bytes() for module in _MOD
 def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
     """Make a function `measure(run, **options)` keep what it returns, numbers and lists by name, in `<run>/results`.
 
-    Called again on a finished run, it reads them there. A directory that cannot be written to, as somebody else's,
-    keeps nothing.
+    Called again on a finished run, it reads them there; of an archived run it reads them in the archive, which keeps
+    what `archive.RESULTS` lists. A directory that cannot be written to, as somebody else's, keeps nothing.
 
     Args:
         measure: of a run and options by keyword, which are part of the kept file's name.
@@ -24,7 +24,10 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
 
     @functools.wraps(measure)
     def of(run: Run, **options: object) -> dict:
-        path = run.path / "results" / f"{measure.__name__}{''.join(f'-{k}={v}' for k, v in options.items())}.json"
+        name = result_name(measure, options)
+        if run.archived:
+            return run.result(name)
+        path = run.path / "results" / f"{name}.json"
         if run.done and path.is_file():
             try:
                 found = read_json(path)
@@ -42,3 +45,12 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
         return values
 
     return of
+
+
+def result_name(measure: Callable[..., dict], options: dict[str, object]) -> str:
+    """Name a kept result by its function and the options.
+
+    >>> result_name(result_name, {"first": True})
+    'result_name-first=True'
+    """
+    return measure.__name__ + "".join(f"-{k}={v}" for k, v in options.items())

@@ -47,7 +47,7 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
     """
     rows = []
     for run in tqdm(list(runs), desc="diagnosing", unit="run", disable=not progress):
-        end = _outcome(run)
+        end = end_outcome(run)
         names = {"recipe": run.config["recipe"], "seed": run.config["seed"]}
         rows.append(names | end | {"spectrum": np.array(end["spectrum"])})
     table = pd.DataFrame(rows).set_index(["recipe", "seed"])
@@ -58,7 +58,7 @@ def outcomes(runs: Iterable[Run], *, progress: bool = False) -> pd.DataFrame:
 
 
 @kept
-def _outcome(run: Run) -> dict[str, float | list[float]]:
+def end_outcome(run: Run) -> dict[str, float | list[float]]:
     """What one run ended with."""
     end = diagnose(run, last=True, eps=PUBLISHED_EPS).sel(branch="teacher").isel(step=0)
     head = end.sel(layer="head")
@@ -101,12 +101,13 @@ def untrained_knn(runs: Iterable[Run]) -> float:
     Args:
         runs: whose first snapshot is of the untrained network.
     """
-    values = [_untrained(run)["knn"] for run in runs]
+    values = [untrained_outcome(run)["knn"] for run in runs]
     return sum(values) / len(values)
 
 
 @kept
-def _untrained(run: Run) -> dict[str, float]:
+def untrained_outcome(run: Run) -> dict[str, float]:
+    """k-NN accuracy of one run's network before training."""
     return {"knn": diagnose(run).sel(branch="teacher", layer="backbone")["knn"][0].item()}
 
 
@@ -220,12 +221,13 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
     """
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
-        rows[run.config["recipe"], run.config["seed"]] = _linear(run, first=first)["linear"]
+        rows[run.config["recipe"], run.config["seed"]] = linear_probe(run, first=first)["linear"]
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
 
 
 @kept
-def _linear(run: Run, *, first: bool) -> dict[str, float]:
+def linear_probe(run: Run, *, first: bool) -> dict[str, float]:
+    """Accuracy of `linear_accuracy` for one run."""
     snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
     branch = evaluated_branch(snapshot)
     train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))

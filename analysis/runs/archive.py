@@ -1,0 +1,135 @@
+"""Put finished runs into the archive, study by study: `simdino archive STUDY ...`."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from simdino.archive import ARCHIVE, FROM_CONFIG, NOT_KEPT, SCHEMA, digest
+from simdino.config import Config, recognized
+from simdino.recipes import PROFILES, REACHED, recipe
+from simdino.runs import Run, evaluated_branch
+from simdino.studies import STUDIES, settings
+
+from ..measures.inputs import unit_rows
+from ..measures.moments import Moments
+from .correlations import backbone_measures
+from .diagnosis import diagnose, packed
+from .kept_results import result_name
+from .outcomes import end_outcome, linear_probe, untrained_outcome
+
+# What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
+RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
+    (end_outcome, {}),
+    (untrained_outcome, {}),
+    (linear_probe, {"first": False}),
+    (linear_probe, {"first": True}),
+    (backbone_measures, {}),
+]
+
+
+def studies() -> list[str]:
+    """List what the archive has a file for: the recipes themselves, and each study."""
+    return ["recipes", *STUDIES]
+
+
+def study_configs(study: str, profile: str = "cpu") -> list[Config]:
+    """List the configurations of a study, or of the small recipes themselves ("recipes"), with every seed.
+
+    Args:
+        study: "recipes", or a key of `simdino.studies.STUDIES`.
+        profile: a key of `simdino.recipes.PROFILES`.
+
+    >>> len(study_configs("recipes"))
+    80
+    """
+    if recognized(study, studies(), "study") == "recipes":
+        return [recipe(name, profile, seed) for name in REACHED for seed in PROFILES[profile].seeds]
+    return [recipe(point.recipe, profile, seed) for point in settings(study, profile) for seed in point.seeds]
+
+
+def archive_study(study: str, *, profile: str = "cpu", root: str | Path = "runs", folder: str | Path = ARCHIVE) -> Path:
+    """Write a study's finished runs into one file of the archive, whole or not at all.
+
+    Args:
+        study: "recipes", or a key of `simdino.studies.STUDIES`.
+        profile: a key of `simdino.recipes.PROFILES`.
+        root: the directory of the runs.
+        folder: of the archive.
+
+    Raises:
+        ValueError: runs that are not there or not finished, of which the first is named; a damaged one.
+    """
+    configs = study_configs(study, profile)
+    runs = [Path(root) / config.run_name for config in configs]
+    if absent := [path.name for path in runs if not (path / "DONE").is_file()]:
+        raise ValueError(f"{len(absent)} of the {len(runs)} runs of {study} are not finished in {root}: {absent[0]}")
+    index, target = {"schema": SCHEMA, "study": study, "runs": {}}, Path(folder) / f"{study}.npz"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file:
+        for path in tqdm(runs, desc=study, unit="run"):
+            record, arrays = archive_record(Run.load(path))
+            index["runs"][path.name] = record | {"profile": profile, "sha256": digest(arrays)}
+            for name, array in arrays.items():
+                _add(file, f"{path.name}/{name}", array)
+        _add(file, "index", np.frombuffer(json.dumps(index).encode(), np.uint8))
+    os.replace(temporary, target)
+    return target
+
+
+def _add(file: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with file.open(f"{name}.npy", "w") as entry:
+        np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
+    """What the archive keeps of a finished run: a record that JSON can hold, and arrays.
+
+    The arrays are in float32, of which the log, the eigenvalues and the moments keep 15 bits behind the point: a
+    relative precision of 1.5e-5. The first twenty losses keep all, since they tell whether code has changed.
+
+    Args:
+        run: on disk.
+    """
+    log = run.metrics
+    columns = [name for name in log.columns if name not in FROM_CONFIG + NOT_KEPT]
+    rows = log[columns].to_numpy(np.float32).T  # (columns, steps)
+    short, loss = rounded(rows), columns.index("loss")
+    short[loss, :20] = rows[loss, :20]
+    table = diagnose(run)
+    diagnosis, arrays = packed(table)
+    last = run.snapshot(run.steps[-1])
+    head = Moments.of(unit_rows(last[f"{evaluated_branch(last)}/head/test"]))
+    upper = np.triu_indices(len(head.mean))
+    moments = np.concatenate([head.mean.numpy(), head.covariance.numpy()[upper]])
+    record = {
+        "config": run.config,
+        "environment": run.environment,
+        "seconds": run.seconds,
+        "steps": run.steps,
+        "log": columns,
+        "diagnosis": diagnosis,
+        "results": {result_name(measure, options): measure(run, **options) for measure, options in RESULTS},
+    }
+    arrays = {"log": short, "measures": arrays["measures"].astype(np.float32)} | {
+        "eigenvalues": rounded(arrays["eigenvalues"]),
+        "moments": rounded(moments),
+    }
+    return record, arrays
+
+
+def rounded(values: np.ndarray, bits: int = 15) -> np.ndarray:
+    """Round numbers to some bits behind the point, as float32: what is left of them compresses well.
+
+    >>> rounded(np.array([1.0, 1 + 2**-20]), bits=15).tolist()
+    [1.0, 1.0]
+    """
+    unit = np.uint32(1 << (23 - bits))
+    x = np.ascontiguousarray(values, dtype=np.float32)
+    up = ((x.view(np.uint32) + unit // np.uint32(2)) // unit * unit).view(np.float32)
+    return np.where(np.isfinite(x), up, x)
