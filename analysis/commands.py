@@ -174,20 +174,22 @@ def probe_command(arguments: list[str]) -> None:
 
 def archive_command(arguments: list[str]) -> None:
     """Write finished runs into the archive, study by study."""
-    from simdino.train import REFUSALS
+    from simdino.batch import study_configs
+    from simdino.studies import STUDIES
 
-    from .runs.archive import archive_study, studies
+    from .runs.archive import archive_study
 
     parser = _parser("archive", archive_command)
-    parser.add_argument("studies", nargs="+", help=f"{', '.join(studies())}")
+    parser.add_argument("studies", nargs="+", help=f"recipes (the small ones themselves), {', '.join(STUDIES)}")
     parser.add_argument("--profile", default="cpu", help="that trained them (default: cpu)")
     parser.add_argument("--root", default="runs", help="directory of the runs (default: runs)")
     options = parser.parse_args(arguments)
     for study in options.studies:
         try:
-            path = archive_study(study, profile=options.profile, root=options.root)
-        except REFUSALS as error:
-            parser.exit(1, f"{parser.prog}: {error}\n")
+            runs = [Path(options.root) / config.run_name for config in study_configs(study, options.profile)]
+            path = archive_study(study, runs, profile=options.profile)
+        except (ValueError, OSError) as error:
+            sys.exit(f"simdino archive: {_one_line(error)}")
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simdino.archive import ARCHIVE, archived_run
 from simdino.config import NAME_LENGTH, Config, Model, recognized
-from simdino.recipes import PROFILES, recipe
+from simdino.recipes import PROFILES, REACHED, recipe
 from simdino.runs import CHECKOUT, Run
 from simdino.studies import STUDIES, settings
 from simdino.train import REFUSALS, RUNS, get_run, join_ranks, ranks
@@ -66,6 +66,25 @@ def needed_configs(notebook: str | Path, profile: str) -> list[Config]:
     pairs = [(name, seed) for name in p.get("recipes") or [] for seed in seeds]
     pairs += [(point.recipe, seed) for point in points for seed in point.seeds]
     return list({config.run_name: config for config in (recipe(name, profile, seed) for name, seed in pairs)}.values())
+
+
+def study_configs(study: str, profile: str = "cpu") -> list[Config]:
+    """List the configurations of what the archive has a file for, with every seed.
+
+    Args:
+        study: "recipes", the small recipes themselves, or a key of `simdino.studies.STUDIES`.
+        profile: a key of `simdino.recipes.PROFILES`.
+
+    Raises:
+        ValueError: an unknown study or profile, with the nearest right one.
+
+    >>> len(study_configs("recipes"))
+    80
+    """
+    if recognized(study, ("recipes", *STUDIES), "study") == "recipes":
+        seeds = PROFILES[recognized(profile, PROFILES, "profile")].seeds
+        return [recipe(name, profile, seed) for name in REACHED for seed in seeds]
+    return [recipe(point.recipe, profile, seed) for point in settings(study, profile) for seed in point.seeds]
 
 
 WITHOUT_ASKING = 600.0  # seconds of training that `get_runs` begins by itself

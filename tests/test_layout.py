@@ -106,9 +106,9 @@ def test_simdino_imports_nothing_of_analysis_but_to_run_its_commands():
 
 def test_analysis_imports_little_of_simdino_but_where_it_runs_a_network_or_a_command():
     used = {(m, n) for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] - {m} if in_package(n, "simdino")}
-    reading = {f"simdino.{name}" for name in ("config", "losses", "runs")}
+    reading = {f"simdino.{name}" for name in ("config", "losses", "runs", "archive")}
     running = {f"simdino.{name}" for name in ("augment", "data", "image_files", "vit", "weights")}
-    commands = {"simdino", "simdino.train", "simdino.batch", "simdino.recipes"}
+    commands = {"simdino", "simdino.train", "simdino.batch", "simdino.recipes", "simdino.studies"}
     more = {"analysis.probes": running, "analysis.commands": commands, "analysis.claims": {"simdino.recipes"}}
     assert {(m, n) for m, n in used if n not in reading | more.get(room(m), set())} == set()
 

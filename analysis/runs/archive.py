@@ -3,17 +3,14 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from simdino.archive import ARCHIVE, FROM_CONFIG, NOT_KEPT, SCHEMA, digest
-from simdino.config import Config, recognized
-from simdino.recipes import PROFILES, REACHED, recipe
 from simdino.runs import Run, evaluated_branch
-from simdino.studies import STUDIES, settings
 
 from ..measures.inputs import unit_rows
 from ..measures.moments import Moments
@@ -32,42 +29,23 @@ RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
 ]
 
 
-def studies() -> list[str]:
-    """List what the archive has a file for: the recipes themselves, and each study."""
-    return ["recipes", *STUDIES]
-
-
-def study_configs(study: str, profile: str = "cpu") -> list[Config]:
-    """List the configurations of a study, or of the small recipes themselves ("recipes"), with every seed.
-
-    Args:
-        study: "recipes", or a key of `simdino.studies.STUDIES`.
-        profile: a key of `simdino.recipes.PROFILES`.
-
-    >>> len(study_configs("recipes"))
-    80
-    """
-    if recognized(study, studies(), "study") == "recipes":
-        return [recipe(name, profile, seed) for name in REACHED for seed in PROFILES[profile].seeds]
-    return [recipe(point.recipe, profile, seed) for point in settings(study, profile) for seed in point.seeds]
-
-
-def archive_study(study: str, *, profile: str = "cpu", root: str | Path = "runs", folder: str | Path = ARCHIVE) -> Path:
+def archive_study(
+    study: str, runs: Sequence[str | Path], *, profile: str = "cpu", folder: str | Path = ARCHIVE
+) -> Path:
     """Write a study's finished runs into one file of the archive, whole or not at all.
 
     Args:
-        study: "recipes", or a key of `simdino.studies.STUDIES`.
-        profile: a key of `simdino.recipes.PROFILES`.
-        root: the directory of the runs.
+        study: its name, which the file has.
+        runs: their directories, those of `simdino.batch.study_configs`.
+        profile: that trained them.
         folder: of the archive.
 
     Raises:
         ValueError: runs that are not there or not finished, of which the first is named; a damaged one.
     """
-    configs = study_configs(study, profile)
-    runs = [Path(root) / config.run_name for config in configs]
-    if absent := [path.name for path in runs if not (path / "DONE").is_file()]:
-        raise ValueError(f"{len(absent)} of the {len(runs)} runs of {study} are not finished in {root}: {absent[0]}")
+    runs = [Path(run) for run in runs]
+    if absent := [path for path in runs if not (path / "DONE").is_file()]:
+        raise ValueError(f"{len(absent)} of the {len(runs)} runs of {study} are not finished: {absent[0]}")
     index, target = {"schema": SCHEMA, "study": study, "runs": {}}, Path(folder) / f"{study}.npz"
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".tmp")
