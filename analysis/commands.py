@@ -177,7 +177,7 @@ def archive_command(arguments: list[str]) -> None:
     from simdino.batch import study_configs
     from simdino.studies import STUDIES
 
-    from .runs.archive import archive_study
+    from .runs.archiving import archive_study
 
     parser = _parser("archive", archive_command)
     parser.add_argument("studies", nargs="+", help=f"recipes (the small ones themselves), {', '.join(STUDIES)}")

@@ -16,7 +16,7 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
     """Make a function `measure(run, **options)` keep what it returns, numbers and lists by name, in `<run>/results`.
 
     Called again on a finished run, it reads them there; of an archived run it reads them in the archive, which keeps
-    what `archive.RESULTS` lists. A directory that cannot be written to, as somebody else's, keeps nothing.
+    what `archiving.RESULTS` lists. A directory that cannot be written to, as somebody else's, keeps nothing.
 
     Args:
         measure: of a run and options by keyword, which are part of the kept file's name.
