@@ -169,6 +169,15 @@ def core_seconds(config: Config) -> float:
     return o.steps * step + _OPERATIONS * operations(config) / 1e9 + recordings
 
 
+def disk_bytes(config: Config) -> float:
+    """Estimate from a configuration how much disk its run takes: snapshots, and the networks twice while it trains."""
+    m, r = config.model, config.record
+    images = r.probe * (1 + (config.optim.teacher == "ema")) + r.bank + 2 * r.views
+    of_image = 4 * (m.dim * (m.depth + 1) + 2 * m.out + m.prototypes)
+    parameters = 12 * m.depth * m.dim**2 + 2 * m.hidden * (m.dim + m.hidden) + m.out * m.prototypes
+    return (r.snapshots + 2) * images * of_image + 4 * parameters * (4 + len(r.weights)) + 400 * config.optim.steps
+
+
 def operations(config: Config) -> float:
     """Count the multiplications and additions in the networks of a run; a backward pass costs two forward ones."""
     c, o = config.crops, config.optim
