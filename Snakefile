@@ -1,6 +1,6 @@
 """The graph of the batch reproduction: recipe → run → executed notebook, figure and claims. `simdino figures` calls it.
 
-A notebook's parameters cell is the only place that says what it needs (`simdino.batch`); what is made already, and which
+A notebook's parameters cell is the only place that says what it needs (`simdino.needed_runs`); what is made already, and which
 runs have to be trained, is decided by content (`analysis.reproduction.plan`). Short runs share a process, in which each
 is trained only if it is not there yet. A job's output goes to its log.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from analysis.reproduction import plan
-from simdino.batch import core_seconds, jobs
+from simdino.needed_runs import core_seconds, jobs
 from simdino.runs import CHECKOUT
 
 torch.set_num_threads(1)  # to plan is no work

@@ -197,7 +197,7 @@ def figures_command(arguments: list[str]) -> None:
 
 def archive_command(arguments: list[str]) -> None:
     """Write finished runs into the archive, study by study."""
-    from simdino.batch import study_configs
+    from simdino.needed_runs import study_configs
     from simdino.studies import STUDIES
 
     from .runs.archiving import archive_study

@@ -22,8 +22,8 @@ from scipy.stats import binom
 from tqdm import tqdm
 
 from simdino.archive import archived_run
-from simdino.batch import core_seconds, disk_bytes, needed_configs, parameters
 from simdino.config import Config, recognized
+from simdino.needed_runs import core_seconds, disk_bytes, needed_configs, parameters
 from simdino.recipes import PROFILES, recipe
 from simdino.runs import CHECKOUT, code_hash, write_text
 
@@ -336,7 +336,7 @@ def committed_record(name: str) -> dict | None:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ChangedClaim:
     """A claim that came out otherwise than the committed one."""
 
     where: str
@@ -345,7 +345,7 @@ class Difference:
     said: str
 
 
-def differences(name: str, committed: dict, record: dict) -> list[Difference]:
+def differences(name: str, committed: dict, record: dict) -> list[ChangedClaim]:
     """List the claims whose verdict is another, or whose number has left the committed one's 95 % interval.
 
     A computation, which has no interval, has left if it is off by more than its tolerance and 0.1 %.
@@ -367,11 +367,11 @@ def differences(name: str, committed: dict, record: dict) -> list[Difference]:
             turned = {new["verdict"], before["verdict"]} == {"holds", "fails"}
             said = f"{before['verdict']}, {before['measured']:.4g} in [{low:.4g}, {high:.4g}] → "
             said += f"{new['verdict']}, {measured:.4g}"
-            found.append(Difference(f"{name}: {new['id']}", turned, before["unit"] != "computation" and left, said))
+            found.append(ChangedClaim(f"{name}: {new['id']}", turned, before["unit"] != "computation" and left, said))
     return found
 
 
-def _judge(found: Sequence[Difference], committed: Sequence[dict]) -> int:
+def _judge(found: Sequence[ChangedClaim], committed: Sequence[dict]) -> int:
     """Whether a reproduction agrees: no verdict has turned, and no more numbers have left than chance allows."""
     for difference in found:
         print(f"  {difference.where}: {difference.said}")

@@ -237,7 +237,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 # The code that a run follows from: all but the files that only name configurations or read runs, which keep their own.
-_NAMES = ("recipes.py", "studies.py", "batch.py", "archive.py")
+_NAMES = ("recipes.py", "studies.py", "needed_runs.py", "batch.py", "archive.py")
 
 
 @functools.cache
