@@ -97,8 +97,13 @@ def test_many_runs_are_read_where_they_are_and_trained_where_they_are_not(tmp_pa
 
 def test_more_than_ten_minutes_of_training_are_asked_for(tmp_path, monkeypatch):
     begun = []
+
+    def get_run(config, root, device):
+        begun.append(config.seed)
+        return Run(tmp_path)
+
     monkeypatch.setattr(batch, "_pace", lambda config, device: 1.0)
-    monkeypatch.setattr(batch, "get_run", lambda config, root, device: begun.append(config.seed))
+    monkeypatch.setattr(batch, "get_run", get_run)
     configs = [recipe("simdino", seed=seed) for seed in range(20)]
     with pytest.raises(ValueError, match=r"20 to train \(about \d\d\.\d minutes\): say train=True to begin"):
         get_runs(configs, tmp_path, archive=tmp_path)
