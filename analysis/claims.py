@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple, SupportsFloat
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -69,13 +69,13 @@ def claim(
     *,
     predicted: SupportsFloat,
     measured: SupportsFloat | Sequence[float] | Proportion,
-    source: Literal["theory", "paper", "control", "threshold", "identity"],
+    source: str,
     unit: str,
     tolerance: SupportsFloat = 0.0,
-    relation: Literal["equal", "at_most", "at_least"] = "equal",
-    kind: Literal["theorem", "observation"] = "theorem",
+    relation: str = "equal",
+    kind: str = "theorem",
     n: int | None = None,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[SupportsFloat, SupportsFloat] | None = None,
     seed: int | None = None,
 ) -> dict:
     """Set a prediction beside its measurement, with the interval of the measurement and a verdict, as data.
@@ -98,8 +98,9 @@ def claim(
             "identity": true by construction, and counted apart.
         unit: what was replicated, "seed", "image", "draw"; "computation" where nothing is random.
         tolerance: absolute.
-        relation: of measured to predicted.
-        kind: a theorem that fails stops `publish`; an observation is published whatever its verdict.
+        relation: of measured to predicted: "equal", "at_most" or "at_least".
+        kind: "theorem" or "observation": a theorem that fails stops `publish`; an observation is published whatever its
+            verdict.
         n: how many units, where `measured` is one number: for a computation the cases that it covers (1).
         interval: 95 %, over the unit, where it does not follow from `measured`.
         seed: of the resampling that the interval is from, if any.
@@ -134,7 +135,7 @@ def claim(
         )
     mean, sd = float(samples.mean()), float(samples.std(ddof=1)) if samples.size > 1 else None
     if interval is None:
-        interval = _wilson(*measured) if counted else _of_mean(mean, sd, n)
+        interval = _wilson(float(measured.hits), n) if counted else _of_mean(mean, sd, n)
     record = {"id": id, "statement": statement, "source": source, "kind": kind, "predicted": predicted}
     record |= {"relation": relation, "tolerance": tolerance, "measured": mean, "unit": unit, "n": int(n)}
     record |= {"sd": sd} if sd is not None else {}
@@ -143,7 +144,8 @@ def claim(
     bounds = _allowed(predicted, tolerance, relation)
     record["verdict"] = _verdict(record["interval"], bounds)
     if record["verdict"] == "undecided":
-        record |= {"half_width": (interval[1] - interval[0]) / 2, "decisive_n": _decisive_n(record, bounds)}
+        low, high = record["interval"]
+        record |= {"half_width": (high - low) / 2, "decisive_n": _decisive_n(record, bounds)}
     return record
 
 

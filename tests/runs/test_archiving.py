@@ -119,7 +119,7 @@ def test_ten_lines_read_it_without_this_package(study, live):
 
 
 def rewritten(study, folder, change):
-    """A copy of a study's file with some entries changed: `change` gives the new bytes of one, or None to leave it out."""
+    """A copy of a study's file with some entries changed: `change` gives a new one, or None to leave it out."""
     copy = folder / study.name
     with zipfile.ZipFile(study) as old, zipfile.ZipFile(copy, "w", zipfile.ZIP_LZMA) as new:
         for name in old.namelist():
