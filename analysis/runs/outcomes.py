@@ -221,12 +221,12 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
     """
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
-        rows[run.config["recipe"], run.config["seed"]] = linear_probe(run, first=first)["linear"]
+        rows[run.config["recipe"], run.config["seed"]] = linear_outcome(run, first=first)["linear"]
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
 
 
 @kept
-def linear_probe(run: Run, *, first: bool) -> dict[str, float]:
+def linear_outcome(run: Run, *, first: bool) -> dict[str, float]:
     """Accuracy of `linear_accuracy` for one run."""
     snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
     branch = evaluated_branch(snapshot)

@@ -17,14 +17,14 @@ from ..measures.moments import Moments
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
-from .outcomes import end_outcome, linear_probe, untrained_outcome
+from .outcomes import end_outcome, linear_outcome, untrained_outcome
 
 # What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
 RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (end_outcome, {}),
     (untrained_outcome, {}),
-    (linear_probe, {"first": False}),
-    (linear_probe, {"first": True}),
+    (linear_outcome, {"first": False}),
+    (linear_outcome, {"first": True}),
     (backbone_measures, {}),
 ]
 
@@ -36,7 +36,7 @@ def archive_study(
 
     Args:
         study: its name, which the file has.
-        runs: their directories, those of `simdino.batch.study_configs`.
+        runs: their directories, those of `simdino.needed_runs.study_configs`.
         profile: that trained them.
         folder: of the archive.
 
