@@ -7,7 +7,9 @@ exit status that is not 0.
 
 import argparse
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
         command = COMMANDS[recognized(arguments[0], COMMANDS, "command")]
     except ValueError as error:
         sys.exit(f"simdino: {error}")
-    command(arguments[1:])
+    try:
+        command(arguments[1:])
+    except KeyboardInterrupt as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"simdino {arguments[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        sys.exit(getattr(stopped, "status", 128 + signal.SIGINT))
 
 
 def train_command(arguments: list[str]) -> None:
