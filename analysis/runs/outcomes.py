@@ -264,7 +264,8 @@ def photo_outcome(run: Run, *, train: int, test: int) -> dict[str, list]:
     """What `photo_scores` says of one run, column by column."""
     tasks = ["knn", "few-shot", "linear"]
     found = pd.DataFrame(label_results("photos", [load_backbone(run.path)], tasks, train=train, test=test))
-    return found.drop(columns=["data", "backbone"]).to_dict("list")
+    found = found.drop(columns=["data", "backbone"]).astype(object)
+    return found.where(found.notna(), None).to_dict("list")  # NaN is not equal to itself
 
 
 def patch_ranks_over_training(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
