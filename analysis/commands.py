@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
         command = COMMANDS[recognized(arguments[0], COMMANDS, "command")]
     except ValueError as error:
         sys.exit(f"simdino: {error}")
-    command(arguments[1:])
+    try:
+        command(arguments[1:])
+    except KeyboardInterrupt as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"simdino {arguments[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        sys.exit(getattr(stopped, "status", 128 + signal.SIGINT))
 
 
 def train_command(arguments: list[str]) -> None:
@@ -52,11 +58,13 @@ def batch_command(arguments: list[str]) -> None:
 
 def report_command(arguments: list[str]) -> None:
     """Print what files of features, or runs, say: measures, a judgement, what to look at next."""
-    from .reporting.page import one_page
+    from .reporting.page import one_page, several_pages
 
     parser = _parser("report", report_command)
     parser.add_argument(
-        "what", nargs="+", help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory; or several"
+        "what",
+        nargs="+",
+        help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory; several stand side by side",
     )
     parser.add_argument("--labels", help="class of each row: .npy, .npz, .safetensors, or text with one in each line")
     parser.add_argument("--eps", type=float, help=f"the paper's ε, for features (default: {PUBLISHED_EPS:.4f})")
@@ -65,18 +73,26 @@ def report_command(arguments: list[str]) -> None:
         choices=("head", "backbone"),
         help="judge features as those of a head, which a loss asks to spread (default), or of a backbone",
     )
-    parser.add_argument("--json", type=Path, help="write the report of one file or run there, too")
+    parser.add_argument("--json", type=Path, help="write the report there, too; of several, each by its name")
     given = parser.parse_args(arguments)
-    try:
-        if given.json and len(given.what) > 1:
-            raise ValueError(f"--json takes the report of one file or run, not of {len(given.what)}")
-        for what in given.what:
-            page = one_page(what, labels=given.labels, eps=given.eps, judged_as=given.judged_as)
-            if given.json:
-                write_text(given.json, page.report.to_json())
-            print(page if len(given.what) == 1 else f"=== {what}\n\n{page}\n")
-    except (ValueError, OSError) as error:
-        sys.exit(f"simdino report: {_one_line(error)}")
+    options = {"labels": given.labels, "eps": given.eps, "judged_as": given.judged_as}
+    asked, pages, failed = list(dict.fromkeys(given.what)), {}, []
+    runs = [what for what in asked if Path(what).expanduser().is_dir()]
+    for what in asked:
+        try:  # a run beside files has its own labels, ε and layers
+            pages[what] = one_page(what, **({} if what in runs and runs != asked else options))
+        except (ValueError, OSError) as error:
+            failed.append(f"simdino report: {f'{what}: ' * (len(asked) > 1)}{_one_line(error)}")
+    if pages:
+        print(several_pages(pages) if len(asked) > 1 else pages[asked[0]])
+    if pages and given.json:
+        told = {name: json.loads(page.report.to_json()) for name, page in pages.items()}
+        try:
+            write_json(given.json, told if len(asked) > 1 else told[asked[0]])
+        except OSError as error:
+            failed.append(f"simdino report: {_one_line(error)}")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def preflight_command(arguments: list[str]) -> None:

@@ -131,7 +131,7 @@ def _sources(notebook: Path) -> str:
 def _seconds(claims: Path) -> float:
     """How long a notebook took when its committed figure was made."""
     try:
-        return 60 * json.loads(claims.read_text())["minutes"]
+        return 60.0 * json.loads(claims.read_text())["minutes"]
     except (OSError, ValueError, KeyError):
         return NOTEBOOK_SECONDS
 
@@ -206,6 +206,8 @@ def _run(todo: Plan, jobs: int, options: Sequence[str]) -> int:
         for _ in _display(todo, jobs):
             if process.poll() is not None or signals:
                 break
+        while process.poll() is None and not signals:  # it ends a moment after the last file
+            time.sleep(0.1)
         if signals:
             _end(process)
             return -signals[0]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,7 +70,7 @@ class Files:
 def batches(
     images: Files, order: Iterable[Int64[Tensor, " b"]], *, workers: int, device: str | torch.device
 ) -> Iterator[UInt8[Tensor, "b c h w"]]:
-    """Yield the images of one batch after another.
+    """Yield the images of one batch after another; who leaves before the last closes it, which ends the processes.
 
     Args:
         images: all of them.
@@ -78,12 +79,19 @@ def batches(
         device: where the batches are needed.
     """
     options = {"num_workers": workers, "collate_fn": _same, "pin_memory": torch.device(device).type == "cuda"}
+    options |= {"worker_init_fn": _deaf} if workers else {}
     for batch in DataLoader(images, batch_sampler=(index.tolist() for index in order), **options):
         yield batch.to(device, non_blocking=True)
 
 
 def _same(batch: Tensor) -> Tensor:
     return batch
+
+
+def _deaf(_: int) -> None:
+    """Let a process that decodes ignore what stops the training one, which ends it; Ctrl-C is sent to both."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def workers_needed(images: Files, rate: float, *, sample: int = 32) -> int:

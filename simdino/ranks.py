@@ -43,6 +43,15 @@ def of_first_rank(value: bool, device: str) -> bool:
     return bool(flag)
 
 
+def largest_over_ranks(value: int, device: str) -> int:
+    """Give all ranks the largest of their values, for which they wait."""
+    if ranks().world == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Average numbers over the ranks, which all call this."""
     if ranks().world > 1:

@@ -14,7 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -31,9 +31,10 @@ from simdino.checkpoint import clear, cut_log, resume, save_checkpoint
 from simdino.config import DINO, Config, DINOv2, SimDINO, SimDINOv2, derived_seed, fields_table
 from simdino.data import load
 from simdino.image_files import batches
+from simdino.interruption import Interrupted, stop_requests
 from simdino.losses import dino_loss, dinov2_loss, simdino_loss, simdinov2_loss
 from simdino.optim import clip_gradients, parameter_groups, schedules
-from simdino.ranks import join_ranks, of_first_rank, ranks, sharing_ranks
+from simdino.ranks import join_ranks, largest_over_ranks, of_first_rank, ranks, sharing_ranks
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.record import probe_images, record_snapshot, record_weights, snapshot_steps
 from simdino.runs import CHECKOUT, Run, environment, write_json, write_tensors, write_text
@@ -54,6 +55,8 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
     Two processes that ask for one run train it once: the second waits. A run that was cut short is resumed only under
     the code that began it, and otherwise starts anew. A complete one is returned whatever code trained it: whether
     today's gives the same is what the test of the golden steps says.
+    On SIGINT (Ctrl-C) or SIGTERM a run finishes its step and keeps it, to go on there; of several ranks, the next step
+    at which the costlier numbers are logged.
 
     Args:
         config: what to train, say from `simdino.recipes.recipe`.
@@ -65,6 +68,7 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
         ValueError: images, network or ranks that do not fit the configuration; something else in the run's place.
         OSError: a folder that cannot be written or locked.
         FloatingPointError: a loss or a gradient that is not finite.
+        KeyboardInterrupt: a signal has stopped the run.
     """
     path, device = Path(root or RUNS) / config.run_name, usable_device(device)
     done = path / "DONE"
@@ -139,10 +143,12 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     order = (batch_indices(len(images.train), o.batch_size, config.seed, s) for s in range(start, o.steps))
     mine = (batch.chunk(world)[rank] for batch in order)
     decoded = batches(images.train, mine, workers=data.workers, device=device) if lazy else None
+    decoding = closing(decoded) if lazy else nullcontext()  # or its processes would outlive what goes wrong
     began = time.perf_counter() - spent
     saved, saved_at = start, time.perf_counter()
     bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress or rank > 0)
-    with open(path / "metrics.jsonl" if rank == 0 else os.devnull, "a") as file:
+    log_path = path / "metrics.jsonl" if rank == 0 else os.devnull
+    with open(log_path, "a") as file, decoding, stop_requests() as request:
         log = StepLog(config, file, team)
         for step in bar:
             if step in snapshots:
@@ -179,18 +185,24 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
             now = time.perf_counter()
             host = {"lr": rate, "weight_decay": weight_decay, "ema": momentum, "seconds": now - began}
             log.add({"step": step} | host, measured, norm)
-            if costly:
+            last = step + 1 == o.steps
+            stopping = largest_over_ranks(request.number, device) if costly or world == 1 else 0
+            if costly or stopping:
                 try:
                     row = log.flush()
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{path.name}: {error}; its last checkpoint is of step {saved}") from None
                 shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
                 bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
-            last = step + 1 == o.steps
-            if costly and rank == 0 and (last or now - saved_at > config.record.checkpoint_seconds):
+            due = last or stopping or (costly and now - saved_at > config.record.checkpoint_seconds)
+            if due and rank == 0:
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
                 save_checkpoint(path, step + 1, seconds, branches, None if last else optimizer, centers)
                 saved, saved_at = step + 1, time.perf_counter()
+            if stopping:
+                of_first_rank(True, device)  # which has saved
+                kept = f"stopped {path.name} at step {step + 1} of {o.steps}; the same command goes on there"
+                raise Interrupted(stopping, kept)
     if rank == 0:
         recording += record_snapshot(path, o.steps, config, probe, recorded)
         if config.record.weights:

@@ -256,6 +256,49 @@ def test_command_reports_a_run_and_refuses_a_damaged_one(run, capsys):
     assert "no features yet" in refused(run)
 
 
+def test_reports_of_several_runs_and_files_stand_side_by_side(stored, run, tmp_path, capsys):
+    """One table, then of each the judgement; what is asked of features is asked of the files alone."""
+    z, _, (line, *_) = stored
+    report_command([str(run)])
+    alone = capsys.readouterr().out
+    other = write_run(tmp_path / "other")
+    report_command([*map(str, (run, other, *line)), "--eps", "0.5", "--json", str(tmp_path / "out.json")])
+    said = capsys.readouterr().out
+    table, *judged = said.split("\n\n")
+    head, names, *rows = table.splitlines()
+    assert head.split()[:4] == ["judgement", "n", "d", "ε"]
+    assert names.split() == ["set"]
+    expected = [f"{path} {of}" for path in (run, other) for of in ("head", "backbone")] + [f"{line[0]} features"]
+    assert [" ".join(row.split()[:2]) for row in rows] == expected
+    rank = report(z, eps=0.5).to_frame().loc["effective rank", "value"]
+    assert f"{rank:.3g}" in rows[-1].split()
+    assert "0.5" in rows[-1].split()
+    assert [part.splitlines()[0] for part in judged] == [f"=== {path}" for path in (run, other, line[0])]
+    assert "head, MEAN COLLAPSE" in judged[0]
+    assert "untrained network (step 0)" in judged[0]
+    assert all(sentence in alone for sentence in judged[0].splitlines()[1:])
+    assert "features, HEALTHY" in judged[2]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert list(written) == [str(path) for path in (run, other, line[0])]
+    assert written[str(run)]["reports"]["head"]["judgement"] == "mean collapse"
+
+
+def test_what_is_for_features_is_refused_of_runs_alone(run, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        report_command([str(run), str(write_run(tmp_path / "other")), "--eps", "0.5"])
+    assert [line.endswith("judged_as are for features") for line in stopped.value.code.splitlines()] == [True, True]
+
+
+def test_one_that_fails_among_several_is_named_and_the_others_are_reported(run, stored, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        report_command([str(run), str(tmp_path / "absent.npy"), str(stored[2][1][0])])
+    assert stopped.value.code.startswith(f"simdino report: {tmp_path / 'absent.npy'}: there is no file")
+    assert len(stopped.value.code.splitlines()) == 1
+    said = capsys.readouterr().out
+    assert f"=== {run}" in said
+    assert f"=== {stored[2][1][0]}" in said
+
+
 def test_preflight_command():
     """The official README's run, whose log ends at 0.4238, and a refusal; by processes: the function has its name."""
     official = ["--d", 256, "--batch", 64, "--eps", 0.05, "--official", "--ranks", 8]

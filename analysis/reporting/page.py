@@ -35,6 +35,16 @@ from .judgement import JudgedAs
 PAIRS = 1024  # rows of which all pairs are compared
 BINS = 100  # of the cosines
 BLOCKS = 16  # of the jackknife
+# Measures of a report that stand side by side, and what their columns are called.
+COLUMNS = {
+    "coding rate": "rate",
+    "effective rank": "rank",
+    "effective rank, centered": "rank centered",
+    "mean share": "mean share",
+    "feature std": "feature std",
+    "alignment, ½E‖z − z′‖²": "½E‖z − z′‖²",
+    "k-NN accuracy": "k-NN, halves",  # one half by the other; of a run the sentences say that by its bank
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,6 +148,37 @@ def one_page(
     tables = _tables({"features": rows.sample}, {"features": told}, classes)
     steps = next_steps({"features": (told.judgement, told.n, told.d)})
     return Page(path.name, told, {"features": told}, *tables, steps, {})
+
+
+def side_by_side(pages: dict[str, Page]) -> pd.DataFrame:
+    """Put the reports of several runs or files into one table: a row for each and each of its sets.
+
+    Args:
+        pages: from `one_page`, by the names that the rows have.
+
+    Returns:
+        The judgement, n, d, ε and the measures in `COLUMNS`; NaN where a set has none.
+    """
+    rows = {}
+    for name, page in pages.items():
+        for of, told in page.reports.items():
+            values = {COLUMNS[row.measure]: row.value for row in told.rows if row.measure in COLUMNS}
+            rows[name, of] = {"judgement": str(told.judgement), "n": told.n, "d": told.d, "ε": told.eps, **values}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["", "set"])
+    return table[[column for column in ("judgement", "n", "d", "ε", *COLUMNS.values()) if column in table]]
+
+
+def several_pages(pages: dict[str, Page]) -> str:
+    """Say of several runs or files what `side_by_side` does, then of each why, and what to look at next."""
+    table = side_by_side(pages)
+    parts = [table.to_string(float_format="{:.3g}".format, na_rep="-", sparsify=False)]
+    for name, page in pages.items():
+        says = getattr(page.report, "sentences", ())
+        says = [*says, *(f"{of}, {told.judgement.upper()}: {told.reason}" for of, told in page.reports.items())]
+        lines = [line for sentence in says for line in wrapped(sentence)]
+        lines += [line for step in page.next for line in wrapped(step, bullet="- ")]
+        parts.append("\n".join([f"=== {name}", *lines]))
+    return "\n\n".join(parts)
 
 
 def report_run(run: Run | str | Path) -> RunReport:

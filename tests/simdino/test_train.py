@@ -1,5 +1,5 @@
-"""Claims: every method takes real steps and stays finite; a killed run goes on bit for bit; a step is the stated one;
-bad input ends in one sentence, a status that is not 0, and no run that counts as done."""
+"""Claims: every method takes real steps and stays finite; a killed or stopped run goes on bit for bit; a step is the
+stated one; bad input ends in one sentence, a status that is not 0, and no run that counts as done."""
 
 import ast
 import json
@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from simdino import train as trainer
 from simdino.config import Config, Model, Optim, Record
@@ -72,12 +75,12 @@ def test_a_second_request_trains_nothing(tmp_path, monkeypatch):
     assert get_run(TINY, tmp_path) == first
 
 
-def test_a_run_of_another_source_is_returned_with_a_warning(tmp_path):
+def test_a_complete_run_is_returned_whatever_code_trained_it(tmp_path, monkeypatch):
     run = get_run(TINY, tmp_path, progress=False)
     path = run.path / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"source": "other"}))
-    with pytest.warns(UserWarning, match="another version of simdino"):
-        get_run(TINY, tmp_path)
+    monkeypatch.setattr(trainer, "_train", lambda *a, **k: pytest.fail("trained again"))
+    assert get_run(TINY, tmp_path) == run
 
 
 def tiny(name: str, **optim) -> Config:
@@ -113,6 +116,124 @@ def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a), file
     columns = [c for c in whole.metrics if c != "seconds"]
     assert whole.metrics[columns].equals(resumed.metrics[columns])
+
+
+@pytest.fixture
+def heard():
+    """The signals that stop a run are not ignored here, as they may be in a job in the background."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, h) for n, h in zip(numbers, (signal.default_int_handler, signal.SIG_DFL), strict=True)]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def at_step(monkeypatch, at: int, act) -> None:
+    """Do something in the middle of a step."""
+    schedules = trainer.schedules
+    monkeypatch.setattr(trainer, "schedules", lambda o, step: (act() if step == at else None, schedules(o, step))[1])
+
+
+@pytest.mark.parametrize("name", ["simdino", "dinov2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_after_its_step_and_it_goes_on_bit_for_bit(name, number, tmp_path, monkeypatch, heard):
+    """Before any checkpoint is due by time, in a step that logs nothing costly: no step is lost or done twice."""
+    config = replace(tiny(name), record=replace(TINY.record, log_every=5, checkpoint_seconds=1e9))
+    whole = get_run(config, tmp_path / "whole", progress=False)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(KeyboardInterrupt, match="at step 7 of 12; the same command goes on there") as stopped:
+            get_run(config, tmp_path / "cut", progress=False)
+    assert stopped.value.status == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    (path,) = (tmp_path / "cut").glob("*/metrics.jsonl")
+    assert Run.load(path.parent).metrics["step"].tolist() == list(range(7))
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: pytest.fail("step 6 was done twice"))
+        resumed = get_run(config, tmp_path / "cut", progress=False)
+    for file in ["checkpoint.safetensors", *(f"snapshots/step_{s:08d}.safetensors" for s in whole.steps)]:
+        a, b = read_tensors(whole.path / file), read_tensors(resumed.path / file)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a), file
+    columns = [c for c in whole.metrics if c != "seconds"]
+    assert whole.metrics[columns].equals(resumed.metrics[columns])
+
+
+def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(tmp_path, monkeypatch, heard):
+    at_step(monkeypatch, 11, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt, match="at step 12 of 12"):
+        get_run(TINY, tmp_path, progress=False)
+    monkeypatch.setattr(trainer, "schedules", lambda o, step: pytest.fail("a step too many"))
+    assert get_run(TINY, tmp_path, progress=False).steps[-1] == 12
+
+
+def test_a_second_signal_interrupts_at_once(tmp_path, monkeypatch, heard):
+    config = replace(TINY, record=replace(TINY.record, checkpoint_seconds=1e9))
+    at_step(monkeypatch, 6, lambda: [os.kill(os.getpid(), n) for n in (signal.SIGINT, signal.SIGTERM)])
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted$") as stopped:
+        get_run(config, tmp_path, progress=False)
+    assert stopped.value.status == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("*/checkpoint.safetensors"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_another_thread_trains_and_leaves_signals_alone(tmp_path, monkeypatch, heard):
+    seen = []
+    at_step(monkeypatch, 6, lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    thread = threading.Thread(target=get_run, args=(TINY, tmp_path), kwargs={"progress": False})
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+    assert get_run(TINY, tmp_path).done
+
+
+@pytest.mark.parametrize(("name", "number"), [("train", signal.SIGINT), ("batch", signal.SIGTERM)])
+def test_a_stopped_command_says_so_in_one_sentence(name, number, tmp_path):
+    run = recipe("simdino", "smoke").run_name
+    of = ["simdino", "--root", str(tmp_path)] if name == "train" else [str(tmp_path / run)]
+    code = (
+        "import os, signal, sys, simdino.train as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "step = t.schedules\n"
+        f"t.schedules = lambda o, i: (i == 6 and os.kill(os.getpid(), {number:d}), step(o, i))[1]\n"
+        "from simdino.analysis.commands import main\n"
+        f"main({[name, *of, '--profile', 'smoke']!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 128 + number
+    said = [line for line in done.stderr.splitlines() if line.strip() and f"{run}: " not in line]  # beside the bar
+    assert said == [f"simdino {name}: stopped {run} at step 7 of 20; the same command goes on there"]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_processes_that_decode_images_stops_none_of_them(number, tmp_path):
+    """Sent to all of them at once, as a terminal or a cluster does: the step gets its images, and all of them end."""
+    rng = np.random.default_rng(0)
+    for i in range(80):
+        (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "images" / "a" / f"{i}.png")
+    code = (
+        "import os, signal, time, simdino.train as t, tests.simdino.test_train as s\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dataclasses import replace\n"
+        f"data = replace(s.TINY.data, name='folder', root={str(tmp_path / 'images')!r}, workers=2)\n"
+        "step, make_views = t.schedules, t.make_views\n"
+        "def views(*a):\n"
+        "    if t.at == 6:\n"
+        f"        os.killpg(0, {number:d}), time.sleep(1)\n"
+        "    return make_views(*a)\n"
+        "def schedules(o, i):\n"
+        "    t.at = i\n"
+        "    return step(o, i)\n"
+        "t.schedules, t.make_views = schedules, views\n"
+        f"t.get_run(replace(s.TINY, data=data), {str(tmp_path / 'runs')!r}, progress=False)\n"
+    )
+    options = {"cwd": REPOSITORY, "capture_output": True, "text": True, "start_new_session": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert done.stderr.splitlines()[-1].endswith("at step 7 of 12; the same command goes on there")
+    assert "DataLoader" not in done.stderr
 
 
 def test_a_run_cut_short_before_its_first_checkpoint_starts_anew(tmp_path):

@@ -22,7 +22,7 @@ from simdino import train as trainer
 from simdino.config import Config, Data
 from simdino.data import load
 from simdino.ranks import PATIENCE
-from simdino.runs import Run, read_tensors
+from simdino.runs import Run, read_metadata, read_tensors
 from simdino.train import get_run
 from tests.simdino.test_train import tiny
 
@@ -103,6 +103,19 @@ def test_a_rank_that_dies_ends_the_others(tmp_path):
     assert "exitcode" in done.stderr or "Signal" in done.stderr
 
 
+def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(tmp_path):
+    """The second one gets it in step 3; the first, which hears of it, saves, and both go on from there."""
+    began = time.perf_counter()
+    done = on_ranks("-m", "tests.simdino.test_train_ranks", str(tmp_path), "stops")
+    assert done.returncode != 0
+    assert time.perf_counter() - began < 60
+    assert "at step 4 of 6; the same command goes on there" in done.stderr
+    (path,) = tmp_path.glob("*/checkpoint.safetensors")
+    assert read_metadata(path)["step"] == "4"
+    assert not (path.parent / "DONE").exists()
+    assert get_run(config_of("simdino", "1"), tmp_path, device="cpu").metrics["step"].tolist() == list(range(6))
+
+
 def test_groups_of_a_batch_are_not_one_group(tmp_path):
     """The rate is of half as many images: lower, and read against what half as many can have."""
     one, two = (get_run(config_of("simdino", g), tmp_path, progress=False).metrics for g in "12")
@@ -164,13 +177,13 @@ def test_compiled_blocks_train_the_same_run(tmp_path):
 SHARED = ("simdino", "simdinov2")
 
 
-def die(step: int) -> None:
-    """Let the second rank kill itself before a step."""
+def signaled(step: int, number: int) -> None:
+    """Let the second rank send itself a signal in a step."""
     schedules = trainer.schedules
 
     def counted(o, at):
         if at == step and dist.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return schedules(o, at)
 
     trainer.schedules = counted
@@ -180,8 +193,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=PATIENCE)
     root, *what = sys.argv[1:]
-    if what == ["dies"]:
-        die(3)
+    if what in (["dies"], ["stops"]):
+        signaled(3, signal.SIGKILL if what == ["dies"] else signal.SIGTERM)
     for case in [(name, "2") for name in SHARED] if what == ["shared"] else CASES.values():
         get_run(config_of(*case), root, device="cpu", progress=False)
     dist.destroy_process_group()
