@@ -14,6 +14,8 @@ from tqdm import tqdm
 from simdino.config import PUBLISHED_EPS
 from simdino.runs import Run, evaluated_branch
 
+from ..experiments.atlas import geometry
+from ..measures.inputs import unit_rows
 from ..probes.image import logistic_regression
 from .diagnosis import diagnose
 from .kept_results import kept
@@ -68,6 +70,17 @@ def end_outcome(run: Run) -> dict[str, float | list[float]]:
         "knn_pixels": end["knn_pixels"].item(),
         "spectrum": head["eigenvalues"].values[: end.attrs["d"]].tolist(),
     }
+
+
+@kept
+def head_geometry(run: Run) -> dict[str, float]:
+    """The `experiments.atlas.geometry` of what one run ended with: of the features that the loss sees, held-out images.
+
+    It is of the network that is evaluated, and named by the fields of `experiments.atlas.Geometry`.
+    """
+    snapshot = run.snapshot(run.steps[-1])
+    features = snapshot[f"{evaluated_branch(snapshot)}/head/test"]
+    return geometry(unit_rows(features).double())._asdict()
 
 
 def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from analysis.runs.diagnosis import diagnose
 from analysis.runs.outcomes import (
     gain_kept,
+    head_geometry,
     linear_accuracy,
     matched_settings,
     mean_outcomes,
@@ -197,3 +198,15 @@ def test_a_linear_probe_tells_what_is_linearly_told_and_no_more(write):
     assert accuracy["told", 0] == 1
     bank_is_test = accuracy["noise", 0]
     assert 1 / 3 <= bank_is_test < 0.8  # 8 numbers of noise, fitted a little
+
+
+def test_the_geometry_of_a_run_is_that_of_its_last_features_on_the_sphere(write):
+    found = head_geometry(write("frame", 3 * FRAME))
+    assert found["weakest"] == pytest.approx(1)
+    assert found["strongest"] == pytest.approx(1)
+    assert found["coherence"] == pytest.approx(1)  # rows of the frame repeat
+    assert found["nearest"] == pytest.approx(0, abs=1e-6)
+    assert found["mean"] == pytest.approx(D**-0.5)
+    shut = head_geometry(write("shut", POINT))
+    assert shut["strongest"] == pytest.approx(D)
+    assert shut["mean"] == pytest.approx(1)
