@@ -17,11 +17,19 @@ from ..measures.moments import Moments
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
-from .outcomes import end_outcome, linear_outcome, patch_outcome, photo_outcome, untrained_outcome
+from .outcomes import (
+    end_outcome,
+    head_geometry,
+    linear_outcome,
+    patch_outcome,
+    photo_outcome,
+    untrained_outcome,
+)
 
 # What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
 RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (end_outcome, {}),
+    (head_geometry, {}),
     (untrained_outcome, {}),
     (linear_outcome, {"first": False}),
     (linear_outcome, {"first": True}),
