@@ -75,7 +75,9 @@ def archive_study(
 
 
 def _add(file: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    with file.open(f"{name}.npy", "w") as entry:
+    info = zipfile.ZipInfo(f"{name}.npy")  # without a time: the same runs make the same file
+    info.compress_type = zipfile.ZIP_LZMA
+    with file.open(info, "w") as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
