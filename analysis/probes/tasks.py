@@ -17,13 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simdino.config import recognized
-from simdino.data import DATASETS, load
-from simdino.image_files import Files
+from simdino.data import DATASETS
 
 from ..files import located
-from ..measures.neighbors import knn_accuracy
 from ..measures.uncertainty import leave_one_out_interval
-from .backbone import Backbone, Size, extract_features, image_features, resize_and_crop
+from .backbone import Backbone, Size, extract_features, resize_and_crop
 from .discovery import (
     average_precision,
     average_precision_interval,
@@ -35,7 +33,7 @@ from .discovery import (
     tokencut,
     upsample_masks,
 )
-from .image import accuracy_interval, few_shot_accuracy, linear_probe, logistic_regression
+from .labeled import BUILT_IN_SETS, MakeResult, accuracy_result, chosen_rows, label_results, named_set, whole_patches
 from .masks import MaskSet, load_masks, load_videos, open_npz
 from .results import Result
 from .segmentation import knn_segmenter, linear_segmenter, prototype_segmenter, segmentation_confusion
@@ -44,12 +42,7 @@ from .video import davis_scores, propagate_masks
 # Each task, and the kind of data that it needs.
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
-BUILT_IN_SETS = ("photos", "digits")  # that need no files
-KS = (10, 20, 100, 200)  # numbers of neighbors that "knn" tries, if the training set is that large
-SHOTS = (1, 5, 10)  # images of each class that "few-shot" tries, if the classes are that large
 SMALLEST_OBJECT = 1 / 256  # of an image's area; smaller regions are no true objects. COCO's small ones are under 1/225
-
-MakeResult = Callable[..., Result]  # of one set, backbone and task: from a measure, its value and the rest
 
 
 def probe_backbones(
@@ -128,7 +121,7 @@ def data_kind(data: str | Path) -> str:
     ('labels', 'labels')
     """
     path = Path(data).expanduser()
-    if data in BUILT_IN_SETS or _named(str(data)):
+    if data in BUILT_IN_SETS or named_set(str(data)):
         return "labels"
     if path.is_file():
         with open_npz(path) as file:
@@ -140,81 +133,6 @@ def data_kind(data: str | Path) -> str:
     if (path / "JPEGImages").is_dir() or (masked and masked[0] not in inside[:2]):
         return "video"
     return "masks" if masked else "labels"
-
-
-def _named(data: str) -> tuple[str, str] | None:
-    """The two sides of `name=path`."""
-    name, equals, path = data.partition("=")
-    return (name, path) if equals and name in DATASETS else None
-
-
-# --- Images with labels
-
-
-def _label_results(
-    name: str,
-    backbones: Sequence[Backbone],
-    tasks: Sequence[str],
-    *,
-    size: Size,
-    train: int | None,
-    test: int | None,
-    seed: int,
-    progress: bool,
-    **_,
-) -> Iterator[Result]:
-    if name in BUILT_IN_SETS:
-        images = load(name)
-    else:
-        kind, root = _named(name) or ("npz" if Path(name).expanduser().is_file() else "folder", name)
-        lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
-        images = load(kind, root=root, size=size if lazy else None, lazy=lazy)
-    parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
-    chosen = [_some(len(labels), count, seed) for _, labels, count in parts]
-    (x, y), (x_test, y_test) = ((_rows(x, rows), y[rows]) for (x, y, _), rows in zip(parts, chosen, strict=True))
-    for backbone in backbones:
-        options = {"size": size or _whole_patches(x.shape[2:], backbone.patch), "progress": progress}
-        z, z_test = (image_features(backbone, part, **options) for part in (x, x_test))
-        for task in tasks:
-            result = partial(Result, Path(name).stem, backbone.name, task)
-            yield from LABEL_TASKS[task](result, z, y, z_test, y_test, seed=seed, progress=progress)
-
-
-def _knn(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **_
-) -> Iterator[Result]:
-    ks = [k for k in KS if k <= len(train)] or [len(train)]
-    for k, accuracy in knn_accuracy(train, train_labels, test, test_labels, k=ks).items():
-        yield _accuracy(result, f"k-NN, k = {k}", accuracy, len(test))
-
-
-def _few_shot(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, seed: int, **_
-) -> Iterator[Result]:
-    least = train_labels.unique(return_counts=True)[1].min()
-    shots = [k for k in SHOTS if k <= least]
-    for k, accuracies in few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, seed=seed).items():
-        mean, sd = accuracies.mean().item(), accuracies.std().item()
-        yield result(f"{k}-shot", mean, sd=sd, n=len(test), note=f"n = {len(accuracies)} draws")
-
-
-def _linear(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
-) -> Iterator[Result]:
-    probe = linear_probe(train, train_labels, test, test_labels, **options)
-    yield _accuracy(result, "linear probe", probe.accuracy, len(test), note=f"lr = {probe.chosen:g}")
-
-
-def _logistic(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
-) -> Iterator[Result]:
-    probe = logistic_regression(train, train_labels, test, test_labels, **options)
-    yield _accuracy(result, "logistic regression", probe.accuracy, len(test), note=f"λ = {probe.chosen:g}")
-
-
-def _accuracy(result: MakeResult, measure: str, accuracy: Tensor, n: int, note: str = "") -> Result:
-    low, high = accuracy_interval(accuracy, n)
-    return result(measure, accuracy.item(), low, high, n=n, note=note)
 
 
 # --- Images with masks
@@ -242,10 +160,10 @@ def _mask_results(
 ) -> Iterator[Result]:
     images = load_masks(name, size=size, ignore=ignore)
     parts = [(images.train, images.train_masks, train), (images.test, images.test_masks, test)]
-    chosen = [_some(len(x), count, seed) for x, _, count in parts]
+    chosen = [chosen_rows(len(x), count, seed) for x, _, count in parts]
     parts = [(x[rows], masks[rows]) for (x, masks, _), rows in zip(parts, chosen, strict=True)]
     for backbone in backbones:
-        wanted = _whole_patches(images.train.shape[2:], backbone.patch)
+        wanted = whole_patches(images.train.shape[2:], backbone.patch)
         patches = [extract_features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_resized_masks(y, wanted) for _, y in parts]
         for task in tasks:
@@ -285,7 +203,7 @@ def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _)
     hits = sum(correctly_localized(found_boxes[i], boxes) for i, boxes in true_boxes.items())
     blind = sum(correctly_localized(whole_image, boxes) for boxes in true_boxes.values()) / n
     corloc = torch.tensor(hits / n, dtype=torch.float64)
-    yield _accuracy(result, "CorLoc, TokenCut", corloc, n, note=f"the box around the whole image: {blind:.3f}")
+    yield accuracy_result(result, "CorLoc, TokenCut", corloc, n, note=f"the box around the whole image: {blind:.3f}")
     found = [maskcut(z) for z in patches]  # also where there is no object, which costs precision
     ious = [mask_iou(upsample_masks(objects.masks, size), true) for objects, true in zip(found, truth, strict=True)]
     scores, n = [objects.scores for objects in found], len(found)
@@ -313,7 +231,7 @@ def _video_results(
     scores = [[] for _ in backbones]  # of each sequence, by backbone, since names may be equal
     for _, (frames, masks) in islice(load_videos(name, size=size), sequences):
         for backbone, known in zip(backbones, scores, strict=True):
-            wanted = _whole_patches(frames.shape[2:], backbone.patch)
+            wanted = whole_patches(frames.shape[2:], backbone.patch)
             truth = _resized_masks(masks, wanted)
             patches = extract_features(backbone, frames, size=wanted, progress=progress).patches
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
@@ -337,25 +255,9 @@ def _resized_masks(masks: Int[Tensor, "n h w"], size: tuple[int, int]) -> Int[Te
     return resize_and_crop(masks[:, None].float(), size, mode="nearest-exact")[:, 0].to(masks.dtype)
 
 
-def _some(n: int, count: int | None, seed: int) -> Int[Tensor, " rows"]:
-    """`count` of n indices at random, in order; all if there are no more."""
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
-    return chosen.sort().values
-
-
-def _rows(images: Tensor | Files, rows: Int[Tensor, " rows"]) -> Tensor | Files:
-    return Files([images.files[i] for i in rows], images.size) if isinstance(images, Files) else images[rows]
-
-
-def _whole_patches(size: Sequence[int], patch: int) -> tuple[int, int]:
-    """A size with its sides rounded up to whole patches."""
-    return tuple(-(-side // patch) * patch for side in size)
-
-
-LABEL_TASKS = {"knn": _knn, "few-shot": _few_shot, "linear": _linear, "logistic": _logistic}
 MASK_TASKS = {"segment": _segment, "discover": _discover}
 KINDS: dict[str, Callable[..., Iterator[Result]]] = {
-    "labels": _label_results,
+    "labels": label_results,
     "masks": _mask_results,
     "video": _video_results,
 }

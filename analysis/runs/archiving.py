@@ -17,7 +17,14 @@ from ..measures.moments import Moments
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
-from .outcomes import end_outcome, head_geometry, linear_outcome, untrained_outcome
+from .outcomes import (
+    end_outcome,
+    head_geometry,
+    linear_outcome,
+    patch_outcome,
+    photo_outcome,
+    untrained_outcome,
+)
 
 # What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
 RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
@@ -27,6 +34,12 @@ RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (linear_outcome, {"first": False}),
     (linear_outcome, {"first": True}),
     (backbone_measures, {}),
+    (patch_outcome, {}),
+]
+# And of the recipes themselves, as it takes some seconds for each run.
+PROBED = ("simdino", "simdinov2", "dino", "dinov2")
+RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
+    (photo_outcome, {"train": 2000, "test": 1000}),
 ]
 
 
@@ -62,7 +75,9 @@ def archive_study(
 
 
 def _add(file: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    with file.open(f"{name}.npy", "w") as entry:
+    info = zipfile.ZipInfo(f"{name}.npy")  # without a time: the same runs make the same file
+    info.compress_type = zipfile.ZIP_LZMA
+    with file.open(info, "w") as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
@@ -86,6 +101,7 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
     head = Moments.of(unit_rows(last[f"{evaluated_branch(last)}/head/test"]))
     upper = np.triu_indices(len(head.mean))
     moments = np.concatenate([head.mean.numpy(), head.covariance.numpy()[upper]])
+    asked = RESULTS + (RESULTS_OF_PROBED if run.config["recipe"] in PROBED else [])
     record = {
         "config": run.config,
         "environment": run.environment,
@@ -93,7 +109,7 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
         "steps": run.steps,
         "log": columns,
         "diagnosis": diagnosis,
-        "results": {result_name(measure, options): measure(run, **options) for measure, options in RESULTS},
+        "results": {result_name(measure, options): measure(run, **options) for measure, options in asked},
     }
     arrays = {"log": short, "measures": arrays["measures"].astype(np.float32)} | {
         "eigenvalues": rounded(arrays["eigenvalues"]),
