@@ -1,7 +1,8 @@
 """What backbones are worth on data: every task that the data allow, as rows of one table.
 
 Data are a name ("photos", "digits"), `name=path` for the other sets of `simdino.data` (cifar10=...), or a path to an
-.npz or a folder, whose content says what it is: images with labels, images with masks, or videos with masks.
+.npz or a folder, whose content says what it is: images with labels, images with masks, or videos with masks. What could
+be a name or a path is refused: ./photos is the path, photos= the name.
 """
 
 import math
@@ -17,13 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simdino.config import recognized
-from simdino.data import DATASETS, load
+from simdino.data import BUILT_IN_SETS, DATASETS, load
 from simdino.image_files import Files
+from simdino.runs import Run
 
-from ..files import located
+from ..files import is_name, located
 from ..measures.neighbors import knn_accuracy
 from ..measures.uncertainty import leave_one_out_interval
-from .backbone import Backbone, Size, extract_features, image_features, resize_and_crop
+from .backbone import BASELINES, Backbone, Size, extract_features, image_features, resize_and_crop
 from .discovery import (
     average_precision,
     average_precision_interval,
@@ -44,7 +46,6 @@ from .video import davis_scores, propagate_masks
 # Each task, and the kind of data that it needs.
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
-BUILT_IN_SETS = ("photos", "digits")  # that need no files
 KS = (10, 20, 100, 200)  # numbers of neighbors that "knn" tries, if the training set is that large
 SHOTS = (1, 5, 10)  # images of each class that "few-shot" tries, if the classes are that large
 SMALLEST_OBJECT = 1 / 256  # of an image's area; smaller regions are no true objects. COCO's small ones are under 1/225
@@ -84,25 +85,27 @@ def probe_backbones(
     Raises:
         ValueError: an unknown task, data of no known kind, or a task that none of the data allow.
     """
-    kinds = {str(name): data_kind(name) for name in data}
-    possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
+    sources = list(dict.fromkeys(map(_source, data)))
+    kinds, said = [_kind(source) for source in sources], ", ".join(map(str, sources))
+    possible = [task for task, kind in TASKS.items() if kind in kinds]
     asked = [recognized(task, TASKS, "task") for task in tasks or possible]
     for task in asked:
-        if TASKS[task] not in kinds.values():
-            raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {', '.join(kinds)}")
+        if TASKS[task] not in kinds:
+            raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {said}")
     counts = {"train": train, "test": test, "sequences": sequences}
     for part, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{part} must be at least 1, got {count}")
     options = counts | {"size": size, "ignore": ignore, "seed": seed, "progress": progress}
-    rows = []
-    for name, kind in kinds.items():
+    rows, stems = [], [source.stem for source in sources]
+    for source, kind in zip(sources, kinds, strict=True):
         wanted = [task for task in asked if TASKS[task] == kind]
         if wanted:
-            rows += KINDS[kind](name, backbones, wanted, **options)
+            shown = source.stem if stems.count(source.stem) == 1 else str(source)
+            rows += KINDS[kind](source, shown, backbones, wanted, **options)
     missing = set(tasks or ()) - {row.task for row in rows}
     if missing:
-        raise ValueError(f"{missing.pop()} has nothing to work on in {', '.join(kinds)}")
+        raise ValueError(f"{missing.pop()} has nothing to work on in {said}")
     return pd.DataFrame(rows, columns=Result._fields)
 
 
@@ -127,14 +130,58 @@ def data_kind(data: str | Path) -> str:
     >>> data_kind("photos"), data_kind("cifar10=/data/cifar")
     ('labels', 'labels')
     """
+    return _kind(_source(data))
+
+
+def as_trained(what: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The data that runs were trained on, as `probe_backbones` takes them, and the sides of the images, in pixels.
+
+    Args:
+        what: paths and names as for `load_backbones`.
+
+    Returns:
+        Each once, of all runs; no sides where another network than a run's is among them.
+    """
+    others = [w for w in what if not is_name(w, BASELINES, "and rename that for the baseline")]
+    configs = [Run.load(w).config for w in others if Path(w).is_dir()]
+    data = sorted({f"{c['data']['name']}={c['data']['root'] or ''}" for c in configs})
+    return data, sorted({c["crops"]["global_size"] for c in configs}) if len(configs) == len(others) else []
+
+
+class _Source(NamedTuple):
+    """Where a set of images is."""
+
+    name: str | None  # of `simdino.data`; None: what lies at the root says what it is
+    root: Path | None
+
+    @property
+    def stem(self) -> str:
+        return self.root.stem if self.root else self.name
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.root}" if self.name and self.root else str(self.root or self.name)
+
+
+def _source(data: str | Path) -> _Source:
+    if is_name(data, BUILT_IN_SETS, f"{data}= for the set"):
+        return _Source(data, None)
     path = Path(data).expanduser()
-    if data in BUILT_IN_SETS or _named(str(data)):
+    name, equals, root = str(data).partition("=")
+    if equals and name in DATASETS and not path.exists():
+        return _Source(name, Path(root) if root else None)
+    return _Source(None, path)
+
+
+def _kind(source: _Source) -> str:
+    """The kind of a set, as `data_kind` has it."""
+    name, path = source
+    if name:
         return "labels"
     if path.is_file():
         with open_npz(path) as file:
             return "video" if "sequence" in file.files else "masks" if "mask_data" in file.files else "labels"
     if not path.is_dir():
-        raise ValueError(f"there are no data {data}: neither a name ({', '.join(DATASETS)}) nor a path")
+        raise ValueError(f"there are no data {path}: neither a name ({', '.join(DATASETS)}) nor a path")
     inside = [path, path / "train", *path.glob("*/")]
     masked = [folder for folder in inside if (folder / "masks").is_dir()]
     if (path / "JPEGImages").is_dir() or (masked and masked[0] not in inside[:2]):
@@ -142,17 +189,12 @@ def data_kind(data: str | Path) -> str:
     return "masks" if masked else "labels"
 
 
-def _named(data: str) -> tuple[str, str] | None:
-    """The two sides of `name=path`."""
-    name, equals, path = data.partition("=")
-    return (name, path) if equals and name in DATASETS else None
-
-
 # --- Images with labels
 
 
 def _label_results(
-    name: str,
+    source: _Source,
+    shown: str,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
@@ -163,12 +205,11 @@ def _label_results(
     progress: bool,
     **_,
 ) -> Iterator[Result]:
-    if name in BUILT_IN_SETS:
-        images = load(name)
-    else:
-        kind, root = _named(name) or ("npz" if Path(name).expanduser().is_file() else "folder", name)
-        lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
-        images = load(kind, root=root, size=size if lazy else None, lazy=lazy)
+    kind = source.name or ("npz" if source.root.is_file() else "folder")
+    lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
+    images = load(kind, root=source.root, size=size if lazy else None, lazy=lazy)
+    if not images.classes:
+        raise ValueError(f"{', '.join(tasks)} need classes, and the images in {source} lie in no folders of classes")
     parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
     chosen = [_some(len(labels), count, seed) for _, labels, count in parts]
     (x, y), (x_test, y_test) = ((_rows(x, rows), y[rows]) for (x, y, _), rows in zip(parts, chosen, strict=True))
@@ -176,7 +217,7 @@ def _label_results(
         options = {"size": size or _whole_patches(x.shape[2:], backbone.patch), "progress": progress}
         z, z_test = (image_features(backbone, part, **options) for part in (x, x_test))
         for task in tasks:
-            result = partial(Result, Path(name).stem, backbone.name, task)
+            result = partial(Result, shown, backbone.name, task)
             yield from LABEL_TASKS[task](result, z, y, z_test, y_test, seed=seed, progress=progress)
 
 
@@ -228,7 +269,8 @@ class _Part(NamedTuple):
 
 
 def _mask_results(
-    name: str,
+    source: _Source,
+    shown: str,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
@@ -240,7 +282,7 @@ def _mask_results(
     progress: bool,
     **_,
 ) -> Iterator[Result]:
-    images = load_masks(name, size=size, ignore=ignore)
+    images = load_masks(source.root, size=size, ignore=ignore)
     parts = [(images.train, images.train_masks, train), (images.test, images.test_masks, test)]
     chosen = [_some(len(x), count, seed) for x, _, count in parts]
     parts = [(x[rows], masks[rows]) for (x, masks, _), rows in zip(parts, chosen, strict=True)]
@@ -249,7 +291,7 @@ def _mask_results(
         patches = [extract_features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_resized_masks(y, wanted) for _, y in parts]
         for task in tasks:
-            result = partial(Result, Path(name).stem, backbone.name, task)
+            result = partial(Result, shown, backbone.name, task)
             yield from MASK_TASKS[task](result, *map(_Part, patches, masks), images, seed)
 
 
@@ -299,7 +341,8 @@ def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _)
 
 
 def _video_results(
-    name: str,
+    source: _Source,
+    shown: str,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
@@ -311,7 +354,7 @@ def _video_results(
     """J and F of DAVIS: means over objects, intervals over sequences."""
     (task,) = tasks
     scores = [[] for _ in backbones]  # of each sequence, by backbone, since names may be equal
-    for _, (frames, masks) in islice(load_videos(name, size=size), sequences):
+    for _, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
         for backbone, known in zip(backbones, scores, strict=True):
             wanted = _whole_patches(frames.shape[2:], backbone.patch)
             truth = _resized_masks(masks, wanted)
@@ -319,7 +362,7 @@ def _video_results(
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
             known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
     for backbone, each in zip(backbones, scores, strict=True):
-        result = partial(Result, Path(name).stem, backbone.name, task)
+        result = partial(Result, shown, backbone.name, task)
         values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in each])  # (objects, J F J&F)
         sequence = torch.repeat_interleave(torch.tensor([len(s) for s in each]))
         left_out = [values[sequence != i].mean(0) for i in range(len(each))]

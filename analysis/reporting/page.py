@@ -206,13 +206,18 @@ def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> Run
     )
     knn, rate = curves["knn"].sel(layer="backbone"), curves["rate"].sel(layer="head", step=steps[-1]).item()
     low, isotropic, high = (curves[f"rate_{k}"].item() for k in ("collapsed", "isotropic", "ceiling"))
+    labels, eps, branch = run.probe.get("test_labels"), curves.attrs["eps"], evaluated_branch(last)
+    accuracy = "The images have no classes, and so there is no k-NN accuracy."
+    if labels is not None:
+        accuracy = (
+            f"k-NN of the backbone at step {steps[-1]}: {knn.sel(step=steps[-1]).item():.1%}; untrained network (step "
+            f"{steps[0]}) {knn.sel(step=steps[0]).item():.1%}, raw pixels {curves['knn_pixels'].item():.1%}."
+        )
     sentences = (
-        f"k-NN of the backbone at step {steps[-1]}: {knn.sel(step=steps[-1]).item():.1%}; untrained network (step "
-        f"{steps[0]}) {knn.sel(step=steps[0]).item():.1%}, raw pixels {curves['knn_pixels'].item():.1%}.",
+        accuracy,
         f"Coding rate of the head: {rate:.4g} nats, {rate / high:.1%} of the ceiling {high:.4g}; random directions "
         f"{isotropic:.4g}, all features equal {low:.4g}.",
     )
-    labels, eps, branch = run.probe["test_labels"], curves.attrs["eps"], evaluated_branch(last)
     reports = {}
     for layer in ("head", "backbone"):
         z, views = last[f"{branch}/{layer}/test"], last.get(f"{branch}/{layer}/views")
@@ -228,7 +233,7 @@ def _page_of_run(run: Run) -> Page:
     last = run.snapshot(run.steps[-1])
     told, branch = _report_of_run(run, curves, last), evaluated_branch(last)
     sets = {layer: last[f"{branch}/{layer}/test"] for layer in told.reports}
-    tables = _tables(sets, told.reports, run.probe["test_labels"])
+    tables = _tables(sets, told.reports, run.probe.get("test_labels"))
     before, facts = _preflight(run.config, log), _facts(curves, log)
     judged = {layer: (found.judgement, found.n, found.d) for layer, found in told.reports.items()}
     patches = last.get(f"{branch}/head/patches")  # as the loss sees them

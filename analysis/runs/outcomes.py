@@ -3,6 +3,7 @@
 The settings of a study (`simdino.studies.Setting`) say which factors of a recipe were changed, and by which multiple.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -227,8 +228,10 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
 
 @kept
 def linear_probe(run: Run, *, first: bool) -> dict[str, float]:
-    """Accuracy of `linear_accuracy` for one run."""
+    """Accuracy of `linear_accuracy` for one run; NaN of images without classes."""
     snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
+    if "bank_labels" not in probe:
+        return {"linear": math.nan}
     branch = evaluated_branch(snapshot)
     train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
     result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
