@@ -36,7 +36,7 @@ PAIRS = 1024  # rows of which all pairs are compared
 BINS = 100  # of the cosines
 BLOCKS = 16  # of the jackknife
 # Measures of a report that stand side by side, and what their columns are called.
-COLUMNS = {
+SHOWN_BESIDE = {
     "coding rate": "rate",
     "effective rank": "rank",
     "effective rank, centered": "rank centered",
@@ -157,15 +157,15 @@ def side_by_side(pages: dict[str, Page]) -> pd.DataFrame:
         pages: from `one_page`, by the names that the rows have.
 
     Returns:
-        The judgement, n, d, ε and the measures in `COLUMNS`; NaN where a set has none.
+        The judgement, n, d, ε and the measures in `SHOWN_BESIDE`; NaN where a set has none.
     """
     rows = {}
     for name, page in pages.items():
         for of, told in page.reports.items():
-            values = {COLUMNS[row.measure]: row.value for row in told.rows if row.measure in COLUMNS}
+            values = {SHOWN_BESIDE[row.measure]: row.value for row in told.rows if row.measure in SHOWN_BESIDE}
             rows[name, of] = {"judgement": str(told.judgement), "n": told.n, "d": told.d, "ε": told.eps, **values}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["", "set"])
-    return table[[column for column in ("judgement", "n", "d", "ε", *COLUMNS.values()) if column in table]]
+    return table[[column for column in ("judgement", "n", "d", "ε", *SHOWN_BESIDE.values()) if column in table]]
 
 
 def several_pages(pages: dict[str, Page]) -> str:
