@@ -6,41 +6,47 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check figures lab gpu gpu-cifar10
+.PHONY: help setup developers test check figures reproduce lab gpu gpu-cifar10
 
 help:
-	@echo "make setup                     build .venv from pyproject.toml and constraints.txt (PYTHON=python3)"
+	@echo "make setup                     build .venv with what figures need (PYTHON=python3); other targets do it first"
 	@echo "make test                      lint, format check and the tests that take seconds each"
 	@echo "make check                     the other tests: every notebook in the smoke profile, long runs, wheels"
-	@echo "make figures                   train what is absent, run every notebook, write figures/ (PROFILE=cpu|smoke, JOBS=$(JOBS))"
+	@echo "make figures                   every figure, from the archive of recorded runs (PROFILE=cpu|smoke, JOBS=$(JOBS))"
+	@echo "make reproduce                 every figure from nothing: hours of training, compared with the committed ones"
 	@echo "make lab                       the notebooks in JupyterLab"
 	@echo "make gpu                       what a GPU does, in eight minutes: build/gpu/gpu.md (DEVICE=cpu TINY=1: a rehearsal)"
 	@echo "make gpu-cifar10               train ten minutes on CIFAR-10, whose files lie at data/cifar10, and probe (aim: 85 % k-NN)"
 
 setup: .venv/.ready
+developers: .venv/.developers
 
-# The stamp is written last: an interrupted or outdated environment is completed by the next make.
+# The stamps are written last: an interrupted or outdated environment is completed by the next make.
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("SimDINO needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name a newer one, as in make setup PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[batch]'
+	@touch $@
+
+.venv/.developers: .venv/.ready
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal --durations 10
 
-test: setup
+test: developers
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(PYTEST) -m "not slow"
 
-check: setup
+check: developers
 	$(PYTEST) -m slow
 
-# A progress bar on a terminal, a line per finished step elsewhere. No lock that would outlive a kill: every run has
-# one of its own, which the kernel releases.
 figures: setup
-	$(BIN)/python -m snakemake --cores $(JOBS) --keep-going --rerun-incomplete --nolock --show-failed-logs \
-		$(if $(shell test -t 2 && echo terminal),--logger rich,--quiet host reason rules) --config profile=$(PROFILE)
+	@$(BIN)/simdino figures --profile $(PROFILE) --jobs $(JOBS)
+
+reproduce: setup
+	@$(BIN)/simdino figures --profile $(PROFILE) --jobs $(JOBS) --from-nothing
 
 lab: setup
 	$(BIN)/python -m jupyter lab notebooks

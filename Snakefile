@@ -1,7 +1,8 @@
-"""The batch reproduction, recipe → run → executed notebook → figure and claims → gallery; `make figures` calls it.
+"""The graph of the batch reproduction: recipe → run → executed notebook, figure and claims. `simdino figures` calls it.
 
-A notebook's parameters cell is the only place that says what it needs (`simdino.batch`). Short runs share a process,
-in which each is trained only if it is not there yet. A job's output goes to its log, which is shown if it fails.
+A notebook's parameters cell is the only place that says what it needs (`simdino.needed_runs`); what is made already, and which
+runs have to be trained, is decided by content (`analysis.reproduction.plan`). Short runs share a process, in which each
+is trained only if it is not there yet. A job's output goes to its log.
 """
 
 import sys
@@ -9,56 +10,42 @@ from pathlib import Path
 
 import torch
 
-from simdino.batch import core_seconds, jobs, needed_configs
-from simdino.config import recognized
-from simdino.recipes import PROFILES
-from simdino.runs import TRAINING
+from analysis.reproduction import plan
+from simdino.needed_runs import core_seconds, jobs
+from simdino.runs import CHECKOUT
 
 torch.set_num_threads(1)  # to plan is no work
 PYTHON = sys.executable
-PROFILE = recognized(config.get("profile", "cpu"), PROFILES, "profile")
-GPUS = int(config.get("gpus", 1)) if PROFILE.startswith("gpu") else 0  # for each run
-FIGURES = "figures" if PROFILE == "cpu" else f"figures/{PROFILE}"
-BUILD = f"build/{PROFILE}"
-RUNS = {path.stem: needed_configs(path, PROFILE) for path in sorted(Path("notebooks").glob("*.ipynb"))}
-SOURCES = [str(path) for folder in ("simdino", "analysis") for path in sorted(Path(folder).rglob("*.py"))]
+PLAN = plan(config.get("profile", "cpu"), from_nothing=bool(config.get("from_nothing")))
+GPUS = int(config.get("gpus", 1)) if PLAN.profile.startswith("gpu") else 0  # for each run
 
 
-def done(configs):
-    """The files that runs end with."""
-    return [f"runs/{config.run_name}/DONE" for config in configs]
+def local(path):
+    """A path as seen from the project, from where the graph runs."""
+    return str(path.relative_to(CHECKOUT))
 
 
-rule gallery:
+rule all:
     input:
-        expand(f"{BUILD}/{{notebook}}.ipynb", notebook=RUNS),  # so that committed figures alone do not count as made
-        expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=RUNS, kind=["png", "json"]),
-        "analysis/claims.py",
-    output:
-        f"{FIGURES}/README.md",
-        f"{FIGURES}/claims.png",
-    params:
-        figures=FIGURES,
+        [local(file) for figure in PLAN.to_make for file in figure.files],
+        [local(PLAN.runs / config.run_name / "DONE") for config in PLAN.train],
     localrule: True
-    shell:
-        "{PYTHON} -m simdino gallery {params.figures}"
 
 
-for number, group in enumerate(jobs([config for configs in RUNS.values() for config in configs])):
+for number, group in enumerate(jobs(PLAN.train)):
 
     rule:
         name:
             f"train_{number}"
-        input:
-            [f"simdino/{path.name}" for path in TRAINING],
         output:
-            done(group),
+            [local(PLAN.runs / config.run_name / "DONE") for config in group],
         log:
-            f"{BUILD}/logs/train_{number}.log",
+            f"{local(PLAN.build)}/logs/train_{number}.log",
         params:
-            profile=PROFILE,
+            profile=PLAN.profile,
             launch=f"-m torch.distributed.run --standalone --nproc-per-node {GPUS}" if GPUS > 1 else "",
         threads: 8 * max(GPUS, 1) if GPUS else 1
+        priority: 1
         resources:
             mem_mb=4000 if not GPUS else 32000,
             runtime=600 if GPUS else 10 + int(sum(map(core_seconds, group)) / 10),  # minutes, for a core six times slower
@@ -68,27 +55,28 @@ for number, group in enumerate(jobs([config for configs in RUNS.values() for con
             " > {log} 2>&1"
 
 
-rule notebook:
-    input:
-        lambda wildcards: done(RUNS[wildcards.notebook]),
-        SOURCES,
-        "analysis/plots/paper.mplstyle",
-        notebook="notebooks/{notebook}.ipynb",
-    output:
-        f"{BUILD}/{{notebook}}.ipynb",
-        f"{FIGURES}/{{notebook}}.png",
-        f"{FIGURES}/{{notebook}}.json",
-    log:
-        f"{BUILD}/logs/{{notebook}}.log",
-    params:
-        profile=PROFILE,
-        figures=FIGURES,
-    group:
-        "notebooks"
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    retries: 1  # kernels started at the same moment may race for a port
-    shell:
-        "{PYTHON} -m papermill {input.notebook} {output[0]} --cwd . --no-progress-bar"
-        " -p profile {params.profile} -p out_dir {params.figures} > {log} 2>&1"
+for figure in PLAN.to_make:
+
+    rule:
+        name:
+            f"notebook_{figure.name}"
+        input:
+            [ancient(local(run / "DONE")) for run in figure.needs],
+        output:
+            [local(file) for file in figure.files],
+        log:
+            local(figure.log),
+        params:
+            notebook=f"notebooks/{figure.name}.ipynb",
+            profile=PLAN.profile,
+            folder=local(figure.folder),
+            runs=f"-p runs_dir {local(PLAN.runs)}" if figure.runs_dir else "",
+        group:
+            "notebooks"
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        retries: 1  # kernels started at the same moment may race for a port
+        shell:
+            "{PYTHON} -m papermill {params.notebook} {output[0]} --cwd . --no-progress-bar"
+            " -p profile {params.profile} -p out_dir {params.folder} {params.runs} > {log} 2>&1"

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple, SupportsFloat
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from simdino.recipes import PROFILES
 from simdino.runs import CHECKOUT, Run, environment, write_json, write_text
 
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
-KINDS = ("theorem", "observation")
+_KINDS = ("theorem", "observation")
 SOURCES = ("theory", "paper", "control", "threshold", "identity")
 VERDICTS = ("holds", "fails", "undecided")
 _STARTED = time.perf_counter()  # a notebook imports this module in its first cell
@@ -56,7 +56,7 @@ def check_parameters(In: list[str]) -> None:
             raise ValueError(f"the notebook has no parameter {name!r}{hint}")
 
 
-class Count(NamedTuple):
+class Proportion(NamedTuple):
     """A proportion as what was counted: `hits` of `n`."""
 
     hits: int
@@ -68,14 +68,14 @@ def claim(
     statement: str,
     *,
     predicted: SupportsFloat,
-    measured: SupportsFloat | Sequence[float] | Count,
-    source: Literal["theory", "paper", "control", "threshold", "identity"],
+    measured: SupportsFloat | Sequence[float] | Proportion,
+    source: str,
     unit: str,
     tolerance: SupportsFloat = 0.0,
-    relation: Literal["equal", "at_most", "at_least"] = "equal",
-    kind: Literal["theorem", "observation"] = "theorem",
+    relation: str = "equal",
+    kind: str = "theorem",
     n: int | None = None,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[SupportsFloat, SupportsFloat] | None = None,
     seed: int | None = None,
 ) -> dict:
     """Set a prediction beside its measurement, with the interval of the measurement and a verdict, as data.
@@ -85,21 +85,22 @@ def claim(
     value in it, else "undecided"; then `decisive_n` says how many units would decide it if mean and deviation stayed
     (None where none would), and `half_width` which difference could have been seen. NaN fails.
 
-    The interval, unless it is given: of values for each unit, mean ± t·sd/√n (without bounds for n = 1); of a `Count`,
-    Wilson's; of a computation, the number itself.
+    The interval, unless it is given: of values for each unit, mean ± t·sd/√n (without bounds for n = 1); of a
+    `Proportion`, Wilson's; of a computation, the number itself.
 
     Args:
         id: short and unique within a notebook.
         statement: what is claimed, in words that stand by themselves.
         predicted: the number that the source gives.
-        measured: a number; one for each unit (n,), of which the mean is judged; or a `Count`.
+        measured: a number; one for each unit (n,), of which the mean is judged; or a `Proportion`.
         source: of the prediction. "theory": a closed form; "paper": what the paper says; "control": what has to come
             out if the measurement works; "threshold": a number that no theory gives, fixed in docs/expectations.toml;
             "identity": true by construction, and counted apart.
         unit: what was replicated, "seed", "image", "draw"; "computation" where nothing is random.
         tolerance: absolute.
-        relation: of measured to predicted.
-        kind: a theorem that fails stops `publish`; an observation is published whatever its verdict.
+        relation: of measured to predicted: "equal", "at_most" or "at_least".
+        kind: "theorem" or "observation": a theorem that fails stops `publish`; an observation is published whatever its
+            verdict.
         n: how many units, where `measured` is one number: for a computation the cases that it covers (1).
         interval: 95 %, over the unit, where it does not follow from `measured`.
         seed: of the resampling that the interval is from, if any.
@@ -111,17 +112,17 @@ def claim(
     >>> claim("A1", "the maximum is reached", predicted=1.0, measured=0.99, tolerance=0.1,
     ...       source="theory", unit="computation")["verdict"]
     'holds'
-    >>> claim("B", "half at least", predicted=0.5, measured=Count(6, 10), relation="at_least", kind="observation",
+    >>> claim("B", "half at least", predicted=0.5, measured=Proportion(6, 10), relation="at_least", kind="observation",
     ...       source="threshold", unit="image")["verdict"]
     'undecided'
     """
-    for name, value, known in (("relation", relation, SYMBOLS), ("kind", kind, KINDS), ("source", source, SOURCES)):
+    for name, value, known in (("relation", relation, SYMBOLS), ("kind", kind, _KINDS), ("source", source, SOURCES)):
         if value not in known:
             raise ValueError(f"{name} of claim {id!r} must be one of {', '.join(known)}, not {value!r}")
     predicted, tolerance = float(predicted), float(tolerance)
     if not tolerance >= 0:
         raise ValueError(f"tolerance of claim {id!r} must not be negative, not {tolerance}")
-    counted = isinstance(measured, Count)
+    counted = isinstance(measured, Proportion)
     samples = np.asarray(measured.hits / measured.n if counted else measured, dtype=float)
     if counted or samples.ndim:
         n = measured.n if counted else samples.size
@@ -130,11 +131,11 @@ def claim(
     if n is None or (interval is None and not counted and not samples.ndim):
         raise ValueError(
             f"claim {id!r} needs {'n and ' if n is None else ''}an interval: give measured as one number for each "
-            f"{unit}, or as a Count, or say n and interval=(low, high)"
+            f"{unit}, or as a Proportion, or say n and interval=(low, high)"
         )
     mean, sd = float(samples.mean()), float(samples.std(ddof=1)) if samples.size > 1 else None
     if interval is None:
-        interval = _wilson(*measured) if counted else _of_mean(mean, sd, n)
+        interval = _wilson(float(measured.hits), n) if counted else _of_mean(mean, sd, n)
     record = {"id": id, "statement": statement, "source": source, "kind": kind, "predicted": predicted}
     record |= {"relation": relation, "tolerance": tolerance, "measured": mean, "unit": unit, "n": int(n)}
     record |= {"sd": sd} if sd is not None else {}
@@ -143,7 +144,8 @@ def claim(
     bounds = _allowed(predicted, tolerance, relation)
     record["verdict"] = _verdict(record["interval"], bounds)
     if record["verdict"] == "undecided":
-        record |= {"half_width": (interval[1] - interval[0]) / 2, "decisive_n": _decisive_n(record, bounds)}
+        low, high = record["interval"]
+        record |= {"half_width": (high - low) / 2, "decisive_n": _decisive_n(record, bounds)}
     return record
 
 
@@ -287,7 +289,7 @@ def publish(
 
 
 def tally(claims: Sequence[dict]) -> str:
-    """Count verdicts in words, identities apart.
+    """Proportion verdicts in words, identities apart.
 
     >>> tally([claim("a", "s", predicted=1, measured=1, source="identity", unit="computation"),
     ...        claim("b", "s", predicted=1, measured=2, source="theory", unit="computation")])

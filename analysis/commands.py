@@ -18,6 +18,7 @@ import torch
 
 from simdino.config import PUBLISHED_EPS, recognized
 from simdino.losses import official_scaling
+from simdino.recipes import PROFILES
 from simdino.runs import CHECKOUT, environment, write_json, write_text
 
 
@@ -202,9 +203,30 @@ def probe_command(arguments: list[str]) -> None:
     print("\n".join([*notes, results_table(results)]))
 
 
+def figures_command(arguments: list[str]) -> None:
+    """Make every figure that is not made yet, from the archive of recorded runs or from nothing."""
+    from .reproduction import make_figures
+
+    parser = _parser("figures", figures_command)
+    parser.add_argument("--profile", default="cpu", help=f"{', '.join(PROFILES)} (default: cpu)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time (default: one a core)")
+    parser.add_argument(
+        "--from-nothing", action="store_true", help="train every run, for hours, and compare with the committed figures"
+    )
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="of snakemake, such as -- --profile FOLDER")
+    given = parser.parse_args(arguments)
+    try:
+        if given.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {given.jobs}")
+        more = {"from_nothing": given.from_nothing, "options": given.options}
+        sys.exit(make_figures(given.profile, jobs=given.jobs, **more))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"simdino figures: {_one_line(error)}")
+
+
 def archive_command(arguments: list[str]) -> None:
     """Write finished runs into the archive, study by study."""
-    from simdino.batch import study_configs
+    from simdino.needed_runs import study_configs
     from simdino.studies import STUDIES
 
     from .runs.archiving import archive_study
@@ -263,6 +285,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "preflight": preflight_command,
     "probe": probe_command,
     "batch": batch_command,
+    "figures": figures_command,
     "archive": archive_command,
     "gallery": gallery_command,
     "conventions": conventions_command,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from simdino.runs import (
-    SOURCE,
     network_tensors,
     read_json_lines,
     read_metadata,
     read_tensors,
+    source,
     write_tensors,
     write_text,
 )
@@ -49,7 +49,7 @@ def save_checkpoint(
 def _origin(branches: dict) -> dict[str, str]:
     """What has to be the same for a run to be continued exactly."""
     device = next(branches["student"].parameters()).device
-    return {"source": SOURCE, "torch": torch.__version__, "device": device.type}
+    return {"source": source(), "torch": torch.__version__, "device": device.type}
 
 
 def clear(path: Path, branches: dict) -> None:

@@ -10,6 +10,7 @@ runs/<recipe>-s<seed>-<hash>/
     DONE                                  written last: the run is complete
 """
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -237,11 +239,31 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-# The code that a run follows from: all but the files that only name configurations, since a run keeps its own.
-_NAMES = ("recipes.py", "studies.py", "batch.py")
-TRAINING = [f for f in sorted(Path(__file__).parent.glob("*.py")) if f.name not in _NAMES]
-# The hash of the code that this process runs: taken once, since the files may be edited meanwhile.
-SOURCE = hashlib.sha256(b"".join(f.read_bytes() for f in TRAINING)).hexdigest()[:16]
+# The code that a run follows from: all but the files that only name configurations or read runs, which keep their own.
+_NAMES = ("recipes.py", "studies.py", "needed_runs.py", "batch.py", "archive.py")
+
+
+@functools.cache
+def source() -> str:
+    """Hash the code that a run follows from: taken once, since the files may be edited meanwhile."""
+    return code_hash([f for f in sorted(Path(__file__).parent.glob("*.py")) if f.name not in _NAMES])
+
+
+def code_hash(modules: Sequence[Path]) -> str:
+    """Hash what modules do: their syntax, without docstrings, comments and layout.
+
+    Args:
+        modules: files of Python code.
+    """
+    found = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(module.read_text())
+        for node in ast.walk(tree):
+            first = body[0] if isinstance(body := getattr(node, "body", None), list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value.value = None  # a docstring
+        found.update(f"{module.name}{ast.dump(tree)}".encode())
+    return found.hexdigest()[:16]
 
 
 def environment(device: str = "cpu") -> dict:
@@ -249,7 +271,7 @@ def environment(device: str = "cpu") -> dict:
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "commit": _commit(),
-        "source": SOURCE,
+        "source": source(),
         "versions": {p: version(p) for p in ("torch", "numpy", "scipy")} | {"python": platform.python_version()},
         "hardware": hardware,
         "cores": os.cpu_count(),

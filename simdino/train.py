@@ -37,7 +37,7 @@ from simdino.optim import clip_gradients, parameter_groups, schedules
 from simdino.ranks import join_ranks, largest_over_ranks, of_first_rank, ranks, sharing_ranks
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.record import probe_images, record_snapshot, record_weights, snapshot_steps
-from simdino.runs import CHECKOUT, SOURCE, Run, environment, write_json, write_tensors, write_text
+from simdino.runs import CHECKOUT, Run, environment, write_json, write_tensors, write_text
 from simdino.step_inputs import Hidden, batch_indices, step_inputs
 from simdino.step_log import StepLog
 from simdino.vit import Network, usable_device
@@ -53,7 +53,8 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
     """Return the run of a configuration: read where it is on disk, resumed where it was cut short, else trained.
 
     Two processes that ask for one run train it once: the second waits. A run that was cut short is resumed only under
-    the source that began it, and otherwise starts anew; a complete one of another source is returned with a warning.
+    the code that began it, and otherwise starts anew. A complete one is returned whatever code trained it: whether
+    today's gives the same is what the test of the golden steps says.
     On SIGINT (Ctrl-C) or SIGTERM a run finishes its step and keeps it, to go on there; of several ranks, the next step
     at which the costlier numbers are logged.
 
@@ -76,10 +77,7 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
             with torch.random.fork_rng():  # the caller's random numbers are not ours to move
                 _train(config, path, device=device, progress=progress)
         of_first_rank(True, device)  # which has written the end of it
-    run = Run.load(path)
-    if run.environment["source"] != SOURCE:
-        warnings.warn(f"{path} was trained by another version of simdino/; delete it to train it anew", stacklevel=2)
-    return run
+    return Run.load(path)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""Claims: the graph of runs and notebooks builds each of them once, in parallel, goes on after a kill, and is the same
-graph on a Slurm cluster; profiles for GPUs ask for them. A small project stands in for the whole one.
+"""Claims: `simdino figures` builds each run and notebook once, in parallel, stops at a signal with one sentence, goes
+on where it was, and runs the same graph on a Slurm cluster. A small project stands in for the whole one.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.commands import figures_command
 from simdino.recipes import recipe
 from simdino.runs import Run, read_metadata
 
@@ -38,9 +39,10 @@ def project(tmp_path, notebook):
             parameters = f'profile = "cpu"\nseeds = None\nrecipes = {needed}\nout_dir = None'
             body = [
                 "check_parameters(In)\nimport matplotlib.pyplot as plt\nfrom analysis.claims import claim, publish",
-                "from simdino.recipes import recipe\nfrom simdino.train import get_run",
-                "runs = [get_run(recipe(name, profile)) for name in recipes]",
-                'one = claim("runs", "there are runs", predicted=len(recipes), measured=len(runs))',
+                "from simdino.batch import get_runs\nfrom simdino.recipes import recipe",
+                "runs = get_runs([recipe(name, profile) for name in recipes])",
+                'options = {"source": "identity", "unit": "computation"}',
+                'one = claim("runs", "there are runs", predicted=len(recipes), measured=len(runs), **options)',
                 f'publish(plt.figure(), [one], name="{name}", out_dir=out_dir, profile=profile, runs=runs)',
             ]
             notebook(tmp_path / f"notebooks/{name}.ipynb", parameters=parameters, cells=body)
@@ -50,66 +52,90 @@ def project(tmp_path, notebook):
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--rerun-incomplete", "--nolock", *arguments]
+    return [sys.executable, "-m", "simdino", "figures", "--profile", "smoke", *arguments]
 
 
 def environment(project: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
 
 
-def snakemake(project: Path, *arguments: str, **variables: str) -> str:
-    """What a run of the graph that succeeds says."""
+def figures(project: Path, *arguments: str, status: int = 0, **variables: str) -> str:
+    """What making the figures says."""
     options = {"cwd": project, "env": environment(project) | variables, "text": True}
     result = subprocess.run(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    assert result.returncode == 0, result.stdout[-4000:]
+    log = project / "build/smoke/logs/snakemake.log"
+    assert result.returncode == status, result.stdout[-2000:] + (log.read_text()[-4000:] if log.is_file() else "")
     return result.stdout
 
 
 def times(project: Path) -> dict[str, int]:
     """When each run and each executed notebook was finished."""
-    files = [*project.glob("runs/*/DONE"), *project.glob("build/smoke/*.ipynb")]
+    files = [*project.glob("runs/*/DONE"), *project.glob("build/smoke/made/*/*.ipynb")]
     return {str(f.relative_to(project)): f.stat().st_mtime_ns for f in files}
 
 
-def test_every_run_and_notebook_is_built_once_and_in_parallel(project):
+def test_every_run_and_notebook_is_built_once_and_again_only_if_its_content_changes(project):
     path = project(**{"01_a": SHORT, "02_b": SHORT[:1]})
-    said = snakemake(path, "--cores", "2", "--config", "profile=smoke")
-    assert "Execute 2 jobs..." in said  # the two runs, or the two notebooks
-    assert len(re.findall(r"rule train_\d+:", said)) == 2
-    assert said.count("rule notebook:") == 2
-    assert (path / "figures/smoke/README.md").is_file()
+    said = figures(path, "--jobs", "2").splitlines()
+    assert re.fullmatch(
+        r"2 figures, 0 of them made already; 0 runs from the archive, 2 to train: about 1 minutes on 2 cores, "
+        r"0\.\d GB of disk \(\d+ GB are free\)\.",
+        said[0],
+    )
+    assert said[-2:] == [
+        "The figures and their claims: build/smoke/figures/README.md",
+        "0 hold, 0 fail, 0 undecided; 2 of 2 identities hold; 0 differ from the committed ones",
+    ]
+    assert sorted(line.partition(":")[0] for line in said[1:-2]) == ["1 of 2 figures", "2 of 2 figures"]
     finished = times(path)
     assert len(finished) == 4
-    assert "Nothing to be done" in snakemake(path, "--cores", "2", "--config", "profile=smoke")
-    assert times(path) == finished
-    with open(path / "notebooks/02_b.ipynb", "a") as edited:
-        edited.write("\n")
-    said = snakemake(path, "--cores", "2", "--config", "profile=smoke")
-    assert said.count("rule notebook:") == 1
-    assert "rule train_" not in said
+    for file in path.rglob("*"):
+        os.utime(file)
+    touched = times(path)
+    assert "nothing to do" in figures(path)
+    moved = path.rename(path.with_name("moved"))
+    assert "nothing to do" in figures(moved)
+    assert times(moved) == touched
+    text = (moved / "notebooks/02_b.ipynb").read_text()
+    (moved / "notebooks/02_b.ipynb").write_text(text.replace("check_parameters(In)", "check_parameters(In)  # again"))
+    assert "2 figures, 1 of them made already" in figures(moved)
+    assert len(times(moved)) == 5
+    (moved / "notebooks/02_b.ipynb").write_text(text)
+    assert "nothing to do" in figures(moved)  # the branch before
 
 
-def test_what_a_kill_cut_short_goes_on_where_it_was(project):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_it_with_one_sentence_and_the_same_command_goes_on(project, number, status):
     path = project(**{"01_a": [LONG]})
     run = path / "runs" / recipe(LONG, "smoke").run_name
-    arguments = ("--cores", "1", "--config", "profile=smoke")
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    process = subprocess.Popen(command(*arguments), cwd=path, env=environment(path), **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command("--jobs", "1"), cwd=path, env=environment(path), **options)
     deadline = time.monotonic() + 300
     while not (run / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert said.splitlines()[1:] == ["", "Stopped. The same command resumes."]
     assert not (run / "DONE").exists()
     step = int(read_metadata(run / "checkpoint.safetensors")["step"])
     assert 0 < step < 400
     begun = (run / "config.json").stat().st_mtime_ns
-    snakemake(path, *arguments)
+    figures(path, "--jobs", "1")
     assert Run.load(run).done
     assert (run / "config.json").stat().st_mtime_ns == begun  # else it had been trained anew
     assert Run.load(run).metrics["step"].tolist() == list(range(400))
     assert len(times(path)) == 2
+
+
+def test_a_notebook_that_fails_is_named_and_the_others_are_made(project):
+    path = project(**{"01_a": [], "02_b": SHORT[:1]})
+    text = (path / "notebooks/01_a.ipynb").read_text()
+    (path / "notebooks/01_a.ipynb").write_text(text.replace("check_parameters(In)", "raise ValueError('no luck')"))
+    said = figures(path, "--jobs", "2", status=1)
+    assert "01_a failed: ValueError: no luck (build/smoke/logs/01_a.log)\n1 of 2 figures are not made." in said
+    assert [file.name for file in (path / "build/smoke/figures").glob("*.png")] == ["02_b.png"]
 
 
 def test_the_same_graph_runs_on_a_slurm_cluster(project, tmp_path_factory):
@@ -119,9 +145,9 @@ def test_the_same_graph_runs_on_a_slurm_cluster(project, tmp_path_factory):
         shutil.copy(ROOT / "tests/stand_in_for_slurm.py", commands / name)
         (commands / name).chmod(0o755)
     quick = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"]
-    arguments = ["--profile", "profiles/slurm", "--config", "profile=smoke", "--latency-wait", "5", *quick]
+    arguments = ["--", "--profile", "profiles/slurm", "--latency-wait", "5", *quick]
     variables = {"PATH": f"{commands}:{os.environ['PATH']}", "STAND_IN_JOBS": str(jobs)}
-    snakemake(path, *arguments, "--default-resources", "slurm_account=lab", **variables)
+    figures(path, *arguments, "--default-resources", "slurm_account=lab", **variables)
     calls = [json.loads(f.read_text()) for f in jobs.glob("*.json")]
     assert len(calls) == 3  # two processes of runs, and one job of both notebooks
     for call in calls:
@@ -130,25 +156,31 @@ def test_the_same_graph_runs_on_a_slurm_cluster(project, tmp_path_factory):
         assert int(call[call.index("-t") + 1]) >= 10  # minutes
         assert "--cpus-per-task" in " ".join(call)
     assert len(times(path)) == 4
-    assert (path / "figures/smoke/README.md").is_file()
+    assert (path / "build/smoke/figures/README.md").is_file()
 
 
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_the_profile_for_gpus_asks_for_them(project, gpus):
     path = project(**{"01_a": ["simdino", "dino"]})
-    said = snakemake(path, "--cores", "8", "--dry-run", "--printshellcmds", "--config", "profile=gpu", f"gpus={gpus}")
-    jobs = re.findall(r"rule train_\d+:\n.*?\n\n", said, re.DOTALL)
+    options = ["--cores", "8", "--dry-run", "--printshellcmds", "--config", "profile=gpu", f"gpus={gpus}"]
+    at = {"cwd": path, "env": environment(path), "capture_output": True, "text": True, "check": True}
+    said = subprocess.run([sys.executable, "-m", "snakemake", *options], **at)
+    jobs = re.findall(r"rule train_\d+:\n.*?\n\n", said.stdout + said.stderr, re.DOTALL)
     assert len(jobs) == 2 * 3  # seeds
     for job in jobs:
         assert f"gpu={gpus}" in job
         assert ("torch.distributed.run" in job) == (gpus > 1)
         assert f"--nproc-per-node {gpus}" in job or gpus == 1
         assert "--profile gpu" in job
-    assert "figures/gpu/README.md" in said
 
 
-def test_a_misspelled_profile_is_refused_with_the_nearest_name():
-    options = ["--dry-run", "--config", "profile=smok"]
-    result = subprocess.run(command(*options), cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "unknown profile 'smok'; did you mean 'smoke'?" in result.stdout + result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'?"),
+        (["--jobs", "0"], "--jobs must be at least 1, not 0"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        figures_command(arguments)

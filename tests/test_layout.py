@@ -18,8 +18,8 @@ from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from simdino.batch import needed_configs, parameters
 from simdino.losses import coding_rate
+from simdino.needed_runs import needed_configs, parameters
 from simdino.recipes import PROFILES
 
 ROOT = Path(__file__).parents[1]
@@ -108,8 +108,16 @@ def test_analysis_imports_little_of_simdino_but_where_it_runs_a_network_or_a_com
     used = {(m, n) for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] - {m} if in_package(n, "simdino")}
     reading = {f"simdino.{name}" for name in ("config", "losses", "runs", "archive")}
     running = {f"simdino.{name}" for name in ("augment", "data", "image_files", "vit", "weights")}
-    commands = {"simdino", "simdino.train", "simdino.batch", "simdino.recipes", "simdino.studies"}
+    commands = {
+        "simdino",
+        "simdino.train",
+        "simdino.batch",
+        "simdino.recipes",
+        "simdino.studies",
+        "simdino.needed_runs",
+    }
     more = {"analysis.probes": running, "analysis.commands": commands, "analysis.claims": {"simdino.recipes"}}
+    more["analysis.reproduction"] = {"simdino.needed_runs", "simdino.recipes"}
     assert {(m, n) for m, n in used if n not in reading | more.get(room(m), set())} == set()
 
 
@@ -307,11 +315,12 @@ def test_every_dependency_is_pinned_within_its_bounds():
 
 
 def test_conda_and_make_install_the_same():
-    """The same Python and the same versions, and of PyTorch the build that downloads no CUDA."""
+    """The same Python and the same versions, what figures need, and of PyTorch the build that downloads no CUDA."""
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[batch]"]}
     makefile = (ROOT / "Makefile").read_text()
-    assert "pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'" in makefile
+    for extra in ("batch", "dev"):
+        assert f"pip install --disable-pip-version-check -q -c constraints.txt -e '.[{extra}]'" in makefile
     assert "(3, 11)" in makefile
     versions = {name: rest for name, _, rest in (line.partition("=") for line in conda) if name != "pip"}
     assert versions.pop("pytorch") == f"{pins()['torch']}=cpu*"

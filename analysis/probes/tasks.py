@@ -18,14 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simdino.config import recognized
-from simdino.data import BUILT_IN_SETS, DATASETS, load
-from simdino.image_files import Files
+from simdino.data import BUILT_IN_SETS, DATASETS
 from simdino.runs import Run
 
 from ..files import is_name, located
-from ..measures.neighbors import knn_accuracy
 from ..measures.uncertainty import leave_one_out_interval
-from .backbone import BASELINES, Backbone, Size, extract_features, image_features, resize_and_crop
+from .backbone import BASELINES, Backbone, Size, extract_features, resize_and_crop
 from .discovery import (
     average_precision,
     average_precision_interval,
@@ -37,7 +35,7 @@ from .discovery import (
     tokencut,
     upsample_masks,
 )
-from .image import accuracy_interval, few_shot_accuracy, linear_probe, logistic_regression
+from .labeled import ImageSource, MakeResult, accuracy_result, chosen_rows, label_results, whole_patches
 from .masks import MaskSet, load_masks, load_videos, open_npz
 from .results import Result
 from .segmentation import knn_segmenter, linear_segmenter, prototype_segmenter, segmentation_confusion
@@ -46,11 +44,7 @@ from .video import davis_scores, propagate_masks
 # Each task, and the kind of data that it needs.
 TASKS = dict.fromkeys(("knn", "few-shot", "linear", "logistic"), "labels")
 TASKS |= {"segment": "masks", "discover": "masks", "video": "video"}
-KS = (10, 20, 100, 200)  # numbers of neighbors that "knn" tries, if the training set is that large
-SHOTS = (1, 5, 10)  # images of each class that "few-shot" tries, if the classes are that large
 SMALLEST_OBJECT = 1 / 256  # of an image's area; smaller regions are no true objects. COCO's small ones are under 1/225
-
-MakeResult = Callable[..., Result]  # of one set, backbone and task: from a measure, its value and the rest
 
 
 def probe_backbones(
@@ -102,7 +96,7 @@ def probe_backbones(
         wanted = [task for task in asked if TASKS[task] == kind]
         if wanted:
             shown = source.stem if stems.count(source.stem) == 1 else str(source)
-            rows += KINDS[kind](source, shown, backbones, wanted, **options)
+            rows += KINDS[kind](source, backbones, wanted, shown=shown, **options)
     missing = set(tasks or ()) - {row.task for row in rows}
     if missing:
         raise ValueError(f"{missing.pop()} has nothing to work on in {said}")
@@ -148,31 +142,17 @@ def as_trained(what: Sequence[str]) -> tuple[list[str], list[int]]:
     return data, sorted({c["crops"]["global_size"] for c in configs}) if len(configs) == len(others) else []
 
 
-class _Source(NamedTuple):
-    """Where a set of images is."""
-
-    name: str | None  # of `simdino.data`; None: what lies at the root says what it is
-    root: Path | None
-
-    @property
-    def stem(self) -> str:
-        return self.root.stem if self.root else self.name
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.root}" if self.name and self.root else str(self.root or self.name)
-
-
-def _source(data: str | Path) -> _Source:
+def _source(data: str | Path) -> ImageSource:
     if is_name(data, BUILT_IN_SETS, f"{data}= for the set"):
-        return _Source(data, None)
+        return ImageSource(data, None)
     path = Path(data).expanduser()
     name, equals, root = str(data).partition("=")
     if equals and name in DATASETS and not path.exists():
-        return _Source(name, Path(root) if root else None)
-    return _Source(None, path)
+        return ImageSource(name, Path(root) if root else None)
+    return ImageSource(None, path)
 
 
-def _kind(source: _Source) -> str:
+def _kind(source: ImageSource) -> str:
     """The kind of a set, as `data_kind` has it."""
     name, path = source
     if name:
@@ -189,75 +169,6 @@ def _kind(source: _Source) -> str:
     return "masks" if masked else "labels"
 
 
-# --- Images with labels
-
-
-def _label_results(
-    source: _Source,
-    shown: str,
-    backbones: Sequence[Backbone],
-    tasks: Sequence[str],
-    *,
-    size: Size,
-    train: int | None,
-    test: int | None,
-    seed: int,
-    progress: bool,
-    **_,
-) -> Iterator[Result]:
-    kind = source.name or ("npz" if source.root.is_file() else "folder")
-    lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
-    images = load(kind, root=source.root, size=size if lazy else None, lazy=lazy)
-    if not images.classes:
-        raise ValueError(f"{', '.join(tasks)} need classes, and the images in {source} lie in no folders of classes")
-    parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
-    chosen = [_some(len(labels), count, seed) for _, labels, count in parts]
-    (x, y), (x_test, y_test) = ((_rows(x, rows), y[rows]) for (x, y, _), rows in zip(parts, chosen, strict=True))
-    for backbone in backbones:
-        options = {"size": size or _whole_patches(x.shape[2:], backbone.patch), "progress": progress}
-        z, z_test = (image_features(backbone, part, **options) for part in (x, x_test))
-        for task in tasks:
-            result = partial(Result, shown, backbone.name, task)
-            yield from LABEL_TASKS[task](result, z, y, z_test, y_test, seed=seed, progress=progress)
-
-
-def _knn(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **_
-) -> Iterator[Result]:
-    ks = [k for k in KS if k <= len(train)] or [len(train)]
-    for k, accuracy in knn_accuracy(train, train_labels, test, test_labels, k=ks).items():
-        yield _accuracy(result, f"k-NN, k = {k}", accuracy, len(test))
-
-
-def _few_shot(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, seed: int, **_
-) -> Iterator[Result]:
-    least = train_labels.unique(return_counts=True)[1].min()
-    shots = [k for k in SHOTS if k <= least]
-    for k, accuracies in few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, seed=seed).items():
-        mean, sd = accuracies.mean().item(), accuracies.std().item()
-        yield result(f"{k}-shot", mean, sd=sd, n=len(test), note=f"n = {len(accuracies)} draws")
-
-
-def _linear(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
-) -> Iterator[Result]:
-    probe = linear_probe(train, train_labels, test, test_labels, **options)
-    yield _accuracy(result, "linear probe", probe.accuracy, len(test), note=f"lr = {probe.chosen:g}")
-
-
-def _logistic(
-    result: MakeResult, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **options
-) -> Iterator[Result]:
-    probe = logistic_regression(train, train_labels, test, test_labels, **options)
-    yield _accuracy(result, "logistic regression", probe.accuracy, len(test), note=f"λ = {probe.chosen:g}")
-
-
-def _accuracy(result: MakeResult, measure: str, accuracy: Tensor, n: int, note: str = "") -> Result:
-    low, high = accuracy_interval(accuracy, n)
-    return result(measure, accuracy.item(), low, high, n=n, note=note)
-
-
 # --- Images with masks
 
 
@@ -269,11 +180,11 @@ class _Part(NamedTuple):
 
 
 def _mask_results(
-    source: _Source,
-    shown: str,
+    source: ImageSource,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
+    shown: str,
     size: Size,
     train: int | None,
     test: int | None,
@@ -284,10 +195,10 @@ def _mask_results(
 ) -> Iterator[Result]:
     images = load_masks(source.root, size=size, ignore=ignore)
     parts = [(images.train, images.train_masks, train), (images.test, images.test_masks, test)]
-    chosen = [_some(len(x), count, seed) for x, _, count in parts]
+    chosen = [chosen_rows(len(x), count, seed) for x, _, count in parts]
     parts = [(x[rows], masks[rows]) for (x, masks, _), rows in zip(parts, chosen, strict=True)]
     for backbone in backbones:
-        wanted = _whole_patches(images.train.shape[2:], backbone.patch)
+        wanted = whole_patches(images.train.shape[2:], backbone.patch)
         patches = [extract_features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_resized_masks(y, wanted) for _, y in parts]
         for task in tasks:
@@ -327,7 +238,7 @@ def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _)
     hits = sum(correctly_localized(found_boxes[i], boxes) for i, boxes in true_boxes.items())
     blind = sum(correctly_localized(whole_image, boxes) for boxes in true_boxes.values()) / n
     corloc = torch.tensor(hits / n, dtype=torch.float64)
-    yield _accuracy(result, "CorLoc, TokenCut", corloc, n, note=f"the box around the whole image: {blind:.3f}")
+    yield accuracy_result(result, "CorLoc, TokenCut", corloc, n, note=f"the box around the whole image: {blind:.3f}")
     found = [maskcut(z) for z in patches]  # also where there is no object, which costs precision
     ious = [mask_iou(upsample_masks(objects.masks, size), true) for objects, true in zip(found, truth, strict=True)]
     scores, n = [objects.scores for objects in found], len(found)
@@ -341,11 +252,11 @@ def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _)
 
 
 def _video_results(
-    source: _Source,
-    shown: str,
+    source: ImageSource,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
+    shown: str,
     size: Size,
     sequences: int | None,
     progress: bool,
@@ -356,7 +267,7 @@ def _video_results(
     scores = [[] for _ in backbones]  # of each sequence, by backbone, since names may be equal
     for _, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
         for backbone, known in zip(backbones, scores, strict=True):
-            wanted = _whole_patches(frames.shape[2:], backbone.patch)
+            wanted = whole_patches(frames.shape[2:], backbone.patch)
             truth = _resized_masks(masks, wanted)
             patches = extract_features(backbone, frames, size=wanted, progress=progress).patches
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
@@ -380,25 +291,9 @@ def _resized_masks(masks: Int[Tensor, "n h w"], size: tuple[int, int]) -> Int[Te
     return resize_and_crop(masks[:, None].float(), size, mode="nearest-exact")[:, 0].to(masks.dtype)
 
 
-def _some(n: int, count: int | None, seed: int) -> Int[Tensor, " rows"]:
-    """`count` of n indices at random, in order; all if there are no more."""
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
-    return chosen.sort().values
-
-
-def _rows(images: Tensor | Files, rows: Int[Tensor, " rows"]) -> Tensor | Files:
-    return Files([images.files[i] for i in rows], images.size) if isinstance(images, Files) else images[rows]
-
-
-def _whole_patches(size: Sequence[int], patch: int) -> tuple[int, int]:
-    """A size with its sides rounded up to whole patches."""
-    return tuple(-(-side // patch) * patch for side in size)
-
-
-LABEL_TASKS = {"knn": _knn, "few-shot": _few_shot, "linear": _linear, "logistic": _logistic}
 MASK_TASKS = {"segment": _segment, "discover": _discover}
 KINDS: dict[str, Callable[..., Iterator[Result]]] = {
-    "labels": _label_results,
+    "labels": label_results,
     "masks": _mask_results,
     "video": _video_results,
 }

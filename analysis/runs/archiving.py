@@ -17,15 +17,29 @@ from ..measures.moments import Moments
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
-from .outcomes import end_outcome, linear_probe, untrained_outcome
+from .outcomes import (
+    end_outcome,
+    head_geometry,
+    linear_outcome,
+    patch_outcome,
+    photo_outcome,
+    untrained_outcome,
+)
 
 # What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
 RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (end_outcome, {}),
+    (head_geometry, {}),
     (untrained_outcome, {}),
-    (linear_probe, {"first": False}),
-    (linear_probe, {"first": True}),
+    (linear_outcome, {"first": False}),
+    (linear_outcome, {"first": True}),
     (backbone_measures, {}),
+    (patch_outcome, {}),
+]
+# And of the recipes themselves, as it takes some seconds for each run.
+PROBED = ("simdino", "simdinov2", "dino", "dinov2")
+RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
+    (photo_outcome, {"train": 2000, "test": 1000}),
 ]
 
 
@@ -36,7 +50,7 @@ def archive_study(
 
     Args:
         study: its name, which the file has.
-        runs: their directories, those of `simdino.batch.study_configs`.
+        runs: their directories, those of `simdino.needed_runs.study_configs`.
         profile: that trained them.
         folder: of the archive.
 
@@ -85,6 +99,7 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
     head = Moments.of(unit_rows(last[f"{evaluated_branch(last)}/head/test"]))
     upper = np.triu_indices(len(head.mean))
     moments = np.concatenate([head.mean.numpy(), head.covariance.numpy()[upper]])
+    asked = RESULTS + (RESULTS_OF_PROBED if run.config["recipe"] in PROBED else [])
     record = {
         "config": run.config,
         "environment": run.environment,
@@ -92,7 +107,7 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
         "steps": run.steps,
         "log": columns,
         "diagnosis": diagnosis,
-        "results": {result_name(measure, options): measure(run, **options) for measure, options in RESULTS},
+        "results": {result_name(measure, options): measure(run, **options) for measure, options in asked},
     }
     arrays = {"log": short, "measures": arrays["measures"].astype(np.float32)} | {
         "eigenvalues": rounded(arrays["eigenvalues"]),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -188,6 +189,59 @@ def in_expected_direction(found: pd.DataFrame, *, statistic: str = "spearman") -
     turned = table[["value", "low", "high"]].mul(table["expected"], axis=0)
     turned[["low", "high"]] = np.sort(turned[["low", "high"]], axis=1)
     return turned
+
+
+class CorrelationDifference(NamedTuple):
+    """How much better one measure ranks an accuracy than another, with its 95 % interval over units."""
+
+    difference: float
+    low: float
+    high: float
+    units: int
+
+
+def correlation_difference(
+    table: pd.DataFrame,
+    measure: str,
+    rival: str,
+    *,
+    target: str = "knn",
+    method: str = "method",
+    unit: str = "configuration",
+) -> CorrelationDifference:
+    """Spearman's ρ of one measure with an accuracy less that of another, both within methods.
+
+    ρ is that of `rank_correlations`, scope "within", its sign turned to what `LABEL_FREE_MEASURES` expects. Two
+    measures of the same runs are correlated: the interval is difference ± t·se, with se of the difference by leaving
+    out one unit at a time. Rows where either measure or the accuracy is NaN are left out.
+
+    Args:
+        table: one row for each run.
+        measure: a column.
+        rival: the column that it is compared with.
+        target: the column of the accuracy.
+        method: the column that names the method.
+        unit: the column whose equal entries are not independent.
+
+    Returns:
+        The difference in [-2, 2], low and high, NaN where units are too few, and how many units there are.
+    """
+    given = table[table[[measure, rival, target]].notna().all(axis=1)]
+    y, strata = given[target].to_numpy(dtype=float), pd.factorize(given[method])[0]
+    units = pd.factorize(given[unit])[0]
+    sides = [(LABEL_FREE_MEASURES.get(x, 1), given[x].to_numpy(dtype=float)) for x in (measure, rival)]
+
+    def difference(rows: np.ndarray) -> float:
+        one, other = (sign * _spearman(x[rows], y[rows], strata[rows]) for sign, x in sides)
+        return one - other
+
+    value, names = difference(units >= 0), np.unique(units)
+    free = len(names) - len(np.unique(strata)) - 1
+    if math.isnan(value) or free < 3:
+        return CorrelationDifference(value, math.nan, math.nan, len(names))
+    left_out = np.array([difference(units != u) for u in names])
+    half = student_quantile(0.95, free) * float(leave_one_out_error(left_out))
+    return CorrelationDifference(value, value - half, value + half, len(names))
 
 
 CorrelationStatistic = Callable[[np.ndarray, np.ndarray, np.ndarray], float]

@@ -1,15 +1,16 @@
 """Results about finished runs, kept in their directories, so that a notebook that is run again has them at once."""
 
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from simdino.runs import Run, read_json, write_json
+from simdino.runs import Run, code_hash, read_json, write_json
 
-# Results are those of one version of the package: a changed one makes them anew.
-_MODULES = sorted(Path(__file__).parents[1].rglob("*.py"))
-ANALYSIS_SOURCE = hashlib.sha256(b"".join(module.read_bytes() for module in _MODULES)).hexdigest()[:16]
+
+@functools.cache
+def analysis_source() -> str:
+    """Hash the code of the package: results are those of one version of it, and a changed one makes them anew."""
+    return code_hash(sorted(Path(__file__).parents[1].rglob("*.py")))
 
 
 def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
@@ -31,7 +32,7 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
         if run.done and path.is_file():
             try:
                 found = read_json(path)
-                if found["source"] == ANALYSIS_SOURCE:
+                if found["source"] == analysis_source():
                     return found["values"]
             except (ValueError, KeyError):
                 pass  # damaged: it is made anew
@@ -39,7 +40,7 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
         if run.done:
             try:
                 path.parent.mkdir(exist_ok=True)
-                write_json(path, {"source": ANALYSIS_SOURCE, "values": values})
+                write_json(path, {"source": analysis_source(), "values": values})
             except OSError:
                 pass
         return values

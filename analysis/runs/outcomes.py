@@ -15,7 +15,13 @@ from tqdm import tqdm
 from simdino.config import PUBLISHED_EPS
 from simdino.runs import Run, evaluated_branch
 
+from ..experiments.atlas import geometry
+from ..measures.collapse import patch_ranks
+from ..measures.inputs import unit_rows
+from ..probes.backbone import load_backbone
 from ..probes.image import logistic_regression
+from ..probes.labeled import ImageSource, label_results
+from ..probes.results import Result
 from .diagnosis import diagnose
 from .kept_results import kept
 
@@ -69,6 +75,17 @@ def end_outcome(run: Run) -> dict[str, float | list[float]]:
         "knn_pixels": end["knn_pixels"].item(),
         "spectrum": head["eigenvalues"].values[: end.attrs["d"]].tolist(),
     }
+
+
+@kept
+def head_geometry(run: Run) -> dict[str, float]:
+    """The `experiments.atlas.geometry` of what one run ended with: of the features that the loss sees, held-out images.
+
+    It is of the network that is evaluated, and named by the fields of `experiments.atlas.Geometry`.
+    """
+    snapshot = run.snapshot(run.steps[-1])
+    features = snapshot[f"{evaluated_branch(snapshot)}/head/test"]
+    return geometry(unit_rows(features).double())._asdict()
 
 
 def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:
@@ -222,12 +239,12 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
     """
     rows = {}
     for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
-        rows[run.config["recipe"], run.config["seed"]] = linear_probe(run, first=first)["linear"]
+        rows[run.config["recipe"], run.config["seed"]] = linear_outcome(run, first=first)["linear"]
     return pd.Series(rows, name="linear").rename_axis(["recipe", "seed"])
 
 
 @kept
-def linear_probe(run: Run, *, first: bool) -> dict[str, float]:
+def linear_outcome(run: Run, *, first: bool) -> dict[str, float]:
     """Accuracy of `linear_accuracy` for one run; NaN of images without classes."""
     snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
     if "bank_labels" not in probe:
@@ -236,6 +253,70 @@ def linear_probe(run: Run, *, first: bool) -> dict[str, float]:
     train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
     result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
     return {"linear": result.accuracy.item()}
+
+
+def photo_scores(runs: Iterable[Run], *, train: int, test: int, progress: bool = False) -> pd.DataFrame:
+    """Probe the runs' backbones with which photograph a crop is from: k-NN, a few images of each, a linear classifier.
+
+    Args:
+        runs: finished runs.
+        train: how many of the training crops are taken.
+        test: how many of the held-out crops.
+        progress: show a progress bar.
+
+    Returns:
+        Rows with the columns of `probes.results.Result`; the backbone is named by the recipe, and its seeds follow in
+        the order of the runs.
+    """
+    rows = []
+    for run in tqdm(list(runs), desc="probing", unit="run", disable=not progress):
+        names = {"data": "photos", "backbone": run.config["recipe"]}
+        rows.append(pd.DataFrame(photo_outcome(run, train=train, test=test)).assign(**names))
+    return pd.concat(rows, ignore_index=True)[list(Result._fields)]
+
+
+@kept
+def photo_outcome(run: Run, *, train: int, test: int) -> dict[str, list]:
+    """What `photo_scores` says of one run, column by column."""
+    tasks = ["knn", "few-shot", "linear"]
+    found = pd.DataFrame(label_results(ImageSource("photos"), [load_backbone(run.path)], tasks, train=train, test=test))
+    found = found.drop(columns=["data", "backbone"]).astype(object)
+    return found.where(found.notna(), None).to_dict("list")  # NaN is not equal to itself
+
+
+def patch_ranks_over_training(runs: Iterable[Run]) -> "xarray.Dataset":  # noqa: F821
+    """Effective ranks of the patch tokens that the loss sees, by recipe, seed and step: within and between images.
+
+    They are `measures.collapse.patch_ranks` of the same held-out images at every snapshot, of the network that is
+    evaluated.
+
+    Args:
+        runs: whose objective has patches.
+
+    Raises:
+        ValueError: a run without patches.
+    """
+    rows = []
+    for run in runs:
+        found = patch_outcome(run)
+        if not found["step"]:
+            raise ValueError(f"{run.name} has no patches: its objective is of the image feature alone")
+        rows.append(pd.DataFrame(found).assign(recipe=run.config["recipe"], seed=run.config["seed"]))
+    return pd.concat(rows).set_index(["recipe", "seed", "step"]).to_xarray()
+
+
+@kept
+def patch_outcome(run: Run) -> dict[str, list]:
+    """What `patch_ranks_over_training` says of one run: step, within, between; empty where there are no patches."""
+    found: dict[str, list] = {"step": [], "within": [], "between": []}
+    for step in run.steps:
+        snapshot = run.snapshot(step)
+        tokens = snapshot.get(f"{evaluated_branch(snapshot)}/head/patches")
+        if tokens is not None:
+            within, between = patch_ranks(tokens)
+            for name, value in {"step": step, "within": within.item(), "between": between.item()}.items():
+                found[name].append(value)
+    return found
 
 
 class WithAndWithout(NamedTuple):

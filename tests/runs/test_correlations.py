@@ -14,6 +14,7 @@ from analysis.measures.rates import rate_optimality
 from analysis.measures.spectra import alpha_req, rankme
 from analysis.runs.correlations import (
     LABEL_FREE_MEASURES,
+    correlation_difference,
     in_expected_direction,
     label_free_measures,
     measure_runs,
@@ -145,6 +146,41 @@ def test_the_interval_grows_with_its_level():
     wide, narrow = (correlations(table(x, y + x), level=level) for level in (0.99, 0.5))
     assert (wide["low"]["all"] < narrow["low"]["all"]).all()
     assert (narrow["low"]["all"] < narrow["value"]["all"]).all()
+
+
+# --- Two measures against each other
+
+
+def two_measures(rng, *, noise=(1.0, 1.0), methods=2, n=32):
+    """RankMe and anisotropy, of which less is expected to be better, as noisy images of one accuracy."""
+    y = rng.standard_normal(n)
+    x, other = (y + s * rng.standard_normal(n) for s in noise)
+    return table(x, y, np.arange(n) % methods).assign(RankMe=x, anisotropy=-other)
+
+
+def test_the_difference_is_that_of_the_correlations_as_expected():
+    frame = two_measures(RNG(7))
+    turned = in_expected_direction(rank_correlations(frame)).xs("within", level="scope")["value"]
+    found = correlation_difference(frame, "RankMe", "anisotropy")
+    assert found.difference == pytest.approx(turned["RankMe"] - turned["anisotropy"])
+    assert found.low < found.difference < found.high
+    assert found.units == 32
+    back = correlation_difference(frame, "anisotropy", "RankMe")
+    assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
+
+
+def test_what_two_measures_have_in_common_is_no_uncertainty_of_their_difference():
+    frame = two_measures(RNG(8))
+    assert correlation_difference(frame, "RankMe", "m")[:3] == pytest.approx((0, 0, 0), abs=1e-12)  # the same numbers
+    few = correlation_difference(frame[:4], "RankMe", "anisotropy")
+    assert (math.isnan(few.low), few.units) == (True, 4)
+
+
+def test_the_interval_of_a_difference_holds_the_truth_and_sees_a_large_one():
+    draws = [correlation_difference(two_measures(RNG(k)), "RankMe", "anisotropy") for k in range(100)]
+    assert np.mean([d.low <= 0 <= d.high for d in draws]) >= 0.9  # nominal 0.95 ± 0.02
+    worse = correlation_difference(two_measures(RNG(9), noise=(0.1, 2.0)), "RankMe", "anisotropy")
+    assert worse.low > 0
 
 
 # --- Bad input

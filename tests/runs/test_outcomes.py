@@ -10,14 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from analysis.measures.collapse import patch_ranks
+from analysis.probes.backbone import load_backbone
+from analysis.probes.tasks import probe_backbones
 from analysis.runs.diagnosis import diagnose
 from analysis.runs.outcomes import (
     gain_kept,
+    head_geometry,
     linear_accuracy,
     matched_settings,
     mean_outcomes,
     outcomes,
     outcomes_by_setting,
+    patch_ranks_over_training,
+    photo_scores,
     share_difference,
     share_within,
     untrained_knn,
@@ -26,6 +32,7 @@ from analysis.runs.outcomes import (
 from simdino.recipes import recipe
 from simdino.runs import Run, snapshot_path, write_json, write_tensors
 from simdino.studies import settings
+from simdino.train import get_run
 
 N, D = 60, 6
 
@@ -197,3 +204,53 @@ def test_a_linear_probe_tells_what_is_linearly_told_and_no_more(write):
     assert accuracy["told", 0] == 1
     bank_is_test = accuracy["noise", 0]
     assert 1 / 3 <= bank_is_test < 0.8  # 8 numbers of noise, fitted a little
+
+
+# --- Patches and photographs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    changes = "optim.steps=1500,optim.batch_size=8,model.dim=24,model.hidden=16,record.snapshots=1"  # 30 steps in smoke
+    configs = [recipe(f"simdinov2@{changes}", "smoke", seed) for seed in (0, 1)]
+    root = tmp_path_factory.mktemp("runs")
+    return [get_run(config, root, progress=False) for config in configs]
+
+
+def test_ranks_of_patches_are_those_of_every_snapshot(trained):
+    table = patch_ranks_over_training(trained)
+    assert dict(table.sizes) == {"recipe": 1, "seed": 2, "step": len(trained[0].steps)}
+    for run in trained:
+        for step in run.steps:
+            found = table.isel(recipe=0).sel(seed=run.config["seed"], step=step)
+            expected = patch_ranks(run.snapshot(step)["teacher/head/patches"])
+            assert (found["within"].item(), found["between"].item()) == pytest.approx(tuple(map(float, expected)))
+
+
+def test_a_run_without_patches_has_no_ranks_of_them(write):
+    with pytest.raises(ValueError, match="a-0 has no patches"):
+        patch_ranks_over_training([write("a", FRAME)])
+
+
+def test_scores_on_photographs_are_those_of_the_runs_backbones(trained):
+    table = photo_scores(trained, train=60, test=40)
+    assert set(table["backbone"]) == {trained[0].config["recipe"]}
+    assert set(table["task"]) == {"knn", "few-shot", "linear"}
+    backbones = [load_backbone(run.path) for run in trained]
+    wanted = probe_backbones(backbones, ["photos"], tasks=["knn", "few-shot", "linear"], train=60, test=40)
+    same = ["data", "measure", "value", "low", "high", "sd", "n", "note"]
+    pd.testing.assert_frame_equal(table[same], wanted[same])
+    again = photo_scores(trained, train=60, test=40)  # from what is kept
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_the_geometry_of_a_run_is_that_of_its_last_features_on_the_sphere(write):
+    found = head_geometry(write("frame", 3 * FRAME))
+    assert found["weakest"] == pytest.approx(1)
+    assert found["strongest"] == pytest.approx(1)
+    assert found["coherence"] == pytest.approx(1)  # rows of the frame repeat
+    assert found["nearest"] == pytest.approx(0, abs=1e-6)
+    assert found["mean"] == pytest.approx(D**-0.5)
+    shut = head_geometry(write("shut", POINT))
+    assert shut["strongest"] == pytest.approx(D)
+    assert shut["mean"] == pytest.approx(1)
