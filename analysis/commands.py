@@ -143,7 +143,7 @@ def probe_command(arguments: list[str]) -> None:
     """Measure what frozen backbones are worth on data: k-NN, few shots, linear probes, and tasks of patches."""
     from .probes.backbone import load_backbones
     from .probes.results import results_table
-    from .probes.tasks import TASKS, probe_backbones
+    from .probes.tasks import TASKS, as_trained, data_kind, probe_backbones
 
     parser = _parser("probe", probe_command)
     parser.add_argument(
@@ -152,16 +152,19 @@ def probe_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--data",
         action="append",
-        required=True,
         metavar="SET",
-        help="photos, digits, NAME=PATH (cifar10=...), an .npz or a folder; may be repeated",
+        help="photos, digits, NAME=PATH (cifar10=...), an .npz or a folder; may be repeated (default: the run's)",
     )
     parser.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}; by default all that the data allow")
     parser.add_argument("--block", type=int, default=-1, help="block whose output is read (default: the last)")
     parser.add_argument(
         "--branch", choices=("teacher", "student"), default="teacher", help="network of a training file"
     )
-    parser.add_argument("--size", type=_size, help="pixels, SIDE or HEIGHTxWIDTH (default: the images' own)")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        help="pixels, SIDE or HEIGHTxWIDTH (default: that of the runs, on images with labels; else the images' own)",
+    )
     parser.add_argument("--train", type=int, help="training images to take at random (default: all)")
     parser.add_argument("--test", type=int, help="test images to take at random (default: all)")
     parser.add_argument(
@@ -175,6 +178,16 @@ def probe_command(arguments: list[str]) -> None:
     try:
         if given.json and not given.json.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {given.json.absolute().parent}")
+        (data, sides), notes = as_trained(given.what), []
+        if not given.data and len(data) != 1:
+            why = f"the runs were trained on {' and on '.join(data)}" if data else "no run is given, which has its own"
+            raise ValueError(f"say with --data what to measure on: {why}")
+        if not given.data:
+            given.data = data
+            notes.append(f"on the data of training, --data {data[0]}")
+        if given.size is None and len(sides) == 1 and {data_kind(each) for each in given.data} == {"labels"}:
+            (given.size,) = sides
+            notes.append(f"at the size of training, --size {given.size}")
         backbones = load_backbones(given.what, block=given.block, branch=given.branch, device=given.device)
         tasks = given.tasks.split(",") if given.tasks else None
         passed = ("size", "train", "test", "sequences", "ignore", "seed")
@@ -187,7 +200,7 @@ def probe_command(arguments: list[str]) -> None:
             write_json(given.json, made | {"results": rows})
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
         sys.exit(f"simdino probe: {_one_line(error)}")
-    print(results_table(results))
+    print("\n".join([*notes, results_table(results)]))
 
 
 def figures_command(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ Features come as a `Stream` of chunks of rows, read when they are wanted, so tha
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,27 @@ def located(path: str | Path | None) -> Path | None:
     """Find a path as it stands or, if relative, in the project's folder; None if it is in neither place, or None."""
     places = [] if path is None else [Path(path).expanduser(), CHECKOUT / Path(path).expanduser()]
     return next((place for place in places if place.exists()), None)
+
+
+def is_name(what: str | Path, names: Iterable[str], remedy: str) -> bool:
+    """Whether something is one of some names rather than a path.
+
+    Args:
+        what: a `Path` is none.
+        names: what it could be called.
+        remedy: how the name is written where there is a path of that name, too.
+
+    Raises:
+        ValueError: it could be either.
+
+    >>> is_name("pixels", ("pixels", "random"), "..."), is_name(Path("pixels"), ("pixels", "random"), "...")
+    (True, False)
+    """
+    if not isinstance(what, str) or what not in names:
+        return False
+    if Path(what).exists():
+        raise ValueError(f"{what} is a name, and a path here, too: write ./{what} for the path, {remedy}")
+    return True
 
 
 def read_features(path: Path) -> FeatureFile:

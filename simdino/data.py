@@ -36,16 +36,20 @@ PAGES = {
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist",
 }
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+BUILT_IN_SETS = ("photos", "digits")  # that need no files
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 class Dataset(NamedTuple):
-    """Images and class indices of a training and a held-out part; `classes[i]` names class i."""
+    """Images and class indices of a training and a held-out part; `classes[i]` names class i.
+
+    Images without classes have None for labels, and () for classes.
+    """
 
     train: UInt8[Tensor, "n c h w"] | Files
-    train_labels: Int64[Tensor, " n"]
+    train_labels: Int64[Tensor, " n"] | None
     test: UInt8[Tensor, "m c h w"] | Files
-    test_labels: Int64[Tensor, " m"]
+    test_labels: Int64[Tensor, " m"] | None
     classes: tuple[str, ...]
 
 
@@ -60,9 +64,10 @@ def load(
     """Load a named image set: `digits` and `photos` need no files, the others read what is at `root`.
 
     A `folder` is root/train/<class>/* with root/test or root/val, or root/<class>/* where every fifth file of a class,
-    by name, is held out. `cifar10` and `cifar100` are the original binary files, `mnist` and `fashion_mnist` the
-    original idx files, packed (.gz) or not. An `npz` is one file with the arrays `data` (encoded images end to end),
-    `offsets`, `labels`, `split` (0 is training) and `names`.
+    by name, is held out; in either the images may lie in no folders of classes, and have no labels then. `cifar10` and
+    `cifar100` are the original binary files, `mnist` and `fashion_mnist` the original idx files, packed (.gz) or not.
+    An `npz` is one file with the arrays `data` (encoded images end to end), `offsets`, `labels`, `split` (0 is
+    training) and `names`.
 
     Args:
         name: a key of `DATASETS`.
@@ -72,7 +77,7 @@ def load(
         lazy: whether a folder's images are `Files`, decoded when they are asked for: for sets that memory cannot hold.
 
     Returns:
-        Images uint8 (N, c, h, w) and labels int64 (N,) of both parts.
+        Images uint8 (N, c, h, w) and labels int64 (N,) of both parts; labels are None for images without classes.
 
     Raises:
         ValueError: an unknown name, a damaged file, or images of unequal sizes.
@@ -80,9 +85,12 @@ def load(
     """
     if root is not None and not (root := Path(root).expanduser()).exists():
         root = CHECKOUT / root if (CHECKOUT / root).exists() else root
-    if recognized(name, DATASETS, "image set") in ("digits", "photos"):
+    if name not in DATASETS and Path(name).expanduser().exists():
+        raise ValueError(f"{name} is a path and no image set: your own images are data.name=folder,data.root={name}")
+    if recognized(name, DATASETS, "image set") in BUILT_IN_SETS:
         if root is not None:
-            raise ValueError(f"root must be None for {name}, which is built from an installed package")
+            remedy = f"your own images are data.name=folder,data.root={root}"
+            raise ValueError(f"root must be None for {name}, which is built from an installed package: {remedy}")
     elif root is None:
         raise ValueError(f"root must say where the files of {name} are{_page(name)}")
     elif not root.exists():
@@ -90,20 +98,16 @@ def load(
     if lazy and (name != "folder" or size is None):
         raise ValueError(f"images can be decoded while training for a folder and a size only, not {name} at {size}")
     *arrays, classes = DATASETS[name](root, size, *[True] * lazy)
-    train, train_labels, test, test_labels = (a if isinstance(a, Files) else torch.as_tensor(a) for a in arrays)
-    for part, labels in (("training", train_labels), ("test", test_labels)):
-        if not len(labels):
+    parts = []
+    for part, images, labels in (("training", *arrays[:2]), ("test", *arrays[2:])):
+        if not len(images):
             raise ValueError(f"{name} at {root} has no {part} images")
-        if labels.min() < 0 or labels.max() >= len(classes):
-            raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}")
-    train, test = (x if lazy else _resized(x, size).to(device) for x in (train, test))
-    return Dataset(
-        train,
-        train_labels.long().to(device),
-        test,
-        test_labels.long().to(device),
-        tuple(map(str, classes)),
-    )
+        if labels is not None:
+            labels = torch.as_tensor(labels).long().to(device)
+            if labels.min() < 0 or labels.max() >= len(classes):
+                raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}")
+        parts += [images if lazy else _resized(torch.as_tensor(images), size).to(device), labels]
+    return Dataset(*parts, tuple(map(str, classes)))
 
 
 def digits(root: None, size: int | None) -> tuple:
@@ -173,7 +177,10 @@ def _photo_crop(im, side: int, test: bool, rng: np.random.Generator) -> np.ndarr
 
 
 def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
-    """Read root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out."""
+    """Read root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out.
+
+    Images that lie in no folder of a class have no labels: root/train/*, or root/*.
+    """
     held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), None)
     if (root / "train").is_dir():
         if held_out is None:
@@ -193,23 +200,25 @@ def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
     return *out, classes
 
 
-def _labeled_paths(path: Path, classes: list[str], chosen: Callable[[int], bool]) -> tuple[Paths, np.ndarray]:
-    """The image files of a folder of classes, without those whose place in their class is not chosen; their classes."""
+def _labeled_paths(path: Path, classes: list[str], chosen: Callable[[int], bool]) -> tuple[Paths, np.ndarray | None]:
+    """The image files of a folder, without those whose place in their class is not chosen; their classes, if any."""
     counts = []
 
     def files() -> Iterator[str]:
-        for name in classes:
+        for name in classes or [""]:
             some = [file for k, file in enumerate(_image_files(path / name)) if chosen(k)]
             counts.append(len(some))
             yield from some
 
-    return Paths(files()), np.repeat(np.arange(len(classes)), counts)
+    paths = Paths(files())
+    return paths, np.repeat(np.arange(len(classes)), counts) if classes else None
 
 
 def _subfolders(path: Path) -> list[str]:
+    """The class folders in a folder; none where it has images instead."""
     names = sorted(p.name for p in path.iterdir() if p.is_dir())
-    if not names:
-        raise FileNotFoundError(f"{path} has no class folders")
+    if not names and not _image_files(path):
+        raise FileNotFoundError(f"{path} has neither class folders nor images")
     return names
 
 

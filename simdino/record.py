@@ -34,7 +34,8 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
 
     Returns:
         On the CPU: bank_images and bank_labels of the training part, test_images and test_labels of the held-out part,
-        and views (2, k, c, s, s), two fixed augmentations of the first k test images.
+        without labels where there are none; and views (2, k, c, s, s), two fixed augmentations of the first k test
+        images.
     """
     r = config.record
     choose = torch.Generator().manual_seed(derived_seed("probe"))
@@ -43,13 +44,11 @@ def probe_images(images: Dataset, config: Config) -> dict[str, Tensor]:
     two = replace(config.crops, global_crops=2, local_crops=0)
     test_images = images.test[test].cpu()
     views, _ = multi_crop(test_images[: r.views], two, torch.Generator().manual_seed(derived_seed("views")))
-    return {
-        "bank_images": images.train[bank].cpu(),
-        "bank_labels": images.train_labels[bank].cpu(),
-        "test_images": test_images,
-        "test_labels": images.test_labels[test].cpu(),
-        "views": views,
-    }
+    chosen = {"bank_images": images.train[bank].cpu(), "test_images": test_images, "views": views}
+    if images.classes:
+        chosen["bank_labels"] = images.train_labels[bank].cpu()
+        chosen["test_labels"] = images.test_labels[test].cpu()
+    return chosen
 
 
 def record_snapshot(

@@ -100,7 +100,10 @@ class Run:
 
     @property
     def probe(self) -> dict[str, Tensor]:
-        """The recorded images, uint8 (n, c, h, w), and labels: bank_images, bank_labels, test_images, test_labels."""
+        """The recorded images, uint8 (n, c, h, w), and labels: bank_images, bank_labels, test_images, test_labels.
+
+        Images without classes have no labels.
+        """
         return read_tensors(self.path / "probe.safetensors")
 
     def snapshot(self, step: int) -> dict[str, Tensor]:

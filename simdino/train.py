@@ -347,7 +347,7 @@ A variant of a recipe changes fields of its configuration, which --fields lists:
 
   simdino train simdino@optim.lr=0.002,optim.steps=400
   simdino train simdino@crops.global_scale=0.2,1.0
-  simdino train dino@data.name=folder,data.root=my_images,data.size=32   # my_images/<class>/*.png
+  simdino train dino@data.name=folder,data.root=my_images,data.size=32   # my_images/*.png, or in folders of classes
 
 On several devices: torchrun --nproc-per-node 8 -m simdino train RECIPE
 

@@ -230,7 +230,7 @@ def test_readme_is_short_and_its_loss_is_the_one_that_trains():
     if not readme.is_file():
         pytest.skip("README.md is not written yet")
     text = readme.read_text()
-    assert len(text.splitlines()) <= 120
+    assert len(text.splitlines()) <= 130
     blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def simdino_loss" in b]
     assert len(blocks) == 1
     losses = without_docstrings((ROOT / "simdino/losses.py").read_text())

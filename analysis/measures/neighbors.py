@@ -201,7 +201,9 @@ def knn_accuracy(
     return accuracy[0] if isinstance(k, Integral) else dict(zip(ks, accuracy, strict=True))
 
 
-def knn_accuracy_with_misses(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
+def knn_accuracy_with_misses(
+    train: Tensor, train_labels: Tensor | None, test: Tensor, test_labels: Tensor | None
+) -> float:
     """`knn_accuracy` of recorded features, in which a test row that cannot be looked up is a miss, not an error.
 
     That is a row whose class has no training row, or a row of zeros, as of a dead network. Training rows of zeros are
@@ -209,12 +211,12 @@ def knn_accuracy_with_misses(train: Tensor, train_labels: Tensor, test: Tensor, 
 
     Args:
         train: (m, d) features.
-        train_labels: (m,) class of each.
+        train_labels: (m,) class of each; None of images without classes.
         test: (n, d) features.
-        test_labels: (n,) class of each.
+        test_labels: (n,) class of each, or None.
 
     Returns:
-        the share of all n rows that are hits, from 0 to 1.
+        the share of all n rows that are hits, from 0 to 1; NaN without labels.
 
     Raises:
         ValueError: different d, NaN.
@@ -222,6 +224,8 @@ def knn_accuracy_with_misses(train: Tensor, train_labels: Tensor, test: Tensor, 
     >>> knn_accuracy_with_misses(torch.eye(2)[:1], torch.tensor([0]), torch.eye(2)[[0, 0]], torch.tensor([0, 7]))
     0.5
     """
+    if train_labels is None or test_labels is None:
+        return math.nan
     train_labels = as_labels(train_labels, len(train), device=train.device)
     test, test_labels = test.to(train.device), as_labels(test_labels, len(test), device=train.device)
     given = train.any(1)

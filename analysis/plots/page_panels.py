@@ -55,8 +55,9 @@ def _plot_curves(curves: xr.Dataset, axes: dict[str, Axes]) -> None:
         alignment.plot(at["step"], at["alignment"], ".-", color=SETS[name], label=name, linewidth=1)
     accuracy = curves["knn"].sel(layer="backbone")
     knn.plot(accuracy["step"], accuracy, ".-", color=SETS["backbone"], linewidth=1)
-    plot_level(curves["knn_pixels"].item(), "raw pixels", knn, x=0.6)
-    plot_level(accuracy[0].item(), "untrained network", knn, x=0.6, below=True)
+    if accuracy.notnull().all():  # the images have classes
+        plot_level(curves["knn_pixels"].item(), "raw pixels", knn, x=0.6)
+        plot_level(accuracy[0].item(), "untrained network", knn, x=0.6, below=True)
     rank.set(title="effective rank", ylabel="exp H(λ)")
     alignment.set(title="alignment of two views (0: invariant)", ylabel="½ E‖z − z′‖²")
     knn.set(title="k-NN accuracy, backbone", ylabel="accuracy")

@@ -20,6 +20,7 @@ from simdino.runs import Run
 from simdino.vit import ConvNet, Network, ViT, usable_device
 from simdino.weights import load_weights
 
+from ..files import is_name
 from ..measures.inputs import Array
 
 BASELINES = ("pixels", "random")  # names of backbones that nobody trained
@@ -89,15 +90,17 @@ def load_backbone(
         device: None is cuda where there is one.
 
     Raises:
-        ValueError: nothing of that name, a damaged file, a block that is not there, or a device that cannot be used.
+        ValueError: nothing of that name, a baseline's name that is a path, too, a damaged file, a block that is not
+            there, or a device that cannot be used.
 
     >>> load_backbone("pixels", device="cpu")(torch.zeros(1, 3, 28, 42)).patches.shape
     torch.Size([1, 2, 3, 588])
     """
     path, device = Path(what), usable_device(device)
-    if what == "pixels":
+    baseline = is_name(what, BASELINES, "and rename that for the baseline")
+    if baseline and what == "pixels":
         return _pixels((config or VIT_S).patch, device)
-    if what == "random":
+    if baseline:
         config = dataclasses.replace(config or VIT_S, out=0, prototypes=0, patch_head="none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from simdino.data import DATASETS, load
+from simdino.data import load
 from simdino.image_files import Files
 
 from ..measures.neighbors import knn_accuracy
@@ -16,18 +17,33 @@ from .backbone import Backbone, Size, image_features
 from .image import accuracy_interval, few_shot_accuracy, linear_probe, logistic_regression
 from .results import Result
 
-BUILT_IN_SETS = ("photos", "digits")  # that need no files
 KS = (10, 20, 100, 200)  # numbers of neighbors that "knn" tries, if the training set is that large
 SHOTS = (1, 5, 10)  # images of each class that "few-shot" tries, if the classes are that large
 
 MakeResult = Callable[..., Result]  # of one set, backbone and task: from a measure, its value and the rest
 
 
+class ImageSource(NamedTuple):
+    """Where a set of images is."""
+
+    name: str | None  # of `simdino.data`; None: what lies at the root says what it is
+    root: Path | None = None
+
+    @property
+    def stem(self) -> str:
+        """What it is called in a table."""
+        return self.root.stem if self.root else self.name
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.root}" if self.name and self.root else str(self.root or self.name)
+
+
 def label_results(
-    name: str,
+    source: ImageSource,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
+    shown: str | None = None,
     size: Size = None,
     train: int | None = None,
     test: int | None = None,
@@ -38,21 +54,24 @@ def label_results(
     """Results of tasks that need images with classes, one backbone after another.
 
     Args:
-        name: of the set, as in `tasks`.
+        source: the set of images.
         backbones: which are measured.
         tasks: names from `LABEL_TASKS`.
+        shown: what the results call the set; None is its `stem`.
         size: of the images; None is their own, rounded up to whole patches of each backbone.
         train: how many training images are taken; None is all.
         test: how many test images.
         seed: of everything that is random.
         progress: show bars.
+
+    Raises:
+        ValueError: images without classes.
     """
-    if name in BUILT_IN_SETS:
-        images = load(name)
-    else:
-        kind, root = named_set(name) or ("npz" if Path(name).expanduser().is_file() else "folder", name)
-        lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
-        images = load(kind, root=root, size=size if lazy else None, lazy=lazy)
+    kind = source.name or ("npz" if source.root.is_file() else "folder")
+    lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
+    images = load(kind, root=source.root, size=size if lazy else None, lazy=lazy)
+    if not images.classes:
+        raise ValueError(f"{', '.join(tasks)} need classes, and the images in {source} lie in no folders of classes")
     parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
     chosen = [chosen_rows(len(labels), count, seed) for _, labels, count in parts]
     (x, y), (x_test, y_test) = ((_rows(x, rows), y[rows]) for (x, y, _), rows in zip(parts, chosen, strict=True))
@@ -60,7 +79,7 @@ def label_results(
         options = {"size": size or whole_patches(x.shape[2:], backbone.patch), "progress": progress}
         z, z_test = (image_features(backbone, part, **options) for part in (x, x_test))
         for task in tasks:
-            result = partial(Result, Path(name).stem, backbone.name, task)
+            result = partial(Result, shown or source.stem, backbone.name, task)
             yield from LABEL_TASKS[task](result, z, y, z_test, y_test, seed=seed, progress=progress)
 
 
@@ -100,12 +119,6 @@ def accuracy_result(result: MakeResult, measure: str, accuracy: Tensor, n: int, 
     """An accuracy of n images, with Wilson's interval."""
     low, high = accuracy_interval(accuracy, n)
     return result(measure, accuracy.item(), low, high, n=n, note=note)
-
-
-def named_set(data: str) -> tuple[str, str] | None:
-    """The two sides of `name=path`."""
-    name, equals, path = data.partition("=")
-    return (name, path) if equals and name in DATASETS else None
 
 
 def chosen_rows(n: int, count: int | None, seed: int) -> Int[Tensor, " rows"]:

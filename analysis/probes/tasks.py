@@ -1,7 +1,8 @@
 """What backbones are worth on data: every task that the data allow, as rows of one table.
 
 Data are a name ("photos", "digits"), `name=path` for the other sets of `simdino.data` (cifar10=...), or a path to an
-.npz or a folder, whose content says what it is: images with labels, images with masks, or videos with masks.
+.npz or a folder, whose content says what it is: images with labels, images with masks, or videos with masks. What could
+be a name or a path is refused: ./photos is the path, photos= the name.
 """
 
 import math
@@ -17,11 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simdino.config import recognized
-from simdino.data import DATASETS
+from simdino.data import BUILT_IN_SETS, DATASETS
+from simdino.runs import Run
 
-from ..files import located
+from ..files import is_name, located
 from ..measures.uncertainty import leave_one_out_interval
-from .backbone import Backbone, Size, extract_features, resize_and_crop
+from .backbone import BASELINES, Backbone, Size, extract_features, resize_and_crop
 from .discovery import (
     average_precision,
     average_precision_interval,
@@ -33,7 +35,7 @@ from .discovery import (
     tokencut,
     upsample_masks,
 )
-from .labeled import BUILT_IN_SETS, MakeResult, accuracy_result, chosen_rows, label_results, named_set, whole_patches
+from .labeled import ImageSource, MakeResult, accuracy_result, chosen_rows, label_results, whole_patches
 from .masks import MaskSet, load_masks, load_videos, open_npz
 from .results import Result
 from .segmentation import knn_segmenter, linear_segmenter, prototype_segmenter, segmentation_confusion
@@ -77,25 +79,27 @@ def probe_backbones(
     Raises:
         ValueError: an unknown task, data of no known kind, or a task that none of the data allow.
     """
-    kinds = {str(name): data_kind(name) for name in data}
-    possible = [task for task, kind in TASKS.items() if kind in kinds.values()]
+    sources = list(dict.fromkeys(map(_source, data)))
+    kinds, said = [_kind(source) for source in sources], ", ".join(map(str, sources))
+    possible = [task for task, kind in TASKS.items() if kind in kinds]
     asked = [recognized(task, TASKS, "task") for task in tasks or possible]
     for task in asked:
-        if TASKS[task] not in kinds.values():
-            raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {', '.join(kinds)}")
+        if TASKS[task] not in kinds:
+            raise ValueError(f"{task} needs {TASKS[task]}, which none of the data have: {said}")
     counts = {"train": train, "test": test, "sequences": sequences}
     for part, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{part} must be at least 1, got {count}")
     options = counts | {"size": size, "ignore": ignore, "seed": seed, "progress": progress}
-    rows = []
-    for name, kind in kinds.items():
+    rows, stems = [], [source.stem for source in sources]
+    for source, kind in zip(sources, kinds, strict=True):
         wanted = [task for task in asked if TASKS[task] == kind]
         if wanted:
-            rows += KINDS[kind](name, backbones, wanted, **options)
+            shown = source.stem if stems.count(source.stem) == 1 else str(source)
+            rows += KINDS[kind](source, backbones, wanted, shown=shown, **options)
     missing = set(tasks or ()) - {row.task for row in rows}
     if missing:
-        raise ValueError(f"{missing.pop()} has nothing to work on in {', '.join(kinds)}")
+        raise ValueError(f"{missing.pop()} has nothing to work on in {said}")
     return pd.DataFrame(rows, columns=Result._fields)
 
 
@@ -120,14 +124,44 @@ def data_kind(data: str | Path) -> str:
     >>> data_kind("photos"), data_kind("cifar10=/data/cifar")
     ('labels', 'labels')
     """
+    return _kind(_source(data))
+
+
+def as_trained(what: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The data that runs were trained on, as `probe_backbones` takes them, and the sides of the images, in pixels.
+
+    Args:
+        what: paths and names as for `load_backbones`.
+
+    Returns:
+        Each once, of all runs; no sides where another network than a run's is among them.
+    """
+    others = [w for w in what if not is_name(w, BASELINES, "and rename that for the baseline")]
+    configs = [Run.load(w).config for w in others if Path(w).is_dir()]
+    data = sorted({f"{c['data']['name']}={c['data']['root'] or ''}" for c in configs})
+    return data, sorted({c["crops"]["global_size"] for c in configs}) if len(configs) == len(others) else []
+
+
+def _source(data: str | Path) -> ImageSource:
+    if is_name(data, BUILT_IN_SETS, f"{data}= for the set"):
+        return ImageSource(data, None)
     path = Path(data).expanduser()
-    if data in BUILT_IN_SETS or named_set(str(data)):
+    name, equals, root = str(data).partition("=")
+    if equals and name in DATASETS and not path.exists():
+        return ImageSource(name, Path(root) if root else None)
+    return ImageSource(None, path)
+
+
+def _kind(source: ImageSource) -> str:
+    """The kind of a set, as `data_kind` has it."""
+    name, path = source
+    if name:
         return "labels"
     if path.is_file():
         with open_npz(path) as file:
             return "video" if "sequence" in file.files else "masks" if "mask_data" in file.files else "labels"
     if not path.is_dir():
-        raise ValueError(f"there are no data {data}: neither a name ({', '.join(DATASETS)}) nor a path")
+        raise ValueError(f"there are no data {path}: neither a name ({', '.join(DATASETS)}) nor a path")
     inside = [path, path / "train", *path.glob("*/")]
     masked = [folder for folder in inside if (folder / "masks").is_dir()]
     if (path / "JPEGImages").is_dir() or (masked and masked[0] not in inside[:2]):
@@ -146,10 +180,11 @@ class _Part(NamedTuple):
 
 
 def _mask_results(
-    name: str,
+    source: ImageSource,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
+    shown: str,
     size: Size,
     train: int | None,
     test: int | None,
@@ -158,7 +193,7 @@ def _mask_results(
     progress: bool,
     **_,
 ) -> Iterator[Result]:
-    images = load_masks(name, size=size, ignore=ignore)
+    images = load_masks(source.root, size=size, ignore=ignore)
     parts = [(images.train, images.train_masks, train), (images.test, images.test_masks, test)]
     chosen = [chosen_rows(len(x), count, seed) for x, _, count in parts]
     parts = [(x[rows], masks[rows]) for (x, masks, _), rows in zip(parts, chosen, strict=True)]
@@ -167,7 +202,7 @@ def _mask_results(
         patches = [extract_features(backbone, x, size=wanted, progress=progress).patches for x, _ in parts]
         masks = [_resized_masks(y, wanted) for _, y in parts]
         for task in tasks:
-            result = partial(Result, Path(name).stem, backbone.name, task)
+            result = partial(Result, shown, backbone.name, task)
             yield from MASK_TASKS[task](result, *map(_Part, patches, masks), images, seed)
 
 
@@ -217,10 +252,11 @@ def _discover(result: MakeResult, train: _Part, test: _Part, images: MaskSet, _)
 
 
 def _video_results(
-    name: str,
+    source: ImageSource,
     backbones: Sequence[Backbone],
     tasks: Sequence[str],
     *,
+    shown: str,
     size: Size,
     sequences: int | None,
     progress: bool,
@@ -229,7 +265,7 @@ def _video_results(
     """J and F of DAVIS: means over objects, intervals over sequences."""
     (task,) = tasks
     scores = [[] for _ in backbones]  # of each sequence, by backbone, since names may be equal
-    for _, (frames, masks) in islice(load_videos(name, size=size), sequences):
+    for _, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
         for backbone, known in zip(backbones, scores, strict=True):
             wanted = whole_patches(frames.shape[2:], backbone.patch)
             truth = _resized_masks(masks, wanted)
@@ -237,7 +273,7 @@ def _video_results(
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
             known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
     for backbone, each in zip(backbones, scores, strict=True):
-        result = partial(Result, Path(name).stem, backbone.name, task)
+        result = partial(Result, shown, backbone.name, task)
         values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in each])  # (objects, J F J&F)
         sequence = torch.repeat_interleave(torch.tensor([len(s) for s in each]))
         left_out = [values[sequence != i].mean(0) for i in range(len(each))]

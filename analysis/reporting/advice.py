@@ -34,11 +34,11 @@ def next_steps(
 
     Args:
         judged: of each set of features its judgement, number of samples n and dimension d.
-        facts: of a run: knn, knn_untrained and knn_pixels (accuracies on `images` images), spread and spread_halfway
-            (where the rate of batches is between total collapse, 0, and isotropy, 1, at the end and halfway),
-            alignment ½E‖z − z′‖² of the head; pull, if it is SimDINO: the norm of the expansion's gradient over the
-            alignment's, at the features; and patches, only for objectives with patches: of the patch energy that is not
-            common to all, the share that neither position nor image explains (`token_shares`).
+        facts: of a run: knn, knn_untrained and knn_pixels (accuracies on `images` images, NaN without classes),
+            spread and spread_halfway (where the rate of batches is between total collapse, 0, and isotropy, 1, at the
+            end and halfway), alignment ½E‖z − z′‖² of the head; pull, if it is SimDINO: the norm of the expansion's
+            gradient over the alignment's, at the features; and patches, only for objectives with patches: of the patch
+            energy that is not common to all, the share that neither position nor image explains (`token_shares`).
 
     >>> next_steps({"features": (Judgement.HEALTHY, 1000, 10)})[0][:22]
     'Nothing stands out. Re'

@@ -36,7 +36,7 @@ PAIRS = 1024  # rows of which all pairs are compared
 BINS = 100  # of the cosines
 BLOCKS = 16  # of the jackknife
 # Measures of a report that stand side by side, and what their columns are called.
-COLUMNS = {
+SHOWN_BESIDE = {
     "coding rate": "rate",
     "effective rank": "rank",
     "effective rank, centered": "rank centered",
@@ -157,15 +157,15 @@ def side_by_side(pages: dict[str, Page]) -> pd.DataFrame:
         pages: from `one_page`, by the names that the rows have.
 
     Returns:
-        The judgement, n, d, ε and the measures in `COLUMNS`; NaN where a set has none.
+        The judgement, n, d, ε and the measures in `SHOWN_BESIDE`; NaN where a set has none.
     """
     rows = {}
     for name, page in pages.items():
         for of, told in page.reports.items():
-            values = {COLUMNS[row.measure]: row.value for row in told.rows if row.measure in COLUMNS}
+            values = {SHOWN_BESIDE[row.measure]: row.value for row in told.rows if row.measure in SHOWN_BESIDE}
             rows[name, of] = {"judgement": str(told.judgement), "n": told.n, "d": told.d, "ε": told.eps, **values}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["", "set"])
-    return table[[column for column in ("judgement", "n", "d", "ε", *COLUMNS.values()) if column in table]]
+    return table[[column for column in ("judgement", "n", "d", "ε", *SHOWN_BESIDE.values()) if column in table]]
 
 
 def several_pages(pages: dict[str, Page]) -> str:
@@ -206,13 +206,18 @@ def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> Run
     )
     knn, rate = curves["knn"].sel(layer="backbone"), curves["rate"].sel(layer="head", step=steps[-1]).item()
     low, isotropic, high = (curves[f"rate_{k}"].item() for k in ("collapsed", "isotropic", "ceiling"))
+    labels, eps, branch = run.probe.get("test_labels"), curves.attrs["eps"], evaluated_branch(last)
+    accuracy = "The images have no classes, and so there is no k-NN accuracy."
+    if labels is not None:
+        accuracy = (
+            f"k-NN of the backbone at step {steps[-1]}: {knn.sel(step=steps[-1]).item():.1%}; untrained network (step "
+            f"{steps[0]}) {knn.sel(step=steps[0]).item():.1%}, raw pixels {curves['knn_pixels'].item():.1%}."
+        )
     sentences = (
-        f"k-NN of the backbone at step {steps[-1]}: {knn.sel(step=steps[-1]).item():.1%}; untrained network (step "
-        f"{steps[0]}) {knn.sel(step=steps[0]).item():.1%}, raw pixels {curves['knn_pixels'].item():.1%}.",
+        accuracy,
         f"Coding rate of the head: {rate:.4g} nats, {rate / high:.1%} of the ceiling {high:.4g}; random directions "
         f"{isotropic:.4g}, all features equal {low:.4g}.",
     )
-    labels, eps, branch = run.probe["test_labels"], curves.attrs["eps"], evaluated_branch(last)
     reports = {}
     for layer in ("head", "backbone"):
         z, views = last[f"{branch}/{layer}/test"], last.get(f"{branch}/{layer}/views")
@@ -228,7 +233,7 @@ def _page_of_run(run: Run) -> Page:
     last = run.snapshot(run.steps[-1])
     told, branch = _report_of_run(run, curves, last), evaluated_branch(last)
     sets = {layer: last[f"{branch}/{layer}/test"] for layer in told.reports}
-    tables = _tables(sets, told.reports, run.probe["test_labels"])
+    tables = _tables(sets, told.reports, run.probe.get("test_labels"))
     before, facts = _preflight(run.config, log), _facts(curves, log)
     judged = {layer: (found.judgement, found.n, found.d) for layer, found in told.reports.items()}
     patches = last.get(f"{branch}/head/patches")  # as the loss sees them

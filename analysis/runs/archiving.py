@@ -17,11 +17,19 @@ from ..measures.moments import Moments
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
-from .outcomes import end_outcome, linear_outcome, patch_outcome, photo_outcome, untrained_outcome
+from .outcomes import (
+    end_outcome,
+    head_geometry,
+    linear_outcome,
+    patch_outcome,
+    photo_outcome,
+    untrained_outcome,
+)
 
 # What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
 RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (end_outcome, {}),
+    (head_geometry, {}),
     (untrained_outcome, {}),
     (linear_outcome, {"first": False}),
     (linear_outcome, {"first": True}),
@@ -67,7 +75,9 @@ def archive_study(
 
 
 def _add(file: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    with file.open(f"{name}.npy", "w") as entry:
+    info = zipfile.ZipInfo(f"{name}.npy")  # without a time: the same runs make the same file
+    info.compress_type = zipfile.ZIP_LZMA
+    with file.open(info, "w") as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
 
 

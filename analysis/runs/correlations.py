@@ -107,7 +107,7 @@ def backbone_measures(run: Run) -> dict[str, float]:
     last, probe = run.snapshot(run.steps[-1]), run.probe
     branch = evaluated_branch(last)
     z, bank, views = (last[f"{branch}/backbone/{part}"] for part in ("test", "bank", "views"))
-    knn = knn_accuracy_with_misses(bank, probe["bank_labels"], z, probe["test_labels"])
+    knn = knn_accuracy_with_misses(bank, probe.get("bank_labels"), z, probe.get("test_labels"))
     return {"knn": knn} | label_free_measures(z, views)
 
 

@@ -34,7 +34,8 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
       are, else softmax((t − c)/τ), where the mean of the scores stands in for the running center c; without c in a run
       without centering
     - knn: of the backbone, by the 20 nearest in the run's bank (by all of a smaller one); an image of a class that the
-      bank lacks is a miss. knn_pixels: the same of raw pixels, centered or not, whichever is better.
+      bank lacks is a miss. knn_pixels: the same of raw pixels, centered or not, whichever is better. NaN of images
+      without classes.
 
     Args:
         run: a `simdino.runs.Run`, on disk or archived, or its directory.
@@ -62,7 +63,7 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
         raise ValueError(f"{run.path} has recorded no features yet")
     probe, objective = run.probe, {"eps": PUBLISHED_EPS} | run.config["objective"]
     objective |= {} if eps is None else {"eps": eps}
-    labels = probe["bank_labels"], probe["test_labels"]
+    labels = probe.get("bank_labels"), probe.get("test_labels")
     steps = run.steps[-1:] if last else run.steps
     first = run.snapshot(steps[0])
     layers = _layers(first)
@@ -178,7 +179,10 @@ def _one_configuration_each(runs: Iterable[Run]) -> list[Run]:
     return runs
 
 
-def _pixel_knn(probe: dict[str, Tensor], labels: tuple[Tensor, Tensor]) -> float:
+_Labels = tuple[Tensor | None, Tensor | None]  # of the bank and of the test images
+
+
+def _pixel_knn(probe: dict[str, Tensor], labels: _Labels) -> float:
     """k-NN accuracy of raw pixels, the baseline that a feature has to beat, the better of centered and not."""
     bank, test = (probe[f"{part}_images"].flatten(1).float() for part in ("bank", "test"))
     centered = knn_accuracy_with_misses(bank - bank.mean(0), labels[0], test - bank.mean(0), labels[1])
@@ -201,7 +205,7 @@ def _layers(snapshot: dict[str, Tensor]) -> list[str]:
 
 
 def _measures(
-    snapshot: dict[str, Tensor], layer: str, labels: tuple[Tensor, Tensor], objective: dict
+    snapshot: dict[str, Tensor], layer: str, labels: _Labels, objective: dict
 ) -> tuple[dict[str, float], np.ndarray]:
     """Scalars and spectrum of one layer, "<branch>/<tap>", at one step."""
     z = unit_rows(snapshot[f"{layer}/test"])  # (n, d)

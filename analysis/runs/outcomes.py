@@ -3,6 +3,7 @@
 The settings of a study (`simdino.studies.Setting`) say which factors of a recipe were changed, and by which multiple.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ from tqdm import tqdm
 from simdino.config import PUBLISHED_EPS
 from simdino.runs import Run, evaluated_branch
 
+from ..experiments.atlas import geometry
 from ..measures.collapse import patch_ranks
+from ..measures.inputs import unit_rows
 from ..probes.backbone import load_backbone
 from ..probes.image import logistic_regression
-from ..probes.labeled import label_results
+from ..probes.labeled import ImageSource, label_results
 from ..probes.results import Result
 from .diagnosis import diagnose
 from .kept_results import kept
@@ -72,6 +75,17 @@ def end_outcome(run: Run) -> dict[str, float | list[float]]:
         "knn_pixels": end["knn_pixels"].item(),
         "spectrum": head["eigenvalues"].values[: end.attrs["d"]].tolist(),
     }
+
+
+@kept
+def head_geometry(run: Run) -> dict[str, float]:
+    """The `experiments.atlas.geometry` of what one run ended with: of the features that the loss sees, held-out images.
+
+    It is of the network that is evaluated, and named by the fields of `experiments.atlas.Geometry`.
+    """
+    snapshot = run.snapshot(run.steps[-1])
+    features = snapshot[f"{evaluated_branch(snapshot)}/head/test"]
+    return geometry(unit_rows(features).double())._asdict()
 
 
 def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:
@@ -231,8 +245,10 @@ def linear_accuracy(runs: Iterable[Run], *, first: bool = False, progress: bool 
 
 @kept
 def linear_outcome(run: Run, *, first: bool) -> dict[str, float]:
-    """Accuracy of `linear_accuracy` for one run."""
+    """Accuracy of `linear_accuracy` for one run; NaN of images without classes."""
     snapshot, probe = run.snapshot(run.steps[0 if first else -1]), run.probe
+    if "bank_labels" not in probe:
+        return {"linear": math.nan}
     branch = evaluated_branch(snapshot)
     train, test = (snapshot[f"{branch}/backbone/{part}"] for part in ("bank", "test"))
     result = logistic_regression(train, probe["bank_labels"], test, probe["test_labels"], l2=(0.1, 0.01, 0.001))
@@ -263,7 +279,7 @@ def photo_scores(runs: Iterable[Run], *, train: int, test: int, progress: bool =
 def photo_outcome(run: Run, *, train: int, test: int) -> dict[str, list]:
     """What `photo_scores` says of one run, column by column."""
     tasks = ["knn", "few-shot", "linear"]
-    found = pd.DataFrame(label_results("photos", [load_backbone(run.path)], tasks, train=train, test=test))
+    found = pd.DataFrame(label_results(ImageSource("photos"), [load_backbone(run.path)], tasks, train=train, test=test))
     found = found.drop(columns=["data", "backbone"]).astype(object)
     return found.where(found.notna(), None).to_dict("list")  # NaN is not equal to itself
 

@@ -19,8 +19,10 @@ from analysis.probes.backbone import Backbone, Features, load_backbone, load_bac
 from analysis.probes.results import Result, results_table
 from analysis.probes.tasks import data_kind, existing_paths, probe_backbones
 from simdino.config import Model
+from simdino.train import get_run
 from simdino.vit import Network
 from simdino.weights import save_weights
+from tests.simdino.test_train import TINY
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -297,6 +299,41 @@ def test_folders_and_named_sets_are_read(tmp_path, labeled):
     assert values(probe_backbones([color()], [f"npz={labeled}"], tasks=["knn"]))["k-NN, k = 10"] == 1
 
 
+def class_folders(root):
+    """Thirty images of plain colors in three folders."""
+    for label, rgb in enumerate(COLORS):
+        (root / f"class{label}").mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (16, 16), tuple(map(int, rgb))).save(root / f"class{label}/{i}.png")
+
+
+def test_what_could_be_a_name_or_a_path_is_refused_and_each_can_be_written(tmp_path, monkeypatch):
+    """Own images in a folder called as a built-in set are, not in silence, either."""
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "digits")
+    with pytest.raises(ValueError, match=r"digits is a name, and a path here, too: write \./digits .*, digits= for"):
+        probe_backbones([color()], ["digits"], tasks=["knn"])
+    options = {"tasks": ["knn"], "size": 16}
+    for path in ("./digits", Path("digits"), str(tmp_path / "digits")):
+        assert set(probe_backbones([color()], [path], **options)["n"]) == {6}
+    found = probe_backbones([color()], ["digits=", tmp_path / "digits"], **options)
+    assert found.groupby("data", sort=False)["n"].first().to_dict() == {"digits": 360, str(tmp_path / "digits"): 6}
+    (tmp_path / "pixels").mkdir()
+    with pytest.raises(ValueError, match=r"pixels is a name, and a path here, too: write \./pixels"):
+        load_backbones(["pixels"])
+    with pytest.raises(ValueError, match="not a run directory"):
+        load_backbones(["./pixels"])
+
+
+def test_images_without_classes_are_refused_where_classes_are_needed(tmp_path):
+    for i in range(10):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
+    with pytest.raises(
+        ValueError, match=r"knn, few-shot, linear, logistic need classes, and the images in .* lie in no"
+    ):
+        probe_backbones([color()], [tmp_path])
+
+
 def test_paths_that_exist_start_at_the_project(tmp_path):
     assert existing_paths(["README.md", "nothing", tmp_path]) == [ROOT / "README.md", tmp_path]
 
@@ -343,6 +380,41 @@ def test_command_prints_a_table_and_writes_json(labeled, tmp_path, capsys):
     assert record["results"][0]["sd"] is None
     assert "k-NN, k = 10" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of one step, on digits of 16 × 16 pixels."""
+    config = replace(TINY, optim=replace(TINY.optim, steps=1))
+    return get_run(config, tmp_path / "runs", progress=False, device="cpu").path
+
+
+def test_command_measures_runs_on_what_they_were_trained_on(run, labeled, tmp_path, capsys):
+    out = ["--tasks", "knn", "--train", "100", "--test", "50", "--json", str(tmp_path / "out.json")]
+    for line, data, size, notes in [
+        (
+            [run, "random"],
+            ["digits="],
+            16,
+            ["on the data of training, --data digits=", "at the size of training, --size 16"],
+        ),
+        ([run, "--data", labeled], [str(labeled)], 16, ["at the size of training, --size 16"]),
+        ([run, "--size", "8"], ["digits="], 8, ["on the data of training, --data digits="]),
+        (["pixels", "--data", labeled, "--size", "14"], [str(labeled)], 14, []),
+    ]:
+        probe_command([*map(str, line), *out])
+        asked = json.loads((tmp_path / "out.json").read_text())["asked"]
+        assert (asked["data"], asked["size"]) == (data, size)
+        said = capsys.readouterr().out.splitlines()
+        assert said[: len(notes)] == notes
+        assert not said[len(notes)].startswith(("on the", "at the"))
+
+
+def test_command_says_where_data_are_needed(run, tmp_path):
+    assert "say with --data what to measure on: no run is given" in refused("pixels")
+    other = replace(TINY, optim=replace(TINY.optim, steps=1), data=replace(TINY.data, name="photos"))
+    other = get_run(other, tmp_path / "runs", progress=False, device="cpu").path
+    assert "the runs were trained on digits= and on photos=" in refused(run, other)
 
 
 def test_command_in_a_process_of_its_own(labeled):

@@ -1,7 +1,9 @@
 """Claims: a page holds what the measures say of known features; random ones are like white noise in every panel;
 each judgement and each number of a run that is off has its sentence, and a sound one has none; both kinds are drawn."""
 
+import json
 import math
+import warnings
 from dataclasses import replace
 
 import matplotlib
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from analysis.measures.spectra import effective_rank, eigenvalues
 from analysis.plots.page_panels import plot_page
@@ -17,6 +20,9 @@ from analysis.reporting.advice import ADVICE, NOTHING, next_steps
 from analysis.reporting.features import SUBSET, report
 from analysis.reporting.judgement import Judgement
 from analysis.reporting.page import one_page
+from analysis.runs.correlations import backbone_measures
+from analysis.runs.diagnosis import diagnose
+from analysis.runs.outcomes import linear_accuracy
 from analysis.runs.vit_layers import token_shares
 from simdino.config import DINO, SimDINOv2
 from simdino.train import get_run
@@ -47,6 +53,33 @@ def runs(tmp_path_factory):
 def found(white, runs):
     """The pages of random features and of a run of each kind."""
     return {"features": one_page(white)} | {name: one_page(run.path) for name, run in runs.items()}
+
+
+def test_images_without_classes_train_and_what_needs_classes_says_so(tmp_path):
+    """From a folder of images alone to the page of the run and its picture."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(200):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    data = replace(TINY.data, name="folder", root=str(tmp_path / "images"))
+    run = get_run(replace(TINY, data=data, recipe="flat"), tmp_path / "runs", progress=False)
+    assert {"bank_labels", "test_labels"}.isdisjoint(run.probe)
+    table = diagnose(run)
+    assert table["knn"].isnull().all()
+    assert table["knn_pixels"].isnull()
+    assert table["effective_rank"].notnull().all()
+    assert np.isnan(backbone_measures(run)["knn"])
+    assert np.isnan(linear_accuracy([run]).item())
+    page = one_page(run.path)
+    assert "The images have no classes, and so there is no k-NN accuracy." in page.report.sentences
+    assert "k-NN" not in " ".join(page.next)
+    assert set(page.cosines["pairs"]) == {"all"}
+    assert "nan" not in str(page)
+    json.loads(page.report.to_json())
+    with warnings.catch_warnings(action="error"):
+        plot_page(page)
+        plt.savefig(tmp_path / "page.png")
+    plt.close("all")
 
 
 # --- Features

@@ -135,6 +135,35 @@ def test_flat_folder_holds_out_every_fifth_file(tmp_path):
     assert d.test[:, 0, 0, 0].tolist() == [4, 9]
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_images_in_no_folders_of_classes_have_no_labels(tmp_path, lazy):
+    """One folder, of which every fifth file is held out, or two."""
+    for i in range(10):
+        write(tmp_path / "one" / f"{i}.png", png(np.full((24, 24, 3), i, np.uint8)))
+        write(
+            tmp_path / "two" / ("val" if i % 5 == 4 else "train") / f"{i}.png", png(np.full((24, 24, 3), i, np.uint8))
+        )
+    for root in ("one", "two"):
+        d = load("folder", root=tmp_path / root, size=24, lazy=lazy)
+        assert d.train[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+        assert d.test[:][:, 0, 0, 0].tolist() == [4, 9]
+        assert (d.train_labels, d.test_labels, d.classes) == (None, None, ())
+    (tmp_path / "two" / "val" / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"has the class cat, which .*train has not"):
+        load("folder", root=tmp_path / "two", size=24)
+
+
+def test_a_path_in_the_place_of_a_name_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "holiday" / "1.png", png(picture()))
+    with pytest.raises(
+        ValueError, match=r"holiday is a path .*: your own images are data.name=folder,data.root=holiday"
+    ):
+        load("holiday")
+    with pytest.raises(ValueError, match=r"root must be None for photos, .* are data.name=folder,data.root=holiday"):
+        load("photos", root="holiday")
+
+
 def test_folder_of_unequal_images_needs_a_size(tmp_path):
     for i, shape in enumerate([(24, 24), (40, 30, 3), (20, 60, 3), (24, 24, 3), (24, 24, 4)]):
         write(tmp_path / "a" / f"{i}.png", png(picture(shape)))  # gray and RGBA become RGB
@@ -244,7 +273,7 @@ def test_workers_needed_are_the_wanted_rate_over_that_of_one(tmp_path, monkeypat
 
 
 def test_folder_problems_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no class folders"):
+    with pytest.raises(FileNotFoundError, match="neither class folders nor images"):
         load("folder", root=tmp_path)
     write(tmp_path / "train" / "cat" / "1.png", png(picture())[:100])
     with pytest.raises(FileNotFoundError, match="neither test nor val"):
