@@ -289,7 +289,7 @@ def publish(
 
 
 def tally(claims: Sequence[dict]) -> str:
-    """Proportion verdicts in words, identities apart.
+    """Count verdicts in words, identities apart.
 
     >>> tally([claim("a", "s", predicted=1, measured=1, source="identity", unit="computation"),
     ...        claim("b", "s", predicted=1, measured=2, source="theory", unit="computation")])

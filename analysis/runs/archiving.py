@@ -1,12 +1,14 @@
 """Put finished runs into the archive, study by study: `simdino archive STUDY ...`."""
 
 import json
+import multiprocessing
 import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from simdino.archive import ARCHIVE, FROM_CONFIG, NOT_KEPT, SCHEMA, digest
@@ -63,15 +65,20 @@ def archive_study(
     index, target = {"schema": SCHEMA, "study": study, "runs": {}}, Path(folder) / f"{study}.npz"
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file:
-        for path in tqdm(runs, desc=study, unit="run"):
-            record, arrays = archive_record(Run.load(path))
+    spawned = multiprocessing.get_context("spawn")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file, spawned.Pool(initializer=_one_thread) as pool:
+        records = pool.imap(archive_record, map(Run.load, runs))
+        for path, (record, arrays) in zip(runs, tqdm(records, total=len(runs), desc=study, unit="run"), strict=True):
             index["runs"][path.name] = record | {"profile": profile, "sha256": digest(arrays)}
             for name, array in arrays.items():
                 _add(file, f"{path.name}/{name}", array)
         _add(file, "index", np.frombuffer(json.dumps(index).encode(), np.uint8))
     os.replace(temporary, target)
     return target
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def _add(file: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
