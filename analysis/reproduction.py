@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from simdino.archive import archived_run
 from simdino.config import Config, recognized
+from simdino.interruption import stop_requests
 from simdino.needed_runs import core_seconds, disk_bytes, needed_configs, parameters
 from simdino.recipes import PROFILES, recipe
 from simdino.runs import CHECKOUT, code_hash, write_text
@@ -200,32 +201,18 @@ def _run(todo: Plan, jobs: int, options: Sequence[str]) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     for figure in todo.to_make:
         figure.log.unlink(missing_ok=True)
-    with open(log, "w") as file, _stopping() as signals:
+    with open(log, "w") as file, stop_requests() as stop:
         at = {"cwd": CHECKOUT, "stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(command, **at)
         for _ in _display(todo, jobs):
-            if process.poll() is not None or signals:
+            if process.poll() is not None or stop.number:
                 break
-        while process.poll() is None and not signals:  # it ends a moment after the last file
+        while process.poll() is None and not stop.number:  # it ends a moment after the last file
             time.sleep(0.1)
-        if signals:
+        if stop.number:
             _end(process)
-            return -signals[0]
+            return -stop.number
     return process.returncode
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """Collect the signals that ask this process to stop, so that it can stop what it has begun."""
-    signals: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: signals.append(number))
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -109,6 +109,7 @@ def test_a_signal_stops_it_with_one_sentence_and_the_same_command_goes_on(projec
     path = project(**{"01_a": [LONG]})
     run = path / "runs" / recipe(LONG, "smoke").run_name
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in a job in the background
     process = subprocess.Popen(command("--jobs", "1"), cwd=path, env=environment(path), **options)
     deadline = time.monotonic() + 300
     while not (run / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:

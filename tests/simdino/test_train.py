@@ -83,6 +83,16 @@ def test_a_complete_run_is_returned_whatever_code_trained_it(tmp_path, monkeypat
     assert get_run(TINY, tmp_path) == run
 
 
+def assert_equal_to_the_bit(whole: Run, resumed: Run) -> None:
+    """Networks, snapshots and log; not the seconds."""
+    for file in ["checkpoint.safetensors", *(f"snapshots/step_{s:08d}.safetensors" for s in whole.steps)]:
+        a, b = read_tensors(whole.path / file), read_tensors(resumed.path / file)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a), file
+    columns = [c for c in whole.metrics if c != "seconds"]
+    assert whole.metrics[columns].equals(resumed.metrics[columns])
+
+
 def tiny(name: str, **optim) -> Config:
     """A recipe's objective on a network for seconds."""
     base = RECIPES[name].model
@@ -110,12 +120,7 @@ def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
         log.write('{"step": 6, "lo')  # and the kill came in the middle of a line
     resumed = get_run(config, tmp_path / "cut", progress=False)
     assert resumed.done
-    for file in ["checkpoint.safetensors", *(f"snapshots/step_{s:08d}.safetensors" for s in whole.steps)]:
-        a, b = read_tensors(whole.path / file), read_tensors(resumed.path / file)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a), file
-    columns = [c for c in whole.metrics if c != "seconds"]
-    assert whole.metrics[columns].equals(resumed.metrics[columns])
+    assert_equal_to_the_bit(whole, resumed)
 
 
 @pytest.fixture
@@ -152,12 +157,7 @@ def test_a_signal_stops_a_run_after_its_step_and_it_goes_on_bit_for_bit(name, nu
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: pytest.fail("step 6 was done twice"))
         resumed = get_run(config, tmp_path / "cut", progress=False)
-    for file in ["checkpoint.safetensors", *(f"snapshots/step_{s:08d}.safetensors" for s in whole.steps)]:
-        a, b = read_tensors(whole.path / file), read_tensors(resumed.path / file)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a), file
-    columns = [c for c in whole.metrics if c != "seconds"]
-    assert whole.metrics[columns].equals(resumed.metrics[columns])
+    assert_equal_to_the_bit(whole, resumed)
 
 
 def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(tmp_path, monkeypatch, heard):
