@@ -28,7 +28,7 @@ def plot_board(records: list[dict], ax: Axes | None = None) -> Axes:
     held = [c["verdict"] == "holds" for record in records for c in record["claims"] if c["source"] != "identity"]
     ax.set(xlim=(-width - 0.7, width * 1.3), ylim=(len(records) - 0.4, -0.6))
     ax.set_title(f"{sum(held)} of {len(held)} claims hold", loc="left")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=4)
     ax.set_axis_off()
     return ax
 
