@@ -27,12 +27,16 @@ PROPOSITIONS = {
     "A3": "every critical point that is not optimal has an ascent direction",
     "A4": "ε changes the conditioning of the optimum, not the optimum",
     "A5": "the gradient of the rate is bounded, and three rules for γ follow",
-    "B1": "with unlimited capacity the minimum of the loss is -γR*",
+    "B1": "with unlimited capacity the minimum of the loss is -γ times the largest mean rate of its batches",
     "B2": "mini-batches single out equiangular tight frames and designs",
     "B3": "a linear encoder fills its spectrum like water, and collapses at a threshold",
     "B4": "a stop-gradient teacher doubles γ, whatever its momentum",
     "B5": "modes grow one after another, in a time known in closed form",
     "B6": "total collapse is stable iff γα²/(1+α) < c·μ_min",
+    "B7": "the optimum of mini-batch training is the uniform law, whose rate is the isotropic one",
+    "B8": "a finite batch acts as a larger ε",
+    "B10": "the modes of a linear encoder open one after another as γ grows, and B6 is the first of these transitions",
+    "B11": "with several crops the stability of total collapse is decided by the mean over the pairs of crops",
     "C1": "the cross-entropy of DINO is blind to collapse",
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighboring losses",
@@ -276,19 +280,65 @@ def gamma_rules(n: Count, d: Count, eps: Number) -> dict[str, float]:
     return {"balanced": balanced, "bounded": balanced * math.sqrt(n), "official": (d + n) / (d * n)}
 
 
-def loss_minimum(n: Count, d: Count, eps: Number, gamma: Number) -> float:
+def loss_minimum(n: Count, d: Count, eps: Number, gamma: Number, *, b: Count | None = None) -> float:
     """B1: the smallest value of the loss for an encoder of unlimited capacity.
 
-    -γR*
+    -γR*(n) for all n images in one batch,   -γ · `attainable_rate` for batches of b of them
 
-    It is reached with no cost of alignment at any optimal configuration of A1 (`rate_maximum`).
+    It is reached with no cost of alignment: in one batch at any optimal configuration of A1 (`rate_maximum`), in small
+    batches only where B7 says.
 
     Proof: the two terms are bounded separately, and both bounds hold at once when all views of image i map to uᵢ.
 
+    Args:
+        n: images.
+        b: images of a batch, 2 at least; None takes all of them.
+
     >>> round(loss_minimum(8, 2, 1.0, 0.1), 4)  # -0.1 log 2
     -0.0693
+    >>> loss_minimum(10**6, 2, 1.0, 0.1, b=8) > loss_minimum(8, 2, 1.0, 0.1)  # batches reach less
+    True
     """
-    return -gamma * rate_maximum(n, d, eps)
+    return -gamma * (rate_maximum(n, d, eps) if b is None else attainable_rate(n, d, eps, b=b))
+
+
+def attainable_rate(n: Count, d: Count, eps: Number, *, b: Count) -> float:
+    """B7: the largest mean coding rate that batches of b ≥ 2 of n images can have, in nats.
+
+    R_iso(b) + (b(b-1)/(4n)) log((1+δ)²/(1+2δ)),   δ = (1/b) Σ s/(1 + s/(1+δ)) over d terms,   s = α/d
+
+    For n ≫ b that is `rate_isotropic` of b: the uniform law on the sphere is the only optimum, as a measure on lines
+    (the rate cannot tell z from -z). R* of `rate_maximum` is the limit n = b, all images in one batch. In between the
+    gap closes as b/n. The correction is of first order in b/n, and good to a tenth of itself for n ≥ 2b.
+
+    Proof: let ρ be a law of features, J(ρ) = E R of b independent ones. Given b-2 of them and A = I + (α/b)Σzzᵀ, the
+    part of R that depends on both others is ½ log(1-κ²) = -½ Σₖ κ²ᵏ/k, with κ ∝ z₁ᵀA⁻¹z₂ scaled to |κ| < 1. Every κ²ᵏ
+    is a positive definite kernel, so that J is concave along mixtures, and strictly so for even perturbations, which
+    even polynomials tell apart. Averaging over rotations leaves the uniform law. For n points J counts batches that
+    take a point twice, each of the b(b-1)/2 pairs with the probability 1/n; batches of distinct points do not pay
+    for these what a second copy lacks, ½ log(1+δ)² - ½ log(1+2δ), and J itself is at most R_iso.
+
+    Args:
+        n: images, b at least.
+        b: images of a batch.
+
+    Raises:
+        ValueError: for b = 1, which has no pairs, and for b > n.
+
+    >>> round(attainable_rate(8, 2, 1.0, b=8), 4)  # one batch: R* = log 2
+    0.6931
+    >>> round(attainable_rate(10**9, 2, 1.0, b=8) / rate_isotropic(8, 2, 1.0), 6)
+    1.0
+    """
+    _counts(n=n, b=b)
+    if not 2 <= b <= n:
+        raise ValueError(f"a batch needs 2 <= b <= n images, got b={b} of n={n}")
+    highest = rate_maximum(b, d, eps)
+    if b == n:
+        return highest
+    delta = _counted_twice(np.full(int(d), _alpha(d, eps) / d), b)
+    correction = b * (b - 1) / (4 * n) * (2 * math.log1p(delta) - math.log1p(2 * delta))
+    return min(highest, rate_isotropic(b, d, eps) + correction)
 
 
 def pair_rate(c: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
@@ -519,6 +569,7 @@ def water_filling(
 
     Args:
         mu: (m,) generalized eigenvalues of (Σ_a, Σ), the shares of a mode's variance that differ between views.
+        alpha: α of the rate; for an encoder trained on batches not much larger than d, that of `settled_alpha`.
         d: the dimension of the features, which is the largest number of modes with power.
         norm: the value at which E‖z‖² is held (1 for unit features), with ν from `water_level`; None leaves it free.
 
@@ -548,6 +599,97 @@ def collapse_threshold(gamma: Number, alpha: Number) -> Number:
     """
     _positive(gamma=gamma, alpha=alpha)
     return gamma * alpha / 2
+
+
+def batch_alpha(spectrum: ArrayLike, b: Count, alpha: Number) -> float:
+    """B8: the α_b at which the coding rate has the gradient that batches of b features have on average at α.
+
+    α_b = α/(1 + δ),   δ = (1/b) Σ αλᵢ/(1 + αλᵢ/(1 + δ))
+
+    So a batch acts as a larger ε² → ε²(1 + δ), five times as large for a flat spectrum, b = d and ε² = 0.05. Close to
+    total collapse δ is about 1/b, and all that changes is the factor 1 - 1/b of `collapse_number`.
+
+    Proof: `sampled_rate` is stationary in δ, so that its derivative in λᵢ is the one at fixed δ, ½ α_b/(1 + α_bλᵢ).
+
+    Args:
+        spectrum: (k,) the eigenvalues λ of the population's Γ, or the powers of a linear encoder; zeros may be left
+            out.
+        b: features of a batch.
+        alpha: α of the rate.
+
+    >>> round(batch_alpha([0.5, 0.5], 1, 2), 6)  # δ = 2/(1 + 1/(1 + δ)): δ = √2
+    0.828427
+    """
+    _counts(b=b)
+    _positive(alpha=alpha)
+    return alpha / (1 + _counted_twice(alpha * np.asarray(spectrum, dtype=float), b))
+
+
+def _counted_twice(a: Float[np.ndarray, " k"], b: Count) -> float:
+    """δ = (1/b) Σ aᵢ/(1 + aᵢ/(1 + δ)) for a = αλ: what a batch of b sees of itself; 0 for features that vanish."""
+    from scipy.optimize import brentq
+
+    return brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / b, 0, a.sum() / b) if a.any() else 0.0
+
+
+def settled_alpha(
+    mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer, *, b: Count, norm: Number | None = None
+) -> float:
+    """B8: the α_b at which a linear encoder comes to rest that is trained on batches of b.
+
+    α_b of `batch_alpha` for the powers of `water_filling` at α_b
+
+    B3, its threshold, B4 and B10 hold for batches with it in place of α. For b ≫ d it is α.
+
+    Proof: the stationarity of B3 with B8's gradient. Powers grow with α_b, and `batch_alpha` falls with them, so that
+    there is one solution.
+
+    Args:
+        mu, gamma, d, norm: as in `water_filling`; μ > 0 in the free problem, where other powers have no limit.
+        alpha: α of the rate.
+        b: features of a batch.
+
+    >>> a = settled_alpha([0.5, 0.125], 1, 10, 2, b=4)
+    >>> abs(a - batch_alpha(water_filling([0.5, 0.125], 1, a, 2), 4, 10)) < 1e-9
+    True
+    """
+    from scipy.optimize import brentq
+
+    excess = lambda a: batch_alpha(water_filling(mu, gamma, a, d, norm=norm), b, alpha) - a  # noqa: E731
+    return brentq(excess, alpha * 1e-9, alpha, xtol=1e-14 * alpha) if excess(alpha) < 0 else float(alpha)
+
+
+def opening_gammas(mu: ArrayLike, alpha: Number, d: int | np.integer) -> Float[np.ndarray, " k"]:
+    """B10: the γ above which the second, third, ... mode of a linear encoder has power, with E‖z‖² = 1.
+
+    Σ_{i≤k} [γ/(γα - 2(μ_{k+1} - μᵢ)) - 1/α] = 1,   μ ascending
+
+    For k = 1 and μ₁ = 0, the mean, this is B6 with c = 2: χ = γα²/(1+α) = 2μ₂. So total collapse is the first rung of
+    one ladder of dimensional collapses. A stop-gradient halves these γ (`effective_gamma`).
+
+    Proof: mode k+1 is about to open where γ/(2(μ_{k+1} + ν)) = 1/α, and then the first k modes of `water_filling` have
+    the whole power. Their total at this ν falls with γ, so that there is one root.
+
+    Args:
+        mu: (m,) the shares of the modes, in any order; the d smallest count.
+        alpha: α of the rate; for batches that of B8 at the powers where the mode opens.
+
+    Returns:
+        (min(m, d) - 1,) ascending; 0 for a mode as good as the first.
+
+    >>> round(opening_gammas([0, 0.5], 1, 2).item(), 6)  # χ = γ/2 = 2 · 0.5
+    2.0
+    """
+    from scipy.optimize import brentq
+
+    mu, rungs = _modes(mu, 1.0, alpha, d), []
+    for k in range(1, len(mu)):
+        gaps = 2 * (mu[k] - mu[:k])
+        missing = lambda x, gaps=gaps: (gaps / (x - gaps)).sum() - alpha  # noqa: E731  # x = γα
+        low, high = gaps[0] * (1 + 0.5 / alpha), 2 * gaps[0] * (1 + k / alpha)
+        root = brentq(missing, low, high, xtol=1e-15 * high) if gaps[0] > 0 else 0.0
+        rungs.append(root / alpha)
+    return np.array(rungs)
 
 
 def effective_gamma(gamma: Number, *, rate_of: str = "student") -> Number:
@@ -658,7 +800,8 @@ def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
     the alignment is (E1). Larger is safer: with χ ≥ c total collapse is unstable whatever the views.
 
     Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α), and costs the
-    alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
+    alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n). For more
+    than two crops see `crops_collapse_threshold`, for the collapse of some dimensions `opening_gammas`.
 
     Raises:
         ValueError: for a γ that is negative or not finite.
@@ -670,6 +813,40 @@ def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
     if not (np.isfinite(gamma) and gamma >= 0):
         raise ValueError(f"gamma must be finite and not negative, got {gamma}")
     return gamma * alpha**2 / (1 + alpha)
+
+
+def crops_collapse_threshold(
+    mu: Values, mu_local: Values, *, global_crops: Count = 2, local_crops: Count = 0
+) -> np.floating | Float[np.ndarray, "*batch"]:
+    """B11: the collapse number below which total collapse is stable, for several crops of an image.
+
+    [(g-1)μ + l·μ_l]/(g + l - 1),   μ_l = σ_l² - ρ
+
+    It takes the place of μ in B6, and c multiplies it. σ_l² is the variance of local crops along a direction, ρ their
+    covariance with global ones, both over the variance of the global crops. Ten local crops beside two global ones put
+    10/11 of the weight on μ_l. It is at most 1, as μ is, if local crops vary no more than global ones and do not vary
+    against them; only then is χ ≥ c safe for all views.
+
+    Proof: each of g + l student crops meets each teacher crop but itself, g(g+l-1) pairs. A pair (v, t) pulls the
+    student along w with E w_v(w_v - w_t), as in `collapse_number`, and the rate is of global crops alone.
+
+    Args:
+        mu: the share of a direction's variance that differs between two global crops, or an array of shares.
+        mu_local: μ_l, the same of a local crop beside a global one; crops of both kinds have one mean.
+        global_crops: g, 2 at least unless there are local crops.
+        local_crops: l, 0 allowed.
+
+    Raises:
+        ValueError: for crops that make no pair.
+
+    >>> float(crops_collapse_threshold(0.5, 0.25, global_crops=2, local_crops=4))  # (0.5 + 4 · 0.25)/5
+    0.3
+    """
+    _counts(global_crops=global_crops)
+    pairs = global_crops + local_crops - 1
+    if local_crops < 0 or pairs < 1:
+        raise ValueError(f"no pair in {global_crops} global and {local_crops} local crops")
+    return ((global_crops - 1) * np.asarray(mu) + local_crops * np.asarray(mu_local)) / pairs
 
 
 def collapse_spread(rate: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
@@ -876,6 +1053,8 @@ def rate_isotropic(n: Count, d: Count, eps: Number) -> float:
     This is the Shannon transform of the law of Marchenko and Pastur, asymptotic in n and d: it is within 0.5 % from
     d = 64 on, for n < d too. It is below `rate_maximum` (by Jensen's inequality): the rate of a sample is biased low.
 
+    It is what training on batches of n can attain (B7, `attainable_rate`).
+
     Source: Tulino and Verdú 2004, Random matrix theory and wireless communications, eq. 1.14.
 
     >>> round(rate_isotropic(10**6, 4, 1.0), 4)  # a million features are as good as a tight frame: 2 log 2
@@ -996,8 +1175,6 @@ def sampled_rate(spectrum: ArrayLike, n: Count, *, d: Count, eps: Number) -> flo
     >>> round(sampled_rate([0.25] * 4, 10**6, d=4, eps=1.0), 4)  # a million features show their population: 2 log 2
     1.3863
     """
-    from scipy.optimize import brentq
-
     a = _alpha(d, eps) * np.asarray(spectrum, dtype=np.float64)
-    delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / n, 0, a.sum() / n)
+    delta = _counted_twice(a, n)
     return float(np.log1p(a / (1 + delta)).sum() + n * math.log1p(delta) - n * delta / (1 + delta)) / 2
