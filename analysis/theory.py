@@ -295,7 +295,7 @@ def loss_minimum(n: Count, d: Count, eps: Number, gamma: Number) -> float:
 
 
 class ImbalancedOptimum(NamedTuple):
-    """The optimal spectrum of features that are constant on classes, and which classes have a dimension of their own."""
+    """The optimal spectrum of features that are constant on classes, and which classes own a dimension."""
 
     spectrum: Float[np.ndarray, " d"]  # descending
     owners: np.ndarray  # (K,) True where a class is orthogonal to all others

@@ -530,6 +530,44 @@ def test_B6_spread_next_to_collapse_is_read_off_the_rate():
 # C ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("gamma", [0.003, 0.03])
+def test_B14_growth_of_a_network_under_any_preconditioner_follows_from_two_gradients(stop_gradient, gamma):
+    """Two layers with a nonlinearity, next to collapse; the step is P times the gradient of the training loss."""
+    d, eps, n = 5, 0.3, 64
+    torch.manual_seed(0)
+    views = torch.randn(2, n, 3, dtype=torch.float64) + 2 * torch.randn(n, 3, dtype=torch.float64)
+    shapes = [(6, 3), (d, 6), (d,)]
+    first, second, bias = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
+    parameters = [first, second * 1e-3, bias]
+    scales = [torch.rand_like(p) + 0.1 for p in parameters]  # P
+
+    def features(first, second, bias):
+        return torch.nn.functional.normalize((views @ first.T).tanh() @ second.T + bias, dim=-1)
+
+    def spread(z):
+        return 1 - z.mean(1).square().sum(-1).mean()  # of each view alone: what a batch sees
+
+    def gradient(value):
+        own = [p.clone().requires_grad_() for p in parameters]
+        return torch.autograd.grad(value(features(*own)), own)
+
+    inner = lambda a, b: sum((x * p * y).sum().item() for x, p, y in zip(a, scales, b, strict=True))  # noqa: E731
+    of_spread, of_alignment = gradient(spread), gradient(lambda z: (1 - (z[0] * z[1]).sum(-1)).mean())
+    now = spread(features(*parameters)).item()
+    speed, share = inner(of_spread, of_spread) / (2 * now), inner(of_spread, of_alignment) / inner(of_spread, of_spread)
+
+    target = (lambda z: z.detach()) if stop_gradient else (lambda z: z)
+    step = gradient(lambda z: simdino_loss(z, target(z), eps=eps, gamma=gamma)[0])
+    small = 1e-4 / speed
+    after = [p - small * scale * g for p, scale, g in zip(parameters, scales, step, strict=True)]
+    growth = math.log(spread(features(*after)).item() / now) / small
+    chi = theory.collapse_number(d, eps, gamma)
+    expected = theory.spread_growth(speed, share, chi, 10**9, stop_gradient=stop_gradient)
+    assert growth == pytest.approx(expected, rel=1e-3)
+    assert (chi > (1 if stop_gradient else 2) * share) == (growth > 0)
+
+
 def test_C1_cross_entropy_is_blind_to_collapse():
     rng = RNG(0)
     q, p = rng.dirichlet(np.ones(5), 8), rng.dirichlet(np.ones(5), 8)
