@@ -35,8 +35,11 @@ PROPOSITIONS = {
     "B6": "total collapse is stable iff γα²/(1+α) < c·μ_min",
     "B7": "the optimum of mini-batch training is the uniform law, whose rate is the isotropic one",
     "B8": "a finite batch acts as a larger ε",
+    "B9": "batches tell tight frames apart by the sum of c⁴ alone, in leading order",
     "B10": "the modes of a linear encoder open one after another as γ grows, and B6 is the first of these transitions",
     "B11": "with several crops the stability of total collapse is decided by the mean over the pairs of crops",
+    "B12": "of more classes than dimensions the frequent ones own a dimension each, and the others share the rest",
+    "B14": "next to total collapse two gradients foretell the growth of any network under any optimizer",
     "C1": "the cross-entropy of DINO is blind to collapse",
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighboring losses",
@@ -341,6 +344,55 @@ def attainable_rate(n: Count, d: Count, eps: Number, *, b: Count) -> float:
     return min(highest, rate_isotropic(b, d, eps) + correction)
 
 
+class ImbalancedOptimum(NamedTuple):
+    """The optimal spectrum of features that are constant on classes, and which classes own a dimension."""
+
+    spectrum: Float[np.ndarray, " d"]  # descending
+    owners: np.ndarray  # (K,) True where a class is orthogonal to all others
+
+
+def imbalanced_optimum(shares: ArrayLike, d: Count) -> ImbalancedOptimum:
+    """B12: the spectrum that maximizes the rate of unit features that are constant on K classes with unequal shares π.
+
+    Sorted, class k owns a dimension, with the eigenvalue πₖ, iff πₖ ≥ Σ_{j≥k} πⱼ/(d - k + 1); the other classes are a
+    tight frame of the dimensions that are left, whose eigenvalues are all equal
+
+    For K ≤ d all classes are orthogonal, whatever their shares. The optimum does not depend on ε. Nothing keeps two of
+    the classes that share off one line: of four equal ones in a plane, two orthogonal pairs are as good as lines at
+    45°. If a single dimension is left for them, all of them are on it.
+
+    Proof: Γ = Σ πₖuₖuₖᵀ has every spectrum that majorizes π, and no other (Schur and Horn). R is Schur-concave, so that
+    the least of them in that order is the optimum; it is this one.
+
+    Args:
+        shares: (K,) π, positive numbers that sum to 1, in any order.
+
+    Raises:
+        ValueError: for shares that are not positive or do not sum to 1.
+
+    Source: Viswanath and Anantharam 1999, for the oversized users of code-division multiple access.
+
+    >>> spectrum, owners = imbalanced_optimum([0.25, 0.5, 0.25], 2)  # ½ ≥ 1/2; then ¼ < (¼ + ¼)/1
+    >>> spectrum.tolist(), owners.tolist()
+    ([0.5, 0.5], [False, True, False])
+    """
+    _counts(d=d)
+    pi = np.asarray(shares, dtype=float)
+    if pi.ndim != 1 or not np.all(pi > 0) or not np.isclose(pi.sum(), 1):
+        raise ValueError(f"shares must be a vector of positive numbers that sum to 1, got {shares}")
+    order = np.argsort(-pi, kind="stable")
+    left = np.cumsum(pi[order][::-1])[::-1]  # of each class and all smaller ones
+    owned = 0
+    while owned < min(len(pi), d) and pi[order[owned]] >= (1 - 1e-12) * left[owned] / (d - owned):
+        owned += 1
+    owners, spectrum = np.zeros(len(pi), dtype=bool), np.zeros(d)
+    owners[order[:owned]] = True
+    spectrum[:owned] = pi[order[:owned]]
+    if owned < len(pi):
+        spectrum[owned:] = left[owned] / (d - owned)
+    return ImbalancedOptimum(spectrum, owners)
+
+
 def pair_rate(c: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
     """B2: the coding rate of a batch of two unit vectors, in nats, from their cosine.
 
@@ -419,6 +471,36 @@ def leave_one_out_rate(n: Count, d: Count, eps: Number) -> float:
         raise ValueError(f"a tight frame that loses a point needs n >= max(2, d) of them, got n={n}, d={d}")
     rest, hit = n / (d * (n - 1)), (n - d) / (d * (n - 1))
     return 0.5 * (d - 1) * math.log1p(alpha * rest) + 0.5 * math.log1p(alpha * hit)
+
+
+def batch_rate_slope(n: Count, d: Count, b: Count, eps: Number) -> float:
+    """B9: the slope of the mean rate of batches of b points in F = Σ_{i≠j} c_ij⁴, over unit-norm tight frames.
+
+    mean R = const - [s⁴/8 (p₂ - 2p₃ + p₄) - s⁵/2 (n/d - 2)(p₃ - 2p₄ + p₅)] F + O(s⁶)
+    p₂ - 2p₃ + p₄ = b(b-1)(n-b)(n-b-1) / (n(n-1)(n-2)(n-3)),   s = α/(α+b)
+
+    p_v = b(b-1)…(b-v+1)/(n(n-1)…(n-v+1)) is how often v points are in one batch. So with a weak coupling s the optimum
+    of batches of any b from 2 to n-2 are the tight frames of the smallest F, projective 2-designs where there are any,
+    and b = n-1 and n are blind. The pull is strongest at middle b, not at b = 2.
+
+    Proof: ½ logdet(I+sO) = ½ Σ (-1)^{k+1} sᵏ tr Oᵏ/k sums closed walks over distinct neighbors. On a tight frame, where
+    the Gram matrix obeys G² = (n/d) G, all walks of up to three steps are constant. Of four steps, walks that visit 2,
+    3 and 4 points sum to F, const - 2F and const + F; of five, walks over 3, 4 and 5 points to 5f, const - 10f and
+    const + 5f with f = (n/d - 2)F.
+
+    Raises:
+        ValueError: for n < 4, n < d or b > n.
+
+    >>> batch_rate_slope(4, 2, 2, math.sqrt(1 / 3))  # α = 6 and s = ¾: -(3⁴/4⁴)/8 · 2 · 2/24; n = 2d has no s⁵
+    -0.006591796875
+    """
+    alpha = _alpha(d, eps)
+    _counts(n=n, b=b)
+    if n < max(4, d) or b > n:
+        raise ValueError(f"this needs n >= max(4, d) points in batches of b <= n, got n={n}, d={d} and b={b}")
+    s = alpha / (alpha + b)
+    p = [math.perm(b, v) / math.perm(n, v) if v <= n else 0.0 for v in range(6)]
+    return -(s**4) / 8 * (p[2] - 2 * p[3] + p[4]) + s**5 / 2 * (n / d - 2) * (p[3] - 2 * p[4] + p[5])
 
 
 def even_potential_weights(
@@ -790,6 +872,60 @@ def mode_time(
     return 0.5 * (math.log(end / start) / a - (1 / a + alpha / b) * math.log((a - b * end) / (a - b * start)))
 
 
+def gram_velocity(
+    gram: ArrayLike, mu: ArrayLike, gamma: Number, alpha: Number, *, stop_gradient: bool = True
+) -> Float[np.ndarray, "m m"]:
+    """B5: the velocity of G = WᵀW of a linear encoder with white inputs under gradient flow, whatever its columns are.
+
+    dG/dt = 2γα G(I+αG)⁻¹ - c(MG + GM),   M = diag(μ),   c = 1 with a stop-gradient teacher, else 2
+
+    Its diagonal holds the powers of the modes. A diagonal G stays one, and each power then follows `mode_velocity`. To
+    integrate it take d ≥ m: a rank below m is kept by the law, but not by its rounding.
+
+    Proof: dW/dt = γα(I+αWWᵀ)⁻¹W - cWM, and Wᵀ(I+αWWᵀ)⁻¹W = G(I+αG)⁻¹.
+
+    Args:
+        gram: (m, m) G, in the basis of the modes.
+        mu: (m,) the shares μ of the modes.
+
+    >>> gram_velocity([[1]], [0.25], 1, 1).tolist()  # 2 · ½ - ½, the velocity of one mode
+    [[0.5]]
+    """
+    g, mu = np.asarray(gram, dtype=float), np.asarray(mu, dtype=float)
+    expansion = np.linalg.solve(np.eye(len(g)) + alpha * g, g)  # = G(I+αG)⁻¹, symmetric as G is
+    return 2 * gamma * alpha * expansion - (1 if stop_gradient else 2) * (mu[:, None] + mu) * g
+
+
+def start_powers(w: ArrayLike, mu: ArrayLike) -> Float[np.ndarray, " m"]:
+    """B5: the powers that the modes of an encoder effectively start with, for `mode_time`, if columns share directions.
+
+    pᵢ(0) = Rᵢᵢ²,   W = QR with the columns in the order of ascending μ
+
+    Orthogonal columns have pᵢ(0) = ‖wᵢ‖². Else a mode that has reached its rest power keeps the columns of larger μ
+    from growing along its own direction, and of each only the part is left that is orthogonal to all before it. This is
+    no exact law, as `gram_velocity` is: it takes the modes to appear one well after another. From a start of 1e-6 it
+    gives the times of five modes in five dimensions, 0.1 ≤ μ ≤ 0.42 and γα = 1, to 0.3 % on average without a teacher,
+    where ‖wᵢ‖² misses by 10 %; with a stop-gradient, where the modes crowd, to 3 % instead of 8 %.
+
+    Proof (a sketch): along the direction of a mode at rest with μ₁, column i grows at the rate c(μ₁ - μᵢ) < 0.
+
+    Args:
+        w: (d, m) the encoder at the start, for white inputs in the basis of the modes.
+        mu: (m,) the shares μ of the modes.
+
+    Returns:
+        (m,) the powers in the order of `mu`; zero for modes beyond the d smallest μ.
+
+    >>> start_powers([[1, 2], [0, 3]], [0.1, 0.2]).round(6).tolist()  # the second column without its part (2, 0)
+    [1.0, 9.0]
+    """
+    w, order = np.asarray(w, dtype=float), np.argsort(mu, kind="stable")
+    diagonal = np.diagonal(np.linalg.qr(w[:, order], mode="r"))
+    powers = np.zeros(len(order))
+    powers[order[: len(diagonal)]] = diagonal**2
+    return powers
+
+
 def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
     """B6: the collapse number χ, which decides whether total collapse is linearly stable.
 
@@ -864,6 +1000,34 @@ def collapse_spread(rate: Values, d: Count, eps: Number) -> np.floating | Float[
     """
     alpha = _alpha(d, eps)
     return 2 * (np.asarray(rate, dtype=float) - rate_collapsed(d, eps)) * (1 + alpha) / alpha**2
+
+
+def spread_growth(
+    speed: Values, share: Values, chi: Values, n: Count, *, stop_gradient: bool = True
+) -> np.floating | Float[np.ndarray, "*batch"]:
+    """B14: the growth of the logarithm of the spread next to total collapse, per step of any optimizer.
+
+    Δ log s = speed · (χ(1 - 1/n) - c·share),   c = 1 with a stop-gradient teacher, else 2
+    speed = ⟨∇s, P∇s⟩/(2s),   share = ⟨∇s, P∇A⟩/⟨∇s, P∇s⟩
+
+    s = 1 - ‖E z‖² is the spread and A the alignment with gradients in both views, as functions of the network's
+    parameters. A step of the optimizer is -P times the gradient of the loss. In the long run the directions with the
+    smallest share μ take over, and B6 is left; the share of a collapsed network's first steps is larger.
+
+    Proof: γ∇R = ½ χ(1 - 1/n) ∇s as in `collapse_number`, and a stop-gradient passes half of ∇A on. To first order in
+    the step and in αs, Δs = ⟨∇s, P(γ∇R - (c/2)∇A)⟩.
+
+    Args:
+        speed, share: as `experiments.growth.kernel_share` measures them, numbers or arrays.
+        chi: χ of `collapse_number`, a number or an array.
+        n: features in a batch.
+
+    >>> round(float(spread_growth(2, 0.25, 0.5, 2, stop_gradient=False)), 6)  # 2 (½ · ½ - 2 · ¼)
+    -0.5
+    """
+    _counts(n=n)
+    c = 1 if stop_gradient else 2
+    return np.asarray(speed, dtype=float) * (np.asarray(chi) * (1 - 1 / n) - c * np.asarray(share))
 
 
 class CrossEntropyParts(NamedTuple):

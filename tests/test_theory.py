@@ -229,6 +229,88 @@ def test_B2_leaving_one_point_of_a_tight_frame_out_gives_a_constant():
         theory.leave_one_out_rate(4, 5, 0.5)
 
 
+def tight_frames(n, d, count):
+    """Unit-norm tight frames in general position, by alternating between tight frames and unit vectors."""
+    frames = []
+    for seed in range(count):
+        z = sphere(RNG(seed), n, d)
+        for _ in range(4000):
+            u, _, vt = np.linalg.svd(z, full_matrices=False)
+            z = u @ vt
+            z /= np.linalg.norm(z, axis=1, keepdims=True)
+        np.testing.assert_allclose(z.T @ z, n / d * np.eye(d), atol=1e-12)
+        frames.append(z)
+    return frames
+
+
+def test_B9_batches_tell_tight_frames_apart_by_the_fourth_powers():
+    n, d, eps = 9, 4, math.sqrt(40)  # α = 0.1
+    frames = tight_frames(n, d, 6)
+    fourth = [((z @ z.T) ** 4).sum() - n for z in frames]
+    assert np.ptp(fourth) > 0.1
+    for b in range(2, 8):
+        rates = [-coding_rate_energy(eps, batch=b)(torch.tensor(z)).item() for z in frames]
+        slope, constant = np.polyfit(fourth, rates, 1)
+        assert slope == pytest.approx(theory.batch_rate_slope(n, d, b, eps), rel=0.004)
+        assert np.std(rates - constant - slope * np.array(fourth)) < 0.02 * np.std(rates)
+    for b in (8, 9):
+        assert theory.batch_rate_slope(n, d, b, eps) == pytest.approx(0, abs=1e-18)
+        assert np.ptp([coding_rate_energy(eps, batch=b)(torch.tensor(z)).item() for z in frames]) < 1e-12
+    with pytest.raises(ValueError, match="batches of b <= n"):
+        theory.batch_rate_slope(n, d, 10, eps)
+
+
+def test_B9_pairs_follow_the_expansion_of_their_closed_form():
+    n, d, eps = 6, 3, 20.0
+    weight = theory.even_potential_weights(2, d, eps, [2])[0] / (n * (n - 1))  # of F, the sum over ordered pairs
+    assert theory.batch_rate_slope(n, d, 2, eps) == pytest.approx(-weight, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shares", "d", "owned"),
+    [
+        ([0.5, 0.2, 0.15, 0.1, 0.05], 3, 1),
+        ([0.05, 0.4, 0.1, 0.32, 0.08, 0.05], 3, 2),
+        ([0.3, 0.25, 0.2, 0.15, 0.1], 3, 0),
+        ([0.5, 0.26, 0.14, 0.06, 0.04], 4, 3),
+        ([0.6, 0.3, 0.1], 5, 3),
+    ],
+)
+@pytest.mark.parametrize("alpha", [2.0, 200.0])
+def test_B12_direct_optimization_gives_the_predicted_owners_and_eigenvalues(shares, d, owned, alpha):
+    k, weights = len(shares), np.sqrt(shares)[:, None]
+    spectrum, owners = theory.imbalanced_optimum(shares, d)
+    assert spectrum.sum() == pytest.approx(1, abs=1e-12)
+
+    def loss(flat):
+        v = flat.reshape(k, d)
+        norm = np.linalg.norm(v, axis=1, keepdims=True)
+        z = v / norm
+        gram = np.eye(d) + alpha * (weights * z).T @ (weights * z)
+        g = -alpha * weights**2 * np.linalg.solve(gram, z.T).T
+        return -0.5 * np.linalg.slogdet(gram)[1], ((g - (g * z).sum(1, keepdims=True) * z) / norm).ravel()
+
+    start = RNG(0).standard_normal(k * d)
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0, "gtol": 1e-11}
+    v = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(k, d)
+    z = v / np.linalg.norm(v, axis=1, keepdims=True)
+    found = np.linalg.eigvalsh((weights * z).T @ (weights * z))[::-1]
+    np.testing.assert_allclose(found, spectrum, atol=1e-5)
+    others = abs(z @ z.T - np.eye(k)).max(1)
+    np.testing.assert_array_equal(others < 1e-4, owners)
+    assert owners.sum() == owned
+
+
+def test_B12_of_an_exact_tie_the_larger_classes_own_and_bad_shares_are_named():
+    spectrum, owners = theory.imbalanced_optimum([1 / 3] * 3, 3)
+    assert owners.all()
+    np.testing.assert_allclose(spectrum, 1 / 3)
+    assert theory.imbalanced_optimum([0.25] * 4, 2).spectrum.tolist() == [0.5, 0.5]
+    for bad in ([0.5, 0.6], [1.5, -0.5], [[1.0]]):
+        with pytest.raises(ValueError, match="sum to 1"):
+            theory.imbalanced_optimum(bad, 2)
+
+
 def test_B2_welch_and_orthoplex_bounds():
     golden = (1 + math.sqrt(5)) / 2
     lines = np.array(
@@ -353,6 +435,56 @@ def test_B5_modes_that_share_a_direction_compete():
         expansion = gamma * alpha * np.linalg.solve(np.eye(2) + alpha * w @ w.T, w)
         w = w + 0.01 * (expansion - w * 0.1)
     assert (w**2).sum(0) == pytest.approx([level / 2] * 2, rel=0.2)  # half the power each: the decoupled law fails
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_B5_gram_matrix_follows_its_own_law_whatever_the_columns_are(stop_gradient):
+    mu, gamma, alpha, c = np.array([0.05, 0.1, 0.2]), 0.05, 50.0, 1 if stop_gradient else 2
+    w = RNG(1).standard_normal((3, 3)) * 0.1
+
+    def flow(_, x):
+        w = x.reshape(3, 3)
+        return (gamma * alpha * np.linalg.solve(np.eye(3) + alpha * w @ w.T, w) - c * w * mu).ravel()
+
+    def law(_, g):
+        return theory.gram_velocity(g.reshape(3, 3), mu, gamma, alpha, stop_gradient=stop_gradient).ravel()
+
+    how = {"t_span": (0, 20), "rtol": 1e-11, "atol": 1e-13}
+    end = solve_ivp(flow, y0=w.ravel(), **how).y[:, -1].reshape(3, 3)
+    gram = solve_ivp(law, y0=(w.T @ w).ravel(), **how).y[:, -1].reshape(3, 3)
+    np.testing.assert_allclose(gram, end.T @ end, atol=1e-8)
+    assert abs(end.T @ end - w.T @ w).max() > 0.1
+    velocity = [theory.mode_velocity(0.3, m, gamma, alpha, stop_gradient=stop_gradient) for m in mu]
+    gram = theory.gram_velocity(0.3 * np.eye(3), mu, gamma, alpha, stop_gradient=stop_gradient)
+    np.testing.assert_allclose(gram, np.diag(velocity), atol=1e-12)
+
+
+def test_B5_start_powers_are_what_earlier_columns_leave():
+    w, mu = RNG(0).standard_normal((4, 6)), np.array([0.5, 0.1, 0.3, 0.9, 0.2, 0.8])
+    powers = theory.start_powers(w, mu)
+    before = np.zeros((4, 0))
+    for i in np.argsort(mu):
+        left = w[:, i] - before @ np.linalg.pinv(before) @ w[:, i]
+        assert powers[i] == pytest.approx(left @ left, abs=1e-12)
+        before = np.column_stack([before, w[:, i]])
+    orthogonal = np.linalg.qr(w)[0][:, :3] * [1, 2, 3]
+    np.testing.assert_allclose(theory.start_powers(orthogonal, [0.3, 0.1, 0.2]), [1, 4, 9], atol=1e-12)
+
+
+def test_B5_start_powers_give_the_times_of_columns_that_share_directions():
+    mu, gamma, alpha, time = np.array([0.1, 0.25, 0.33, 0.38, 0.42]), 0.05, 20.0, np.linspace(0, 60, 6001)
+    ends = theory.water_filling(mu, gamma, alpha, 5) / 2
+    errors = {"columns": [], "start_powers": []}
+    for seed in range(4):
+        w = RNG(seed).standard_normal((5, 5)) * math.sqrt(1e-6 / 5)
+        law = lambda _, g: theory.gram_velocity(g.reshape(5, 5), mu, gamma, alpha, stop_gradient=False).ravel()  # noqa: E731
+        path = solve_ivp(law, (0, 60), (w.T @ w).ravel(), t_eval=time, rtol=1e-7, atol=1e-13, method="LSODA").y
+        measured = time[(path.reshape(5, 5, -1)[range(5), range(5)] > ends[:, None]).argmax(1)]
+        for name, start in (("columns", (w**2).sum(0)), ("start_powers", theory.start_powers(w, mu))):
+            how = [gamma, alpha]
+            times = [theory.mode_time(*x, *how, stop_gradient=False) for x in zip(start, ends, mu, strict=True)]
+            errors[name] += list(abs(measured / times - 1))
+    assert np.mean(errors["start_powers"]) < 0.01 < 0.05 < np.mean(errors["columns"])
 
 
 def simulate_collapse(mu, alpha, factor, *, stop_gradient, d=4, n=48):
@@ -554,6 +686,44 @@ def test_B11_without_local_crops_is_the_share_of_two_views():
 
 
 # C ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("gamma", [0.003, 0.03])
+def test_B14_growth_of_a_network_under_any_preconditioner_follows_from_two_gradients(stop_gradient, gamma):
+    """Two layers with a nonlinearity, next to collapse; the step is P times the gradient of the training loss."""
+    d, eps, n = 5, 0.3, 64
+    torch.manual_seed(0)
+    views = torch.randn(2, n, 3, dtype=torch.float64) + 2 * torch.randn(n, 3, dtype=torch.float64)
+    shapes = [(6, 3), (d, 6), (d,)]
+    first, second, bias = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
+    parameters = [first, second * 1e-3, bias]
+    scales = [torch.rand_like(p) + 0.1 for p in parameters]  # P
+
+    def features(first, second, bias):
+        return torch.nn.functional.normalize((views @ first.T).tanh() @ second.T + bias, dim=-1)
+
+    def spread(z):
+        return 1 - z.mean(1).square().sum(-1).mean()  # of each view alone: what a batch sees
+
+    def gradient(value):
+        own = [p.clone().requires_grad_() for p in parameters]
+        return torch.autograd.grad(value(features(*own)), own)
+
+    inner = lambda a, b: sum((x * p * y).sum().item() for x, p, y in zip(a, scales, b, strict=True))  # noqa: E731
+    of_spread, of_alignment = gradient(spread), gradient(lambda z: (1 - (z[0] * z[1]).sum(-1)).mean())
+    now = spread(features(*parameters)).item()
+    speed, share = inner(of_spread, of_spread) / (2 * now), inner(of_spread, of_alignment) / inner(of_spread, of_spread)
+
+    target = (lambda z: z.detach()) if stop_gradient else (lambda z: z)
+    step = gradient(lambda z: simdino_loss(z, target(z), eps=eps, gamma=gamma)[0])
+    small = 1e-4 / speed
+    after = [p - small * scale * g for p, scale, g in zip(parameters, scales, step, strict=True)]
+    growth = math.log(spread(features(*after)).item() / now) / small
+    chi = theory.collapse_number(d, eps, gamma)
+    expected = theory.spread_growth(speed, share, chi, 10**9, stop_gradient=stop_gradient)
+    assert growth == pytest.approx(expected, rel=1e-3)
+    assert (chi > (1 if stop_gradient else 2) * share) == (growth > 0)
 
 
 def test_C1_cross_entropy_is_blind_to_collapse():
