@@ -43,6 +43,9 @@ PROPOSITIONS = {
     "C1": "the cross-entropy of DINO is blind to collapse",
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighboring losses",
+    "C6": "a direction leaves DINO's uniform collapse iff its consistency exceeds τ_t/τ_s",
+    "C7": "the mean outruns a center that lags behind the student; a teacher slower than the center hides the lag",
+    "C8": "with a slow teacher all directions grow alike, whatever their variance",
     "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
     "D2": "the rate of (student + teacher)/2 is that of unit vectors at a larger ε",
     "E1": "whose rate it is decides whether a stop-gradient doubles γ, for every network",
@@ -60,6 +63,12 @@ def _positive(**values: Values) -> None:
     for name, value in values.items():
         if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
             raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _momenta(**values: Number) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def _alpha(d: Number, eps: Values) -> Number | np.ndarray:
@@ -1206,6 +1215,187 @@ def infonce_minimum(n: Count, d: Count, *, temp: Number = 0.1) -> float:
     """
     _counts(n=n, d=d)
     return -n / ((n - 1) * temp) if 2 <= n <= d + 1 else math.nan
+
+
+def sharpened_consistency(rho: Values, *, student_temp: Number, teacher_temp: Number) -> Values:
+    """C6: the number above 1 of which a direction of small scores grows under DINO's loss.
+
+    χ = ρ τ_s/τ_t,   grows iff χ > 1
+
+    ρ is the direction's consistency: the covariance of its scores in two views of an image over their variance. The
+    learning rate, the number of prototypes, the variance and the teacher's momentum change the speed alone.
+
+    Proof: at χ = 1 the rows of `direction_map` sum to 1, so that (1, 1) is an eigenvector of eigenvalue 1. It is
+    positive and so are the entries, for η < τ_s: by Perron and Frobenius no eigenvalue is larger, and the largest rises
+    with ρ.
+
+    Args:
+        rho: ρ, one or an array of them; the mean over the images has ρ = 1.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+
+    >>> float(sharpened_consistency(0.5, student_temp=0.1, teacher_temp=0.04))
+    1.25
+    """
+    _positive(student_temp=student_temp, teacher_temp=teacher_temp)
+    return (np.asarray(rho, dtype=float) * (student_temp / teacher_temp))[()]
+
+
+def direction_map(
+    eta: Number, rho: Number, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number
+) -> Float[np.ndarray, "2 2"]:
+    """C6: one step of gradient descent near DINO's uniform collapse, of a direction in (student, teacher).
+
+    s ← (1 − η/τ_s) s + (ηρ/τ_t) t,   then t ← λ t + (1 − λ) s,   η = lr·σ²/(Kτ_s)
+
+    Scores are linear in features whose direction has the variance σ² and the consistency ρ. Around equal scores
+    p ≈ (1 + s/τ_s)/K and q ≈ (1 + t/τ_t)/K, so that the gradient in a student's score is (s/τ_s − t/τ_t)/(Kτ_s). Its
+    covariance with the feature of the view is σ² of s, and ρσ² of t, which saw the other view. The center does not
+    enter, as directions here have mean zero.
+
+    Args:
+        eta: η; the student alone is stable below 2τ_s.
+        rho: ρ.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ; 0 is a teacher that equals the student.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "teacher_momentum": 0.0}
+    >>> direction_map(0.01, 0.8, **options).round(6).tolist()  # 1 − 0.1 and 0.2, of which the teacher is a copy
+    [[0.9, 0.2], [0.9, 0.2]]
+    """
+    _positive(eta=eta, student_temp=student_temp, teacher_temp=teacher_temp)
+    _momenta(teacher_momentum=teacher_momentum)
+    student = np.array([1 - eta / student_temp, eta * rho / teacher_temp])
+    return np.array([student, (1 - teacher_momentum) * student + [0, teacher_momentum]])
+
+
+def mean_map(
+    eta: Number, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number
+) -> Float[np.ndarray, "3 3"]:
+    """C7: one step of gradient descent near DINO's uniform collapse, of the mean in (student, teacher, center).
+
+    s ← (1 − η/τ_s) s + (η/τ_t)(t − c),   c ← m c + (1 − m) t,   then t ← λ t + (1 − λ) s
+
+    It is `direction_map` of the one direction that all images share, ρ = 1, less the center. The center takes the
+    teacher's mean after the loss has used it, as DINO's code does.
+
+    Args:
+        eta: η, with the mean square of the direction for σ².
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ.
+        center_momentum: m; 1 is no centering.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "teacher_momentum": 0.0, "center_momentum": 1.0}
+    >>> float(abs(np.linalg.eigvals(mean_map(0.01, **options))).max().round(6))  # 1 + η(1/τ_t − 1/τ_s): it grows
+    1.15
+    """
+    _momenta(center_momentum=center_momentum)
+    temps = {"student_temp": student_temp, "teacher_temp": teacher_temp}
+    step = np.zeros((3, 3))
+    step[:2, :2] = direction_map(eta, 1.0, teacher_momentum=teacher_momentum, **temps)
+    step[:2, 2] = -eta / teacher_temp * np.array([1, 1 - teacher_momentum])
+    step[2, 1:] = 1 - center_momentum, center_momentum
+    return step
+
+
+def critical_step(
+    *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number
+) -> float:
+    """C7: the smallest η at which the mean turns unstable, from the exact map; 0 without a center.
+
+    spectral radius of `mean_map`(η) > 1 from η on
+
+    With a teacher that equals the student it is (1 − m)/(1/τ_t − m/τ_s) where τ_t < τ_s: the determinant of the map of
+    (student, center), m(1 − η/τ_s) + η/τ_t, reaches 1 there. The two eigenvalues that leave the circle are complex: the
+    mean swings about its center, ever wider. With a slow teacher it is the student's own limit, 2τ_s.
+
+    Args:
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ.
+        center_momentum: m.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "center_momentum": 0.5}
+    >>> round(critical_step(teacher_momentum=0.0, **options), 6)  # 0.5/(25 − 5)
+    0.025
+    """
+    from scipy.optimize import brentq
+
+    options = {"student_temp": student_temp, "teacher_temp": teacher_temp}
+    options |= {"teacher_momentum": teacher_momentum, "center_momentum": center_momentum}
+
+    def excess(log_eta: float) -> float:
+        return float(np.abs(np.linalg.eigvals(mean_map(math.exp(log_eta), **options))).max() - 1 - 1e-12)
+
+    grid = np.linspace(math.log(2e-6 * student_temp), math.log(100 * student_temp), 500)
+    first = next((i for i, x in enumerate(grid) if excess(x) > 0), None)
+    if first is None:
+        return math.inf
+    return math.exp(brentq(excess, grid[first - 1], grid[first], xtol=1e-12)) if first else 0.0
+
+
+def hidden_lag(teacher_momentum: Number, center_momentum: Number) -> float:
+    """C7: the share that must be below τ_t/τ_s for the mean to be stable at every learning rate, in continuous time.
+
+    ε₁/(ε₁ + ε₂) < τ_t/τ_s,   ε₁ = 1 − λ, ε₂ = 1 − m
+
+    That is, a teacher slower than the center by the factor τ_s/τ_t − 1 hides the center's lag. With a faster teacher
+    the mean is stable at small learning rates alone. It holds for ε₁, ε₂ ≪ 1; `critical_step` is exact.
+
+    Proof: with A = η/τ_s and r = τ_t/τ_s the growth g of the mean solves (g + A)(g + ε₁)(g + ε₂) = (Aε₁/r) g. By Routh
+    and Hurwitz it is stable iff A²(S − ε₁/r) + A S(S − ε₁/r) + S ε₁ε₂ > 0 with S = ε₁ + ε₂, which holds at every A iff
+    S ≥ ε₁/r. The pair that turns unstable is complex; asking for real roots alone would give the weaker
+    ε₁/(√ε₁ + √ε₂)² < r.
+
+    Args:
+        teacher_momentum: λ.
+        center_momentum: m.
+
+    Raises:
+        ValueError: a momentum outside [0, 1]; both 1, where nothing moves.
+
+    >>> round(hidden_lag(0.996, 0.9), 4)  # 0.004/0.104, of which τ_t/τ_s = 0.4 is ten times as much
+    0.0385
+    """
+    _momenta(teacher_momentum=teacher_momentum, center_momentum=center_momentum)
+    fast, slow = 1 - teacher_momentum, 1 - center_momentum
+    _positive(rates=fast + slow)
+    return float(fast / (fast + slow))
+
+
+def direction_growth(
+    eta: Values, rho: Values, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number
+) -> np.floating | Float[np.ndarray, "*batch"]:
+    """C8: the growth g of a direction's log scores in each step, in continuous time.
+
+    g = [√((A + ε₁)² + 4Aε₁(χ − 1)) − A − ε₁]/2,   A = η/τ_s,   ε₁ = 1 − λ,   χ = ρ τ_s/τ_t
+
+    The student's rate A and the teacher's ε₁ enter alike, and the slower sets the pace. With a fast teacher, A ≪ ε₁,
+    g is η(ρ/τ_t − 1/τ_s), in proportion to the variance in η. With a slow one, A ≫ ε₁, it is ε₁(χ − 1), which the
+    variance does not enter: a slow teacher whitens the race of the directions.
+
+    Proof: a teacher that follows a student which grows by g is ε₁/(g + ε₁) of it, so that
+    g = η[(ρ/τ_t) ε₁/(g + ε₁) − 1/τ_s], a quadratic equation. `direction_map` has it as its limit for small A, ε₁; with
+    the teacher equal to the student, λ = 0, that map grows by the fast teacher's g, and this form does not apply.
+
+    Args:
+        eta: η, one or an array, below τ_s.
+        rho: ρ, one or an array of that shape.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ < 1.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.05, "teacher_momentum": 0.9}
+    >>> float(direction_growth(0.01, 1.0, **options).round(6))  # A = ε₁ = 0.1, χ = 2: (√0.08 − 0.2)/2
+    0.041421
+    """
+    _positive(eta=eta)
+    _momenta(teacher_momentum=teacher_momentum)
+    chi = sharpened_consistency(rho, student_temp=student_temp, teacher_temp=teacher_temp)
+    a, fast = np.asarray(eta, dtype=float) / student_temp, 1 - teacher_momentum
+    return ((np.sqrt((a + fast) ** 2 + 4 * a * fast * (chi - 1)) - a - fast) / 2)[()]
 
 
 def rate_isotropic(n: Count, d: Count, eps: Number) -> float:

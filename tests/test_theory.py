@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
+from analysis.experiments.dino_map import linear_scores
 from analysis.experiments.energies import coding_rate_energy, frame_potential_energy
 from analysis.experiments.landscape import batch_descent, orthonormal_sets
 from analysis.experiments.linear_encoders import linear_optimum, powers
@@ -787,6 +788,77 @@ def test_C3_known_optima():
     np.testing.assert_allclose(moments, uniform, rtol=0.02)
     with pytest.raises(ValueError, match="must be even, got 3"):
         theory.frame_potential_minimum(8, 4, 3)
+
+
+DINO = {"student_temp": 0.1, "teacher_temp": 0.04}
+
+
+def linear_steps(momentum, center, *, eta, rho, variances, steps):
+    """Sizes over a descent of linear scores, (t, d + 1), in which the first direction, the mean, has this η."""
+    options = DINO | {"teacher_momentum": momentum, "center_momentum": center, "rate": eta * 8 * 0.1, "steps": steps}
+    return linear_scores(np.array(variances), np.array(rho), **options)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_C6_directions_of_a_linear_model_follow_the_map_and_grow_above_the_threshold(momentum):
+    eta, rho, variances, steps = 0.01, [0.2, 0.5, 0.9], [0.5, 1.0, 2.0], 20
+    sizes = linear_steps(momentum, 0.5, eta=eta, rho=rho, variances=variances, steps=steps)[:, 1:]
+    for size, share, variance in zip(sizes.T, rho, variances, strict=True):
+        step = theory.direction_map(eta * variance, share, teacher_momentum=momentum, **DINO)
+        grown = np.linalg.matrix_power(step, steps) @ [1, 1]
+        assert size[-1] / size[0] == pytest.approx(grown[0], rel=1e-4)
+        grows = theory.sharpened_consistency(share, **DINO) > 1
+        assert (np.linalg.eigvals(step).real.max() > 1) == grows == (size[-1] > size[-5])
+
+
+@pytest.mark.parametrize(("momentum", "center"), [(0.0, 0.0), (0.0, 0.5), (0.0, 0.9), (0.9, 0.5), (0.99, 0.99)])
+def test_C7_the_mean_of_a_linear_model_turns_unstable_at_the_critical_step(momentum, center):
+    momenta = {"teacher_momentum": momentum, "center_momentum": center}
+    eta = theory.critical_step(**momenta, **DINO)
+    if momentum == 0:
+        assert eta == pytest.approx((1 - center) / (1 / 0.04 - center / 0.1), rel=1e-6)
+    for factor, grows in [(0.9, False), (1.1, True)]:
+        steps = round(60 / (1 - max(momentum, center)))
+        sizes = linear_steps(momentum, center, eta=factor * eta, rho=[0.1], variances=[0.1], steps=min(steps, 2000))
+        first, *_, last = np.array_split(sizes[:, 0], 4)
+        assert (last.max() > first.max()) == grows
+        step = theory.mean_map(factor * eta, **momenta, **DINO)
+        mean = np.linalg.matrix_power(step, 20) @ [1, 1, 0]
+        assert sizes[20, 0] / sizes[0, 0] == pytest.approx(abs(mean[0]), rel=1e-3, abs=1e-6)
+
+
+def test_C7_a_teacher_hides_the_lag_of_the_center_iff_it_is_slow_enough():
+    """In continuous time; real roots alone would call 0.25 < 0.4 stable at every rate, and it is not."""
+    assert theory.hidden_lag(0.996, 0.9) < 0.4 < theory.hidden_lag(0.99, 0.99)
+    slow = theory.critical_step(teacher_momentum=0.996, center_momentum=0.9, **DINO)
+    assert slow == pytest.approx(2 * 0.1, rel=0.02)  # the student's own limit
+    assert theory.critical_step(teacher_momentum=0.99, center_momentum=0.99, **DINO) < 0.01 * slow
+    for ratio, stable in [(0.95, True), (1.05, False)]:  # of ε₁ to where ε₁/(ε₁ + ε₂) = 0.4
+        fast = 1e-3 * 0.4 / 0.6 * ratio
+        assert (theory.hidden_lag(1 - fast, 1 - 1e-3) < 0.4) == stable
+        radius = [
+            np.abs(np.linalg.eigvals(theory.mean_map(eta, teacher_momentum=1 - fast, center_momentum=1 - 1e-3, **DINO)))
+            for eta in np.geomspace(1e-6, 0.19, 40)
+        ]
+        assert (np.max(radius) <= 1) == stable
+    assert theory.critical_step(teacher_momentum=0.9, center_momentum=1.0, **DINO) == 0
+
+
+def test_C8_a_slow_teacher_makes_directions_grow_alike_whatever_their_variance():
+    eta, rho = 1e-3 * np.array([1.0, 4.0]), 0.9
+    slow = theory.direction_growth(100 * eta, rho, teacher_momentum=0.9999, **DINO)
+    np.testing.assert_allclose(slow, 1e-4 * (0.9 / 0.4 - 1), rtol=2e-3)
+    fast = theory.direction_growth(1e-5 * eta, rho, teacher_momentum=0.5, **DINO)
+    np.testing.assert_allclose(fast, 1e-5 * eta * (0.9 / 0.04 - 10), rtol=1e-5)
+    for e in 1e-2 * eta:
+        largest = np.linalg.eigvals(theory.direction_map(e, rho, teacher_momentum=0.999, **DINO)).max()
+        g = theory.direction_growth(e, rho, teacher_momentum=0.999, **DINO)
+        assert g == pytest.approx(math.log(largest), rel=5e-3)
+    sizes = linear_steps(0.99, 0.5, eta=0.02, rho=[0.9, 0.9], variances=[1.0, 4.0], steps=200)
+    alone = linear_steps(0.0, 0.5, eta=1e-4, rho=[0.9, 0.9], variances=[1.0, 4.0], steps=200)
+    (slow_low, slow_high), (low, high) = (np.log(x[-1, 1:] / x[-50, 1:]) for x in (sizes, alone))
+    assert high / low == pytest.approx(4, rel=0.01)
+    assert 1 < slow_high / slow_low < 1.2
 
 
 # D ---------------------------------------------------------------------------------------------------------------
