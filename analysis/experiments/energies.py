@@ -62,6 +62,22 @@ def coding_rate_energy(
     return energy
 
 
+def batch_energy(energy: Energy, *, batch: int, samples: int | None = None, seed: int = 0) -> Energy:
+    """The mean of an energy over batches of the points.
+
+    Args:
+        energy: of the points of a batch.
+        batch: the size of the batches, whose points are distinct.
+        samples: how many batches are drawn, once; None takes all C(n, batch) of them.
+        seed: of the draw.
+
+    >>> pairs = batch_energy(infonce_energy(temp=0.5), batch=2)
+    >>> pairs(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])).item()  # (-4 - 2 - 2)/3
+    -2.6666667461395264
+    """
+    return lambda z: energy(z[..., _batches(z.shape[-2], batch, samples, seed).to(z.device), :]).mean(-1)
+
+
 @cache
 def _batches(n: int, batch: int, samples: int | None, seed: int) -> Int[Tensor, "c {batch}"]:
     """The members of each batch: of all batches, or of `samples` random ones."""

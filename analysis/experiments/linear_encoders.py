@@ -72,6 +72,22 @@ def view_covariances(views: Float[Tensor, "2 n m"]) -> Covariances:
     return Covariances(np.einsum("vni,vnj->ij", x, x, optimize=True) / count, difference.T @ difference / count)
 
 
+def gaussian_views(mu: Float[np.ndarray, " m"], *, n: int, seed: int = 0) -> Float[Tensor, "2 n m"]:
+    """Two views of each of n images with Σ = I and Σ_a = diag(μ): normal, with the correlations 1 - μ.
+
+    Args:
+        mu: (m,) the shares of the variances that differ between views, at most 1.
+        n: images.
+        seed: of the draw.
+
+    >>> gaussian_views(np.array([0.0, 1.0]), n=3).diff(dim=0)[0, :, 0].tolist()  # the first mode is the same in both
+    [0.0, 0.0, 0.0]
+    """
+    generator, mu = torch.Generator().manual_seed(seed), torch.as_tensor(mu, dtype=torch.float32)
+    common, own = torch.randn(n, len(mu), generator=generator), torch.randn(2, n, len(mu), generator=generator)
+    return (1 - mu).sqrt() * common + mu.sqrt() * own
+
+
 def modes(sigma: Float[np.ndarray, "m m"], sigma_a: Float[np.ndarray, "m m"]) -> Float[np.ndarray, " m"]:
     """The generalized eigenvalues μ of (Σ_a, Σ), ascending: the shares of variance that differ between views.
 
