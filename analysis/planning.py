@@ -122,8 +122,8 @@ def preflight(
         implied = (seen / c * pairs - (global_crops - 1)) / local_crops
         sentences.append(
             f"With {local_crops} local crops the share that counts is "
-            f"[{global_crops - 1}·μ + {local_crops}·μ_l]/{pairs}: μ of two global crops, and μ_l the variance of a local crop less "
-            "its covariance with a global one, over the variance of a global one. "
+            f"[{global_crops - 1}·μ + {local_crops}·μ_l]/{pairs}: μ of two global crops, and μ_l the variance of a "
+            "local crop less its covariance with a global one, over the variance of a global one. "
             + (
                 "It can exceed 1 only if local crops vary more than global ones, or against them."
                 if seen >= c

@@ -10,6 +10,7 @@ from analysis import theory
 from analysis.experiments.linear_encoders import (
     crossing_times,
     descent,
+    gaussian_views,
     graph_problem,
     last_layer_modes,
     linear_optimum,
@@ -33,6 +34,12 @@ def test_problem_has_the_modes_it_was_asked_for():
     sigma, sigma_a = linear_problem(MU[::-1], seed=3)
     np.testing.assert_allclose(modes(sigma, sigma_a), MU, atol=1e-12)
     assert abs(sigma - np.diag(np.diag(sigma))).max() > 0.01
+
+
+def test_gaussian_views_have_the_modes_they_were_asked_for():
+    sigma, sigma_a = view_covariances(gaussian_views(MU, n=100_000))
+    np.testing.assert_allclose(sigma, np.eye(6), atol=0.02)
+    np.testing.assert_allclose(sigma_a, np.diag(MU), atol=0.02)
 
 
 def test_view_covariances_of_shared_and_own_parts():
