@@ -192,8 +192,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                     row = log.flush()
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{path.name}: {error}; its last checkpoint is of step {saved}") from None
-                shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
-                bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
+                shown = "alignment {alignment:.3f}, rate {rate:.1f} of attainable {rate_isotropic:.1f} "
+                bar.set_postfix_str((shown + "(R* {rate_ceiling:.1f})").format_map(row))
             due = last or stopping or (costly and now - saved_at > config.record.checkpoint_seconds)
             if due and rank == 0:
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
