@@ -4,7 +4,7 @@ The spread of unit features is s = 1 - ‖E z‖², their alignment A = E (1 - �
 are functions of the parameters that an optimizer holds. Nothing here knows the predictions of `theory`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import torch
@@ -73,8 +73,7 @@ def kernel_share(network: Callable[[Tensor], Tensor], views: Views, optimizer: O
     2.0
     """
     z = _features(network, views)
-    spread = 1 - z.mean((0, 1)).square().sum()
-    alignment = 1 - (z[0] * z[1]).sum(-1).mean()
+    spread, alignment = _spread(z), (z[0] - z[1]).square().sum(-1).mean() / 2
     of_spread, of_alignment, scales = (*_gradients([spread, alignment], optimizer), step_scales(optimizer).values())
     growth, cost = (_inner(of_spread, scales, other) for other in (of_spread, of_alignment))
     return KernelShare(cost / growth, growth / (2 * spread.item()), spread.item())
@@ -98,7 +97,7 @@ def first_order_growth(
     0.1755
     """
     z = _features(network, views)
-    spread = 1 - z.mean((0, 1)).square().sum()
+    spread = _spread(z)
     of_spread, of_loss = _gradients([spread, loss(z)], optimizer)
     return -_inner(of_spread, step_scales(optimizer).values(), of_loss) / spread.item()
 
@@ -110,31 +109,37 @@ def train_and_watch(
     optimizer: Optimizer,
     *,
     watched: Views,
-    every: int = 10,
-) -> list[KernelShare]:
+    at: Collection[int],
+) -> dict[int, KernelShare]:
     """Train a network in place, a step for each batch, and measure its `kernel_share` on the way.
 
     Args:
         network, loss, optimizer: as in `first_order_growth`.
         batches: the views (2, n, ...) of each step.
         watched: views of the images that are measured on, always the same.
-        every: how many steps lie between two measurements.
+        at: the numbers of steps after which it is measured; 0 is before the first.
 
     Returns:
-        the measurements, the first before the first step.
+        the measurements by the number of steps.
     """
-    found = [kernel_share(network, watched, optimizer)]
+    found = {0: kernel_share(network, watched, optimizer)} if 0 in at else {}
     for step, views in enumerate(batches, 1):
         optimizer.zero_grad()
         loss(_features(network, views)).backward()
         optimizer.step()
-        if step % every == 0:
-            found.append(kernel_share(network, watched, optimizer))
+        if step in at:
+            found[step] = kernel_share(network, watched, optimizer)
     return found
 
 
 def _features(network: Callable[[Tensor], Tensor], views: Tensor) -> Float[Tensor, "2 n d"]:
     return network(views.flatten(0, 1)).unflatten(0, (2, -1))
+
+
+def _spread(z: Float[Tensor, "2 n d"]) -> Tensor:
+    """1 - ‖E z‖² of unit features, as their variance: what rounding leaves of it in single precision is exact."""
+    z = z.double()
+    return (z - z.mean((0, 1))).square().sum(-1).mean()
 
 
 def _gradients(values: list[Tensor], optimizer: Optimizer) -> list[tuple[Tensor, ...]]:

@@ -16,6 +16,7 @@ from simdino.runs import Run, evaluated_branch
 
 from ..measures.inputs import unit_rows
 from ..measures.moments import Moments
+from .collapsed_runs import growth_outcome
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
@@ -38,6 +39,7 @@ RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (linear_outcome, {"first": True}),
     (backbone_measures, {}),
     (patch_outcome, {}),
+    (growth_outcome, {"watched": 2000}),
 ]
 # And of the recipes themselves, as it takes some seconds for each run.
 PROBED = ("simdino", "simdinov2", "dino", "dinov2")
