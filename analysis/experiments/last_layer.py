@@ -32,7 +32,7 @@ def last_layer_optimum(
     eps: int | float,
     batch: int | None = None,
     stop_gradient: bool = False,
-    steps: int = 2000,
+    tolerance: int | float = 1e-7,
     seed: int = 0,
 ) -> LastLayer:
     """The last layer W that minimizes the loss of unit features z = Wh/‖Wh‖, by L-BFGS from a random start.
@@ -46,7 +46,8 @@ def last_layer_optimum(
     R_b = ½ [log det(I + αΓ/(1 + δ)) + b·log(1 + δ) - bδ/(1 + δ)],   δ = (1/b) Σ αλᵢ/(1 + αλᵢ/(1 + δ))
 
     the expected rate of b features of the spectrum λ. Its derivative in δ is 0, so that its gradient is that of R at
-    α_b = α/(1 + δ), and δ always is the one of the present spectrum. Inputs are whitened first.
+    α_b = α/(1 + δ), and δ always is the one of the present spectrum. Inputs are whitened first, in float64; the search
+    has the precision of h.
 
     Args:
         h: (v, n, m) the inputs of the layer, v ≥ 2 views of each of n images; where it has a bias, one of them is 1.
@@ -55,7 +56,7 @@ def last_layer_optimum(
         eps: ε of the rate.
         batch: b, the images of a batch; None is the rate of all features at once.
         stop_gradient: halve the alignment's gradient.
-        steps: of L-BFGS, at most.
+        tolerance: the residual at which the search ends.
         seed: of the start.
 
     Source: Couillet and Debbah 2011, theorem 6.14, for R_b.
@@ -66,33 +67,39 @@ def last_layer_optimum(
     """
     x, white = whitened(h)
     v, n, k = x.shape
-    rows, share, alpha = x.reshape(v * n, k), (0.5 if stop_gradient else 1.0), d / eps**2
+    share, alpha = 0.5 if stop_gradient else 1.0, d / eps**2
+    rows = x.reshape(v * n, k).astype(np.float64 if h.dtype == torch.float64 else np.float32)
 
     def parts(flat: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """The loss, its gradient in W, and the rate's part of it before the projection on the spheres."""
-        w = flat.reshape(d, k)
-        z = rows @ w.T
+        z = rows @ flat.reshape(d, k).T.astype(rows.dtype)
         norms = np.linalg.norm(z, axis=1, keepdims=True)
         z /= norms
         total = z.reshape(v, n, d).sum(0)
         alignment = 1 - ((total**2).sum() / n - v) / (v * (v - 1))
         rate, inverse = _rate(z.T @ z / (v * n), alpha, batch)
-        expansion = gamma * z @ inverse / (v * n)
+        expansion = gamma / (v * n) * z @ inverse.astype(z.dtype)
         others = (total - z.reshape(v, n, d)).reshape(v * n, d)
         gradient = -2 * share / (v * (v - 1) * n) * others - expansion
         gradient -= (gradient * z).sum(1, keepdims=True) * z
         return share * alignment - gamma * rate, (gradient / norms).T @ rows, (expansion / norms).T @ rows
 
+    residual = math.inf
+
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient, _ = parts(flat)
-        return value, gradient.ravel()
+        nonlocal residual
+        value, gradient, expansion = parts(flat)
+        residual = np.linalg.norm(gradient) / np.linalg.norm(expansion)
+        return value, gradient.ravel().astype(np.float64)
+
+    def enough(_: np.ndarray) -> None:
+        if residual < tolerance:
+            raise StopIteration
 
     start = np.random.default_rng(seed).standard_normal(d * k) / math.sqrt(k)
-    options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 0, "gtol": 1e-9, "maxcor": 30}
-    flat = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
-    _, gradient, expansion = parts(flat)
-    weight = flat.reshape(d, k) @ white
-    residual = np.linalg.norm(gradient) / np.linalg.norm(expansion)
+    options = {"maxiter": 3000, "maxfun": 6000, "ftol": 0, "gtol": 0, "maxcor": 30}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=enough, options=options)
+    weight = found.x.reshape(d, k) @ white
     return LastLayer(weight, last_layer_spectrum(weight, h), residual)
 
 
