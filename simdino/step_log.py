@@ -14,7 +14,17 @@ from simdino.losses import coding_rate, patch_rates, simdino_loss
 from simdino.ranks import gathered, mean_over_ranks
 from simdino.step_inputs import Hidden
 
-LOSS_TERMS = ("alignment", "rate", "patches", "entropy", "kl", "koleo", "patch_rate_within", "patch_rate_across")
+LOSS_TERMS = (
+    "alignment",
+    "rate",
+    "patches",
+    "gram",
+    "patch_rate_within",
+    "patch_rate_across",
+    "entropy",
+    "kl",
+    "koleo",
+)
 
 
 def feature_monitors(z: Tensor) -> dict[str, Tensor]:
