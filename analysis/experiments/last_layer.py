@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from scipy.optimize import brentq, minimize
 from torch import Tensor
+from torch.nn.functional import pad
+
+from .linear_encoders import modes, view_covariances
 
 CUTOFF = 1e-11  # of the largest variance of h: float32 leaves noise of about 1e-14
 
@@ -101,6 +104,51 @@ def last_layer_optimum(
     found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=enough, options=options)
     weight = found.x.reshape(d, k) @ white
     return LastLayer(weight, last_layer_spectrum(weight, h), residual)
+
+
+@torch.no_grad()
+def last_layer_inputs(encoder: torch.nn.Module, views: Float[Tensor, "v n m"]) -> Float[Tensor, "v n h"]:
+    """What the last linear layer of an encoder gets of some views; a bias is one more input, which is always 1.
+
+    Args:
+        encoder: a `Linear`, or a `Sequential` that ends with one.
+        views: (v, n, m) what the encoder gets.
+
+    >>> last_layer_inputs(torch.nn.Linear(2, 3), torch.zeros(1, 1, 2)).tolist()
+    [[[0.0, 0.0, 1.0]]]
+    """
+    *below, last = encoder if isinstance(encoder, torch.nn.Sequential) else [encoder]
+    x = torch.nn.Sequential(*below)(views)
+    return x if last.bias is None else pad(x, (0, 1), value=1.0)
+
+
+def last_layer_weight(encoder: torch.nn.Module) -> Float[np.ndarray, "d h"]:
+    """The matrix W of the last linear layer of an encoder, with its bias as the last column, in float64.
+
+    >>> last_layer_weight(torch.nn.Linear(2, 3)).shape
+    (3, 3)
+    """
+    last = encoder[-1] if isinstance(encoder, torch.nn.Sequential) else encoder
+    columns = [last.weight] if last.bias is None else [last.weight, last.bias[:, None]]
+    return torch.cat(columns, dim=1).detach().double().cpu().numpy()
+
+
+def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) -> Float[np.ndarray, " h"]:
+    """The generalized eigenvalues μ of the features that the last linear layer of an encoder gets, ascending.
+
+    Given its input the last layer is a linear encoder, so that `theory.water_filling` of these μ is where it rests,
+    whatever is below it, if its features are held to the unit sphere in the mean. Those that are one by one have
+    `last_layer_optimum`.
+
+    Args:
+        encoder: a `Linear`, or a `Sequential` that ends with one.
+        views: (2, n, m) what the encoder gets, two views of each of n images.
+
+    >>> views = torch.tensor([[[1.0, 1.0], [-1.0, 1.0]], [[1.0, 1.0], [-1.0, 1.0]]])  # equal views
+    >>> last_layer_modes(torch.nn.Linear(2, 1, bias=False), views).round(6).tolist()
+    [0.0, 0.0]
+    """
+    return modes(*view_covariances(last_layer_inputs(encoder, views)))
 
 
 def whitened(h: Float[Tensor, "v n m"]) -> tuple[Float[np.ndarray, "v n k"], Float[np.ndarray, "k m"]]:
