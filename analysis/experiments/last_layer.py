@@ -69,41 +69,89 @@ def last_layer_optimum(
     [0.5, 0.5]
     """
     x, white = whitened(h)
-    v, n, k = x.shape
-    share, alpha = 0.5 if stop_gradient else 1.0, d / eps**2
-    rows = x.reshape(v * n, k).astype(np.float64 if h.dtype == torch.float64 else np.float32)
-
-    def parts(flat: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """The loss, its gradient in W, and the rate's part of it before the projection on the spheres."""
-        z = rows @ flat.reshape(d, k).T.astype(rows.dtype)
-        norms = np.linalg.norm(z, axis=1, keepdims=True)
-        z /= norms
-        total = z.reshape(v, n, d).sum(0)
-        alignment = 1 - ((total**2).sum() / n - v) / (v * (v - 1))
-        rate, inverse = _rate(z.T @ z / (v * n), alpha, batch)
-        expansion = gamma / (v * n) * z @ inverse.astype(z.dtype)
-        others = (total - z.reshape(v, n, d)).reshape(v * n, d)
-        gradient = -2 * share / (v * (v - 1) * n) * others - expansion
-        gradient -= (gradient * z).sum(1, keepdims=True) * z
-        return share * alignment - gamma * rate, (gradient / norms).T @ rows, (expansion / norms).T @ rows
-
-    residual = math.inf
+    x = x.astype(np.float64 if h.dtype == torch.float64 else np.float32)
+    share, alpha, shape, residual = 0.5 if stop_gradient else 1.0, d / eps**2, (d, len(white)), math.inf
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal residual
-        value, gradient, expansion = parts(flat)
-        residual = np.linalg.norm(gradient) / np.linalg.norm(expansion)
-        return value, gradient.ravel().astype(np.float64)
+        (alignment, pull), (rate, push, free) = _terms(flat.reshape(shape), x, alpha, batch)
+        gradient = share * pull - gamma * push
+        residual = np.linalg.norm(gradient) / (gamma * np.linalg.norm(free))
+        return share * alignment - gamma * rate, gradient.ravel().astype(np.float64)
 
     def enough(_: np.ndarray) -> None:
         if residual < tolerance:
             raise StopIteration
 
-    start = np.random.default_rng(seed).standard_normal(d * k) / math.sqrt(k)
+    start = np.random.default_rng(seed).standard_normal(math.prod(shape)) / math.sqrt(shape[1])
     options = {"maxiter": 3000, "maxfun": 6000, "ftol": 0, "gtol": 0, "maxcor": 30}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=enough, options=options)
-    weight = found.x.reshape(d, k) @ white
+    weight = found.x.reshape(shape) @ white
     return LastLayer(weight, last_layer_spectrum(weight, h), residual)
+
+
+def balancing_gamma(
+    weight: Float[np.ndarray, "d m"],
+    h: Float[Tensor, "v n m"],
+    *,
+    eps: int | float,
+    batch: int | None = None,
+    stop_gradient: bool = False,
+) -> float:
+    """The γ at which a last layer is nearest to rest: where the rate's gradient balances the alignment's best.
+
+    γ = ⟨∇A, ∇R⟩ / ‖∇R‖²,   gradients in W, in whitened inputs
+
+    Of `last_layer_optimum` it is the γ that it was given; of a layer at rest under another loss, the γ of ours that
+    this loss amounts to.
+
+    Args:
+        weight: (d, m) the last layer W.
+        h: (v, n, m) its inputs, as in `last_layer_optimum`, as are eps, batch and stop_gradient.
+
+    >>> h = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
+    >>> weight = np.array([[1.0, 0.9], [0.0, 0.2]])  # turned on to one direction or away from it, the views balance
+    >>> balancing_gamma(weight, h, eps=1.0) > 0
+    True
+    """
+    x, white = whitened(h)
+    (_, pull), (_, push, _) = _terms(weight @ np.linalg.pinv(white), x, len(weight) / eps**2, batch)
+    return float((0.5 if stop_gradient else 1.0) * np.vdot(pull, push) / np.vdot(push, push))
+
+
+class _Alignment(NamedTuple):
+    value: float | np.floating
+    gradient: np.ndarray  # (d, k)
+
+
+class _Expansion(NamedTuple):
+    value: float | np.floating
+    gradient: np.ndarray  # (d, k)
+    free: np.ndarray  # (d, k) the gradient as it is before the projection on the spheres
+
+
+def _terms(w: np.ndarray, x: np.ndarray, alpha: float, batch: int | None) -> tuple[_Alignment, _Expansion]:
+    """Alignment and rate of the unit features of inputs (v, n, k), and their gradients in W (d, k)."""
+    v, n, k = x.shape
+    rows = x.reshape(v * n, k)
+    z = rows @ w.T.astype(rows.dtype)
+    norms = np.linalg.norm(z, axis=1, keepdims=True)
+    z /= norms
+    views = z.reshape(v, n, -1)
+    total = views.sum(0)
+    alignment = 1 - ((total**2).sum() / n - v) / (v * (v - 1))
+    others = (total - views).reshape(v * n, -1) * (2 / (v * (v - 1) * n))
+    rate, inverse = _rate(z.T @ z / (v * n), alpha, batch)
+    free = z @ (inverse / (v * n)).astype(z.dtype)
+
+    def in_w(gradient: np.ndarray) -> np.ndarray:
+        return (gradient / norms).T @ rows
+
+    def tangent(gradient: np.ndarray) -> np.ndarray:
+        return gradient - (gradient * z).sum(1, keepdims=True) * z
+
+    pull, push = in_w(tangent(-others)), in_w(tangent(free))
+    return _Alignment(alignment, pull), _Expansion(rate, push, in_w(free))
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from simdino.weights import load_weights
 
 from .. import theory
 from ..experiments.last_layer import (
+    balancing_gamma,
     last_layer_features,
     last_layer_inputs,
     last_layer_optimum,
@@ -123,9 +124,10 @@ def last_layer_outcome(run: Run) -> dict[str, list[float] | float]:
     Of the student, whose last layer the loss moves: `measured` of its own last layer, `predicted` of the best one for
     batches of the run's size (`experiments.last_layer`), `uncorrected` of the best one for a rate of all images at
     once; each largest first, on fresh views of held-out images (`views_…`) and on these without augmentation
-    (`center_…`). `alignment_…` are E (1 - cos) of two held-out views.
+    (`center_…`). `alignment_…` are E (1 - cos) of two held-out views. `gamma` is the γ at which the run's own last
+    layer is nearest to rest on the views that are fitted to, `gamma_uncorrected` the same for a rate of all images.
     """
-    views, network = head_views(run), run_network(run)
+    views, network = head_views(run, most=_seen(run, MOST_IMAGES)), run_network(run)
     fitted, *judged = (head_inputs(network, x) for x in views)
     loss = loss_of_head(run)
     weights = {
@@ -133,12 +135,21 @@ def last_layer_outcome(run: Run) -> dict[str, list[float] | float]:
         "predicted": last_layer_optimum(fitted, **loss, tolerance=RESIDUAL).weight,
         "uncorrected": last_layer_optimum(fitted, **loss | {"batch": None}, tolerance=RESIDUAL).weight,
     }
-    found: dict[str, list[float] | float] = {}
+    how = {"eps": loss["eps"], "stop_gradient": loss["stop_gradient"]}
+    found: dict[str, list[float] | float] = {
+        "gamma": balancing_gamma(weights["measured"], fitted, batch=loss["batch"], **how),
+        "gamma_uncorrected": balancing_gamma(weights["measured"], fitted, **how),
+    }
     for name, weight in weights.items():
         for part, h in zip(("views", "center"), judged, strict=True):
             found[f"{part}_{name}"] = _rounded(last_layer_spectrum(weight, h))
         found[f"alignment_{name}"] = round(head_alignment(weight, judged[0]), PLACES)
     return found
+
+
+def _seen(run: Run, most: int) -> int:
+    """At most as many images as a run has seen: one of a few steps is not worth more."""
+    return min(most, run.config["optim"]["steps"] * run.config["optim"]["batch_size"])
 
 
 def _rounded(values: np.ndarray) -> list[float]:
@@ -213,10 +224,12 @@ def forecast_outcome(run: Run) -> dict[str, list]:
     the learning rate summed up; and `trend`, the forecast with the variance within images shrunk to the share `left` of
     it, where training is foretold to bring it. That share follows from the alignments of the forecasts at this and the
     step before, drawn on in the same way (`trend_ratio`), by water-filling (`share_left`); nothing in it is fitted to
-    runs that have ended. Where a step has none before it, it is 1. `end` is the spectrum that was to be foretold. All
-    are of the student, largest first, on fresh views of held-out images.
+    runs that have ended. Where a step has none before it, it is 1. `end` is the spectrum that was to be foretold. The
+    last step is the end itself, where `forecast` says how far the last layer has come. All are of the student, largest
+    first, on fresh views of held-out images.
     """
-    views, loss = head_views(run, draws=FORECAST_DRAWS, most=FORECAST_IMAGES), loss_of_head(run)
+    views = head_views(run, draws=FORECAST_DRAWS, most=_seen(run, FORECAST_IMAGES))
+    loss = loss_of_head(run)
     gamma = theory.effective_gamma(loss["gamma"]) if loss["stop_gradient"] else loss["gamma"]
     optim = Optim(**run.config["optim"])
     rates = np.cumsum([schedules(optim, step).lr for step in range(optim.steps)])
@@ -225,7 +238,7 @@ def forecast_outcome(run: Run) -> dict[str, list]:
     found: dict[str, list] = {"end": _rounded(measured)}
     found |= {name: [] for name in ("step", "current", "forecast", "extrapolated", "trend", "left", "alignment")}
     before: tuple[float, float, np.ndarray] | None = None  # time, alignment, and spectrum at the step before
-    for step in (step for step in run.weight_steps if step < optim.steps):
+    for step in run.weight_steps:
         network = run_network(run, step=step)
         h, judged = (head_inputs(network, x) for x in (views.fitted, views.views))
         current = last_layer_spectrum(last_layer_weight(network.head.mlp), judged)
@@ -236,8 +249,9 @@ def forecast_outcome(run: Run) -> dict[str, list]:
             first, was, spectrum = before
             ratio = trend_ratio((was, alignment), (first, time, rates[-1]))
             left = share_left(feature_modes(best.weight, judged), ratio, gamma, own_alpha(forecast, loss))
-            shrunk = last_layer_optimum(shrunken(h, left), **loss, tolerance=RESIDUAL)
-            trend = last_layer_spectrum(shrunk.weight, shrunken(judged, left))
+            if left < 1:
+                shrunk = last_layer_optimum(shrunken(h, left), **loss, tolerance=RESIDUAL)
+                trend = last_layer_spectrum(shrunk.weight, shrunken(judged, left))
             power = np.log(rates[-1] / time) / np.log(time / first)
             extrapolated = current * (current.clip(1e-12) / spectrum.clip(1e-12)) ** power
             extrapolated = np.sort(extrapolated / extrapolated.sum())[::-1]

@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 
 from analysis import theory
 from analysis.experiments.last_layer import (
+    balancing_gamma,
     last_layer_features,
     last_layer_inputs,
     last_layer_modes,
@@ -59,6 +60,8 @@ def test_B13_optimum_is_stationary_and_fills_water_by_reweighted_samples(batch, 
     gain = joint / 2 * alpha * m @ found.weight @ sigma
     assert np.linalg.norm(found.weight @ cost - gain) < 1e-6 * np.linalg.norm(gain)
     assert found.residual < 1e-6
+    options = {"eps": eps, "batch": batch, "stop_gradient": stop_gradient}
+    assert balancing_gamma(found.weight, h, **options) == pytest.approx(gamma, rel=1e-4)
     predicted = theory.water_filling(eigh(cost, sigma, eigvals_only=True), joint, alpha, d)
     np.testing.assert_allclose(np.sort(predicted)[::-1][:d], found.spectrum, atol=1e-6)
 

@@ -43,9 +43,11 @@ def test_the_measured_spectrum_is_that_of_the_recorded_features(run):
     assert found["alignment_predicted"] < 2
 
 
-def test_forecasts_are_of_every_step_before_the_end_and_use_two_steps_for_the_trend(run):
+def test_forecasts_are_of_every_step_and_use_two_steps_for_the_trend(run):
     found = forecast_outcome(run)
-    assert found["step"] == [0, 5, 10]
+    assert found["step"] == [0, 5, 10, 20]
+    assert found["current"][3] == found["end"]
+    assert found["trend"][3] == found["forecast"][3]
     assert found["left"][:2] == [1, 1]  # there is no step before, or only the untrained network
     assert 0 < found["left"][2] <= 1
     assert found["trend"][:2] == found["forecast"][:2]
