@@ -25,6 +25,7 @@ from .outcomes import (
     linear_outcome,
     patch_outcome,
     photo_outcome,
+    survival_forecast,
     untrained_outcome,
 )
 
@@ -43,6 +44,9 @@ PROBED = ("simdino", "simdinov2", "dino", "dinov2")
 RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (photo_outcome, {"train": 2000, "test": 1000}),
 ]
+# And of DINO's short runs, those of the studies of what survives, seconds for each as well.
+FORETOLD_STEPS = 200
+RESULTS_OF_FORETOLD: list[tuple[Callable[..., dict], dict[str, object]]] = [(survival_forecast, {})]
 
 
 def archive_study(
@@ -109,6 +113,8 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
     upper = np.triu_indices(len(head.mean))
     moments = np.concatenate([head.mean.numpy(), head.covariance.numpy()[upper]])
     asked = RESULTS + (RESULTS_OF_PROBED if run.config["recipe"] in PROBED else [])
+    if run.config["recipe"].startswith("dino@") and run.config["optim"]["steps"] == FORETOLD_STEPS:
+        asked = asked + RESULTS_OF_FORETOLD
     record = {
         "config": run.config,
         "environment": run.environment,

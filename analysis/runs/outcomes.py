@@ -12,10 +12,11 @@ import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from simdino.config import PUBLISHED_EPS
+from simdino.config import DINO, PUBLISHED_EPS, Config, Model, Optim
 from simdino.runs import Run, evaluated_branch
 
 from ..experiments.atlas import geometry
+from ..experiments.dino_map import differences_live, reduced_run
 from ..measures.collapse import patch_ranks
 from ..measures.inputs import unit_rows
 from ..probes.backbone import load_backbone
@@ -86,6 +87,20 @@ def head_geometry(run: Run) -> dict[str, float]:
     snapshot = run.snapshot(run.steps[-1])
     features = snapshot[f"{evaluated_branch(snapshot)}/head/test"]
     return geometry(unit_rows(features).double())._asdict()
+
+
+@kept
+def survival_forecast(run: Run) -> dict[str, float]:
+    """What a reduced network says of one of DINO's runs, from its configuration alone: `experiments.dino_map`.
+
+    `lives`, 1 or 0, whether the differences survive; `ratio`, |E t − c|/√E‖t − E t‖² at step 30, or the last before.
+    The reduced network has the run's seed, and nothing else in common with it.
+    """
+    c = run.config
+    parts = {"model": Model(**c["model"]), "objective": DINO(**c["objective"]), "optim": Optim(**c["optim"])}
+    center, spread = reduced_run(Config(c["recipe"], **parts), seed=c["seed"])
+    at = min(30, len(spread) - 1)
+    return {"lives": float(differences_live(spread)), "ratio": float(center[at] / spread[at])}
 
 
 def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:
