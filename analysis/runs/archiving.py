@@ -28,6 +28,7 @@ from .outcomes import (
     linear_outcome,
     patch_outcome,
     photo_outcome,
+    survival_forecast,
     untrained_outcome,
 )
 
@@ -50,6 +51,8 @@ RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
 ]
 # Of recipes whose last layer is predicted, and of runs that keep weights on the way, from which their end is foretold.
 PREDICTED = ("simdino", "simdino-no-teacher", "simdino-joint", "simdinov2")
+# Of DINO's short runs, those of the studies of what survives, of which a reduced network foretells the end.
+FORETOLD_STEPS = 200
 
 
 def asked_results(run: Run) -> list[tuple[Callable[..., dict], dict[str, object]]]:
@@ -61,6 +64,8 @@ def asked_results(run: Run) -> list[tuple[Callable[..., dict], dict[str, object]
     name = run.config["recipe"]
     asked = RESULTS + (RESULTS_OF_PROBED if name in PROBED else [])
     asked = [*asked, (last_layer_outcome, {})] if name in PREDICTED else asked
+    if name.startswith("dino@") and run.config["optim"]["steps"] == FORETOLD_STEPS:
+        asked = [*asked, (survival_forecast, {})]
     return [*asked, (forecast_outcome, {})] if run.weight_steps else asked
 
 
