@@ -115,6 +115,8 @@ def preflight_command(arguments: list[str]) -> None:
         choices=("student", "mean"),
         help="whose rate (default: the student's; with --official of the mean)",
     )
+    parser.add_argument("--images", type=int, help="training images (default: many more than a batch)")
+    parser.add_argument("--local-crops", type=int, default=0, help="beside two global ones (default: 0; official: 10)")
     parser.add_argument("--measured", type=float, help="a logged expansion term to judge")
     given = parser.parse_args(arguments)
     try:
@@ -132,6 +134,8 @@ def preflight_command(arguments: list[str]) -> None:
                 gathered=given.gathered,
                 stop_gradient=not given.no_stop_gradient,
                 rate_of=given.rate_of or ("mean" if given.official else "student"),
+                images=given.images,
+                local_crops=given.local_crops,
                 measured=given.measured,
             )
         )

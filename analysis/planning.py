@@ -15,7 +15,8 @@ class Preflight(NamedTuple):
 
     collapsed: float  # with all features equal, nats
     isotropic: float  # of random unit vectors, nats
-    ceiling: float  # the largest, nats
+    attainable: float  # the largest mean over batches, nats
+    ceiling: float  # the largest of one batch, and attainable if that batch has all images, nats
     collapse_number: float  # χ
     sentences: tuple[str, ...]
 
@@ -33,18 +34,25 @@ def preflight(
     gathered: bool = False,
     stop_gradient: bool = True,
     rate_of: Literal["student", "mean"] = "student",
+    images: int | None = None,
+    global_crops: int = 2,
+    local_crops: int = 0,
     measured: float | None = None,
 ) -> Preflight:
     """Range of the logged expansion term γ·R and stability of total collapse, from the configuration alone.
 
-    collapsed = γ/2·log(1 + α),  isotropic = γ·(rate of n random unit vectors),  ceiling = γ·r/2·log(1 + α/r)
+    collapsed = γ/2·log(1 + α),  isotropic = γ·(rate of n random unit vectors),  ceiling = γR* = γ·r/2·log(1 + α/r)
     collapse number χ = γα²/(1 + α),  α = d/ε²,  r = min(n, d)
+
+    Batches of many more images than they hold can attain the isotropic value and no more on average; R* is the limit
+    of one batch of all images (`theory.attainable_rate`).
 
     Total collapse is linearly stable iff χ·(1 − 1/n) < c·μ_min, where μ_min ≤ 1 is the smallest share of a direction's
     variance that differs between views. c = 1 for a stop-gradient teacher and the rate of the student's features. c = 2
     without the stop-gradient, as the alignment then has twice the gradient, and also for the rate of the mean of
     student and teacher, which has half the gradient (the official default, `expa_type` 1). So χ·(1 − 1/n) ≥ c is safe
-    for every augmentation, and γ = 0 or n = 1 is safe for none.
+    for every augmentation, and γ = 0 or n = 1 is safe for none. With local crops the share is a mean over the pairs of
+    crops (`theory.crops_collapse_threshold`), and "every" needs local crops that vary no more than global ones.
 
     Args:
         n: images of one rank. One covariance takes n rows, or n·world_size if it is gathered.
@@ -56,10 +64,13 @@ def preflight(
         gathered: whether the rate is taken of the rows of all ranks together.
         stop_gradient: whether the teacher gets no gradient.
         rate_of: whose rate is taken, the "student"'s or that of the "mean" of student and teacher.
+        images: that one trains on; None for many more than a batch has.
+        global_crops: of an image, which the teacher sees.
+        local_crops: of an image, which only the student sees.
         measured: a logged γ·R to judge.
 
     Raises:
-        ValueError: a rule for gamma that there is not.
+        ValueError: a rule for gamma that there is not; fewer images than a batch has.
 
     >>> plan = preflight(n=64, d=256, eps=0.5, gamma=0.1)
     >>> round(plan.collapsed, 3), round(plan.isotropic, 3), round(plan.ceiling, 3)
@@ -74,9 +85,10 @@ def preflight(
             raise ValueError(f"gamma must be a number or one of {', '.join(rules)}, got {gamma!r}")
         gamma = rules[gamma]
     n = rows
-    low, random, high = (
-        gamma * rate
-        for rate in (theory.rate_collapsed(d, eps), theory.rate_isotropic(n, d, eps), theory.rate_maximum(n, d, eps))
+    random = theory.rate_isotropic(n, d, eps)
+    best = random if images is None or n == 1 else theory.attainable_rate(images, d, eps, b=n)
+    low, random, best, high = (
+        gamma * rate for rate in (theory.rate_collapsed(d, eps), random, best, theory.rate_maximum(n, d, eps))
     )
     chi, c = theory.collapse_number(d, eps, gamma), 1 if stop_gradient and rate_of == "student" else 2
     share = 1 - 1 / n  # of the features' variance, in a batch
@@ -85,9 +97,11 @@ def preflight(
     cause = "a stop-gradient teacher" if c == 1 else "the rate of a mean" if stop_gradient else "no stop-gradient"
     least = f"{c} ({cause})"
     sentences = [
-        f"The expansion term lies between {low:.4f} (all features equal) and {high:.4f} (as spread as {n} features in "
-        f"{d} dimensions can be); independent random features score {random:.4f}.",
-        f"Spreading gains at most {high - low:.4f}: if the mean of 1 - cos between views stays above that, total "
+        f"The expansion term lies between {low:.4f} (all features equal) and what batches of {n} of "
+        f"{'many more' if images is None else images} images can attain on average, {best:.4f}; independent random "
+        f"features score {random:.4f}. No batch exceeds {high:.4f} (R*), which training attains only if one batch has "
+        "all images.",
+        f"Spreading gains at most {best - low:.4f}: if the mean of 1 - cos between views stays above that, total "
         "collapse would have the lower loss.",
     ]
     if seen >= c:
@@ -103,11 +117,24 @@ def preflight(
             f"epsilon to {safe:.2g} (eps of the official code, multiplied by the number of ranks unless covariances "
             f"are gathered, to {safe**2:.2g}), to be safe for all views."
         )
+    if local_crops:
+        pairs = global_crops + local_crops - 1
+        implied = (seen / c * pairs - (global_crops - 1)) / local_crops
+        sentences.append(
+            f"With {local_crops} local crops the share that counts is "
+            f"[{global_crops - 1}·μ + {local_crops}·μ_l]/{pairs}: μ of two global crops, and μ_l the variance of a "
+            "local crop less its covariance with a global one, over the variance of a global one. "
+            + (
+                "It can exceed 1 only if local crops vary more than global ones, or against them."
+                if seen >= c
+                else f"If this run collapses and stays so, μ_l is above {max(implied, 0):.2f} in every direction."
+            )
+        )
     if n < d:
         sentences.append(f"{n} rows show at most {n} of {d} dimensions: enlarge the batch or gather the covariance.")
     if measured is not None and gamma > 0:
         sentences.append(
-            f"The measured {measured:.4f} is {measured / high:.1%} of the ceiling, {measured / random:.1%} of random "
-            f"isotropy and {measured / low:.2f} times the collapsed value."
+            f"The measured {measured:.4f} is {measured / best:.1%} of the attainable optimum, {measured / high:.1%} of "
+            f"R* and {measured / low:.2f} times the collapsed value."
         )
-    return Preflight(low, random, high, chi, tuple(sentences))
+    return Preflight(low, random, best, high, chi, tuple(sentences))

@@ -298,7 +298,7 @@ def publish_made(todo: Plan) -> list[dict]:
                 temporary = target.with_suffix(f"{target.suffix}.tmp")
                 shutil.copyfile(source, temporary)
                 os.replace(temporary, target)
-    if records and not todo.to_make:
+    if records:
         gallery(todo.published)
     return records
 

@@ -27,18 +27,25 @@ PROPOSITIONS = {
     "A3": "every critical point that is not optimal has an ascent direction",
     "A4": "ε changes the conditioning of the optimum, not the optimum",
     "A5": "the gradient of the rate is bounded, and three rules for γ follow",
-    "B1": "with unlimited capacity the minimum of the loss is -γR*",
+    "B1": "with unlimited capacity the minimum of the loss is -γ times the largest mean rate of its batches",
     "B2": "mini-batches single out equiangular tight frames and designs",
     "B3": "a linear encoder fills its spectrum like water, and collapses at a threshold",
     "B4": "a stop-gradient teacher doubles γ, whatever its momentum",
     "B5": "modes grow one after another, in a time known in closed form",
     "B6": "total collapse is stable iff γα²/(1+α) < c·μ_min",
+    "B7": "the optimum of mini-batch training is the uniform law, whose rate is the isotropic one",
+    "B8": "a finite batch acts as a larger ε",
     "B9": "batches tell tight frames apart by the sum of c⁴ alone, in leading order",
+    "B10": "the modes of a linear encoder open one after another as γ grows, and B6 is the first of these transitions",
+    "B11": "with several crops the stability of total collapse is decided by the mean over the pairs of crops",
     "B12": "of more classes than dimensions the frequent ones own a dimension each, and the others share the rest",
     "B14": "next to total collapse two gradients foretell the growth of any network under any optimizer",
     "C1": "the cross-entropy of DINO is blind to collapse",
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighboring losses",
+    "C6": "a direction leaves DINO's uniform collapse iff its consistency exceeds τ_t/τ_s",
+    "C7": "the mean outruns a center that lags behind the student; a teacher slower than the center hides the lag",
+    "C8": "with a slow teacher all directions grow alike, whatever their variance",
     "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
     "D2": "the rate of (student + teacher)/2 is that of unit vectors at a larger ε",
     "E1": "whose rate it is decides whether a stop-gradient doubles γ, for every network",
@@ -56,6 +63,12 @@ def _positive(**values: Values) -> None:
     for name, value in values.items():
         if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
             raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _momenta(**values: Number) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def _alpha(d: Number, eps: Values) -> Number | np.ndarray:
@@ -279,19 +292,65 @@ def gamma_rules(n: Count, d: Count, eps: Number) -> dict[str, float]:
     return {"balanced": balanced, "bounded": balanced * math.sqrt(n), "official": (d + n) / (d * n)}
 
 
-def loss_minimum(n: Count, d: Count, eps: Number, gamma: Number) -> float:
+def loss_minimum(n: Count, d: Count, eps: Number, gamma: Number, *, b: Count | None = None) -> float:
     """B1: the smallest value of the loss for an encoder of unlimited capacity.
 
-    -γR*
+    -γR*(n) for all n images in one batch,   -γ · `attainable_rate` for batches of b of them
 
-    It is reached with no cost of alignment at any optimal configuration of A1 (`rate_maximum`).
+    It is reached with no cost of alignment: in one batch at any optimal configuration of A1 (`rate_maximum`), in small
+    batches only where B7 says.
 
     Proof: the two terms are bounded separately, and both bounds hold at once when all views of image i map to uᵢ.
 
+    Args:
+        n: images.
+        b: images of a batch, 2 at least; None takes all of them.
+
     >>> round(loss_minimum(8, 2, 1.0, 0.1), 4)  # -0.1 log 2
     -0.0693
+    >>> loss_minimum(10**6, 2, 1.0, 0.1, b=8) > loss_minimum(8, 2, 1.0, 0.1)  # batches reach less
+    True
     """
-    return -gamma * rate_maximum(n, d, eps)
+    return -gamma * (rate_maximum(n, d, eps) if b is None else attainable_rate(n, d, eps, b=b))
+
+
+def attainable_rate(n: Count, d: Count, eps: Number, *, b: Count) -> float:
+    """B7: the largest mean coding rate that batches of b ≥ 2 of n images can have, in nats.
+
+    R_iso(b) + (b(b-1)/(4n)) log((1+δ)²/(1+2δ)),   δ = (1/b) Σ s/(1 + s/(1+δ)) over d terms,   s = α/d
+
+    For n ≫ b that is `rate_isotropic` of b: the uniform law on the sphere is the only optimum, as a measure on lines
+    (the rate cannot tell z from -z). R* of `rate_maximum` is the limit n = b, all images in one batch. In between the
+    gap closes as b/n. The correction is of first order in b/n, and good to a tenth of itself for n ≥ 2b.
+
+    Proof: let ρ be a law of features, J(ρ) = E R of b independent ones. Given b-2 of them and A = I + (α/b)Σzzᵀ, the
+    part of R that depends on both others is ½ log(1-κ²) = -½ Σₖ κ²ᵏ/k, with κ ∝ z₁ᵀA⁻¹z₂ scaled to |κ| < 1. Every κ²ᵏ
+    is a positive definite kernel, so that J is concave along mixtures, and strictly so for even perturbations, which
+    even polynomials tell apart. Averaging over rotations leaves the uniform law. For n points J counts batches that
+    take a point twice, each of the b(b-1)/2 pairs with the probability 1/n; batches of distinct points do not pay
+    for these what a second copy lacks, ½ log(1+δ)² - ½ log(1+2δ), and J itself is at most R_iso.
+
+    Args:
+        n: images, b at least.
+        b: images of a batch.
+
+    Raises:
+        ValueError: for b = 1, which has no pairs, and for b > n.
+
+    >>> round(attainable_rate(8, 2, 1.0, b=8), 4)  # one batch: R* = log 2
+    0.6931
+    >>> round(attainable_rate(10**9, 2, 1.0, b=8) / rate_isotropic(8, 2, 1.0), 6)
+    1.0
+    """
+    _counts(n=n, b=b)
+    if not 2 <= b <= n:
+        raise ValueError(f"a batch needs 2 <= b <= n images, got b={b} of n={n}")
+    highest = rate_maximum(b, d, eps)
+    if b == n:
+        return highest
+    delta = _counted_twice(np.full(int(d), _alpha(d, eps) / d), b)
+    correction = b * (b - 1) / (4 * n) * (2 * math.log1p(delta) - math.log1p(2 * delta))
+    return min(highest, rate_isotropic(b, d, eps) + correction)
 
 
 class ImbalancedOptimum(NamedTuple):
@@ -601,6 +660,7 @@ def water_filling(
 
     Args:
         mu: (m,) generalized eigenvalues of (Σ_a, Σ), the shares of a mode's variance that differ between views.
+        alpha: α of the rate; for an encoder trained on batches not much larger than d, that of `settled_alpha`.
         d: the dimension of the features, which is the largest number of modes with power.
         norm: the value at which E‖z‖² is held (1 for unit features), with ν from `water_level`; None leaves it free.
 
@@ -630,6 +690,97 @@ def collapse_threshold(gamma: Number, alpha: Number) -> Number:
     """
     _positive(gamma=gamma, alpha=alpha)
     return gamma * alpha / 2
+
+
+def batch_alpha(spectrum: ArrayLike, b: Count, alpha: Number) -> float:
+    """B8: the α_b at which the coding rate has the gradient that batches of b features have on average at α.
+
+    α_b = α/(1 + δ),   δ = (1/b) Σ αλᵢ/(1 + αλᵢ/(1 + δ))
+
+    So a batch acts as a larger ε² → ε²(1 + δ), five times as large for a flat spectrum, b = d and ε² = 0.05. Close to
+    total collapse δ is about 1/b, and all that changes is the factor 1 - 1/b of `collapse_number`.
+
+    Proof: `sampled_rate` is stationary in δ, so that its derivative in λᵢ is the one at fixed δ, ½ α_b/(1 + α_bλᵢ).
+
+    Args:
+        spectrum: (k,) the eigenvalues λ of the population's Γ, or the powers of a linear encoder; zeros may be left
+            out.
+        b: features of a batch.
+        alpha: α of the rate.
+
+    >>> round(batch_alpha([0.5, 0.5], 1, 2), 6)  # δ = 2/(1 + 1/(1 + δ)): δ = √2
+    0.828427
+    """
+    _counts(b=b)
+    _positive(alpha=alpha)
+    return alpha / (1 + _counted_twice(alpha * np.asarray(spectrum, dtype=float), b))
+
+
+def _counted_twice(a: Float[np.ndarray, " k"], b: Count) -> float:
+    """δ = (1/b) Σ aᵢ/(1 + aᵢ/(1 + δ)) for a = αλ: what a batch of b sees of itself; 0 for features that vanish."""
+    from scipy.optimize import brentq
+
+    return brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / b, 0, a.sum() / b) if a.any() else 0.0
+
+
+def settled_alpha(
+    mu: ArrayLike, gamma: Number, alpha: Number, d: int | np.integer, *, b: Count, norm: Number | None = None
+) -> float:
+    """B8: the α_b at which a linear encoder comes to rest that is trained on batches of b.
+
+    α_b of `batch_alpha` for the powers of `water_filling` at α_b
+
+    B3, its threshold, B4 and B10 hold for batches with it in place of α. For b ≫ d it is α.
+
+    Proof: the stationarity of B3 with B8's gradient. Powers grow with α_b, and `batch_alpha` falls with them, so that
+    there is one solution.
+
+    Args:
+        mu, gamma, d, norm: as in `water_filling`; μ > 0 in the free problem, where other powers have no limit.
+        alpha: α of the rate.
+        b: features of a batch.
+
+    >>> a = settled_alpha([0.5, 0.125], 1, 10, 2, b=4)
+    >>> abs(a - batch_alpha(water_filling([0.5, 0.125], 1, a, 2), 4, 10)) < 1e-9
+    True
+    """
+    from scipy.optimize import brentq
+
+    excess = lambda a: batch_alpha(water_filling(mu, gamma, a, d, norm=norm), b, alpha) - a  # noqa: E731
+    return brentq(excess, alpha * 1e-9, alpha, xtol=1e-14 * alpha) if excess(alpha) < 0 else float(alpha)
+
+
+def opening_gammas(mu: ArrayLike, alpha: Number, d: int | np.integer) -> Float[np.ndarray, " k"]:
+    """B10: the γ above which the second, third, ... mode of a linear encoder has power, with E‖z‖² = 1.
+
+    Σ_{i≤k} [γ/(γα - 2(μ_{k+1} - μᵢ)) - 1/α] = 1,   μ ascending
+
+    For k = 1 and μ₁ = 0, the mean, this is B6 with c = 2: χ = γα²/(1+α) = 2μ₂. So total collapse is the first rung of
+    one ladder of dimensional collapses. A stop-gradient halves these γ (`effective_gamma`).
+
+    Proof: mode k+1 is about to open where γ/(2(μ_{k+1} + ν)) = 1/α, and then the first k modes of `water_filling` have
+    the whole power. Their total at this ν falls with γ, so that there is one root.
+
+    Args:
+        mu: (m,) the shares of the modes, in any order; the d smallest count.
+        alpha: α of the rate; for batches that of B8 at the powers where the mode opens.
+
+    Returns:
+        (min(m, d) - 1,) ascending; 0 for a mode as good as the first.
+
+    >>> round(opening_gammas([0, 0.5], 1, 2).item(), 6)  # χ = γ/2 = 2 · 0.5
+    2.0
+    """
+    from scipy.optimize import brentq
+
+    mu, rungs = _modes(mu, 1.0, alpha, d), []
+    for k in range(1, len(mu)):
+        gaps = 2 * (mu[k] - mu[:k])
+        missing = lambda x, gaps=gaps: (gaps / (x - gaps)).sum() - alpha  # noqa: E731  # x = γα
+        low, high = gaps[0] * (1 + 0.5 / alpha), 2 * gaps[0] * (1 + k / alpha)
+        root = brentq(missing, low, high, xtol=1e-15 * high) if gaps[0] > 0 else 0.0
+        rungs.append(root / alpha)
+    return np.array(rungs)
 
 
 def effective_gamma(gamma: Number, *, rate_of: str = "student") -> Number:
@@ -794,7 +945,8 @@ def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
     the alignment is (E1). Larger is safer: with χ ≥ c total collapse is unstable whatever the views.
 
     Proof: a spread of variance s around u changes R by ½ log((1+α(1-s))/(1+α)) + ½ αs ≈ ½ s α²/(1+α), and costs the
-    alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n).
+    alignment μs, whose gradient the stop-gradient halves. A batch of n sees its own variance only: χ(1 - 1/n). For more
+    than two crops see `crops_collapse_threshold`, for the collapse of some dimensions `opening_gammas`.
 
     Raises:
         ValueError: for a γ that is negative or not finite.
@@ -806,6 +958,40 @@ def collapse_number(d: Count, eps: Number, gamma: Number) -> Number:
     if not (np.isfinite(gamma) and gamma >= 0):
         raise ValueError(f"gamma must be finite and not negative, got {gamma}")
     return gamma * alpha**2 / (1 + alpha)
+
+
+def crops_collapse_threshold(
+    mu: Values, mu_local: Values, *, global_crops: Count = 2, local_crops: Count = 0
+) -> np.floating | Float[np.ndarray, "*batch"]:
+    """B11: the collapse number below which total collapse is stable, for several crops of an image.
+
+    [(g-1)μ + l·μ_l]/(g + l - 1),   μ_l = σ_l² - ρ
+
+    It takes the place of μ in B6, and c multiplies it. σ_l² is the variance of local crops along a direction, ρ their
+    covariance with global ones, both over the variance of the global crops. Ten local crops beside two global ones put
+    10/11 of the weight on μ_l. It is at most 1, as μ is, if local crops vary no more than global ones and do not vary
+    against them; only then is χ ≥ c safe for all views.
+
+    Proof: each of g + l student crops meets each teacher crop but itself, g(g+l-1) pairs. A pair (v, t) pulls the
+    student along w with E w_v(w_v - w_t), as in `collapse_number`, and the rate is of global crops alone.
+
+    Args:
+        mu: the share of a direction's variance that differs between two global crops, or an array of shares.
+        mu_local: μ_l, the same of a local crop beside a global one; crops of both kinds have one mean.
+        global_crops: g, 2 at least unless there are local crops.
+        local_crops: l, 0 allowed.
+
+    Raises:
+        ValueError: for crops that make no pair.
+
+    >>> float(crops_collapse_threshold(0.5, 0.25, global_crops=2, local_crops=4))  # (0.5 + 4 · 0.25)/5
+    0.3
+    """
+    _counts(global_crops=global_crops)
+    pairs = global_crops + local_crops - 1
+    if local_crops < 0 or pairs < 1:
+        raise ValueError(f"no pair in {global_crops} global and {local_crops} local crops")
+    return ((global_crops - 1) * np.asarray(mu) + local_crops * np.asarray(mu_local)) / pairs
 
 
 def collapse_spread(rate: Values, d: Count, eps: Number) -> np.floating | Float[np.ndarray, "*batch"]:
@@ -1031,6 +1217,187 @@ def infonce_minimum(n: Count, d: Count, *, temp: Number = 0.1) -> float:
     return -n / ((n - 1) * temp) if 2 <= n <= d + 1 else math.nan
 
 
+def sharpened_consistency(rho: Values, *, student_temp: Number, teacher_temp: Number) -> Values:
+    """C6: the number above 1 of which a direction of small scores grows under DINO's loss.
+
+    χ = ρ τ_s/τ_t,   grows iff χ > 1
+
+    ρ is the direction's consistency: the covariance of its scores in two views of an image over their variance. The
+    learning rate, the number of prototypes, the variance and the teacher's momentum change the speed alone.
+
+    Proof: at χ = 1 the rows of `direction_map` sum to 1, so that (1, 1) is an eigenvector of eigenvalue 1. It is
+    positive and so are the entries, for η < τ_s: by Perron and Frobenius no eigenvalue is larger, and the largest rises
+    with ρ.
+
+    Args:
+        rho: ρ, one or an array of them; the mean over the images has ρ = 1.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+
+    >>> float(sharpened_consistency(0.5, student_temp=0.1, teacher_temp=0.04))
+    1.25
+    """
+    _positive(student_temp=student_temp, teacher_temp=teacher_temp)
+    return (np.asarray(rho, dtype=float) * (student_temp / teacher_temp))[()]
+
+
+def direction_map(
+    eta: Number, rho: Number, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number
+) -> Float[np.ndarray, "2 2"]:
+    """C6: one step of gradient descent near DINO's uniform collapse, of a direction in (student, teacher).
+
+    s ← (1 − η/τ_s) s + (ηρ/τ_t) t,   then t ← λ t + (1 − λ) s,   η = lr·σ²/(Kτ_s)
+
+    Scores are linear in features whose direction has the variance σ² and the consistency ρ. Around equal scores
+    p ≈ (1 + s/τ_s)/K and q ≈ (1 + t/τ_t)/K, so that the gradient in a student's score is (s/τ_s − t/τ_t)/(Kτ_s). Its
+    covariance with the feature of the view is σ² of s, and ρσ² of t, which saw the other view. The center does not
+    enter, as directions here have mean zero.
+
+    Args:
+        eta: η; the student alone is stable below 2τ_s.
+        rho: ρ.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ; 0 is a teacher that equals the student.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "teacher_momentum": 0.0}
+    >>> direction_map(0.01, 0.8, **options).round(6).tolist()  # 1 − 0.1 and 0.2, of which the teacher is a copy
+    [[0.9, 0.2], [0.9, 0.2]]
+    """
+    _positive(eta=eta, student_temp=student_temp, teacher_temp=teacher_temp)
+    _momenta(teacher_momentum=teacher_momentum)
+    student = np.array([1 - eta / student_temp, eta * rho / teacher_temp])
+    return np.array([student, (1 - teacher_momentum) * student + [0, teacher_momentum]])
+
+
+def mean_map(
+    eta: Number, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number
+) -> Float[np.ndarray, "3 3"]:
+    """C7: one step of gradient descent near DINO's uniform collapse, of the mean in (student, teacher, center).
+
+    s ← (1 − η/τ_s) s + (η/τ_t)(t − c),   c ← m c + (1 − m) t,   then t ← λ t + (1 − λ) s
+
+    It is `direction_map` of the one direction that all images share, ρ = 1, less the center. The center takes the
+    teacher's mean after the loss has used it, as DINO's code does.
+
+    Args:
+        eta: η, with the mean square of the direction for σ².
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ.
+        center_momentum: m; 1 is no centering.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "teacher_momentum": 0.0, "center_momentum": 1.0}
+    >>> float(abs(np.linalg.eigvals(mean_map(0.01, **options))).max().round(6))  # 1 + η(1/τ_t − 1/τ_s): it grows
+    1.15
+    """
+    _momenta(center_momentum=center_momentum)
+    temps = {"student_temp": student_temp, "teacher_temp": teacher_temp}
+    step = np.zeros((3, 3))
+    step[:2, :2] = direction_map(eta, 1.0, teacher_momentum=teacher_momentum, **temps)
+    step[:2, 2] = -eta / teacher_temp * np.array([1, 1 - teacher_momentum])
+    step[2, 1:] = 1 - center_momentum, center_momentum
+    return step
+
+
+def critical_step(
+    *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number
+) -> float:
+    """C7: the smallest η at which the mean turns unstable, from the exact map; 0 without a center.
+
+    spectral radius of `mean_map`(η) > 1 from η on
+
+    With a teacher that equals the student it is (1 − m)/(1/τ_t − m/τ_s) where τ_t < τ_s: the determinant of the map of
+    (student, center), m(1 − η/τ_s) + η/τ_t, reaches 1 there. The two eigenvalues that leave the circle are complex: the
+    mean swings about its center, ever wider. With a slow teacher it is the student's own limit, 2τ_s.
+
+    Args:
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ.
+        center_momentum: m.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "center_momentum": 0.5}
+    >>> round(critical_step(teacher_momentum=0.0, **options), 6)  # 0.5/(25 − 5)
+    0.025
+    """
+    from scipy.optimize import brentq
+
+    options = {"student_temp": student_temp, "teacher_temp": teacher_temp}
+    options |= {"teacher_momentum": teacher_momentum, "center_momentum": center_momentum}
+
+    def excess(log_eta: float) -> float:
+        return float(np.abs(np.linalg.eigvals(mean_map(math.exp(log_eta), **options))).max() - 1 - 1e-12)
+
+    grid = np.linspace(math.log(2e-6 * student_temp), math.log(100 * student_temp), 500)
+    first = next((i for i, x in enumerate(grid) if excess(x) > 0), None)
+    if first is None:
+        return math.inf
+    return math.exp(brentq(excess, grid[first - 1], grid[first], xtol=1e-12)) if first else 0.0
+
+
+def hidden_lag(teacher_momentum: Number, center_momentum: Number) -> float:
+    """C7: the share that must be below τ_t/τ_s for the mean to be stable at every learning rate, in continuous time.
+
+    ε₁/(ε₁ + ε₂) < τ_t/τ_s,   ε₁ = 1 − λ, ε₂ = 1 − m
+
+    That is, a teacher slower than the center by the factor τ_s/τ_t − 1 hides the center's lag. With a faster teacher
+    the mean is stable at small learning rates alone. It holds for ε₁, ε₂ ≪ 1; `critical_step` is exact.
+
+    Proof: with A = η/τ_s and r = τ_t/τ_s the growth g of the mean solves (g + A)(g + ε₁)(g + ε₂) = (Aε₁/r) g. By Routh
+    and Hurwitz it is stable iff A²(S − ε₁/r) + A S(S − ε₁/r) + S ε₁ε₂ > 0 with S = ε₁ + ε₂, which holds at every A iff
+    S ≥ ε₁/r. The pair that turns unstable is complex; asking for real roots alone would give the weaker
+    ε₁/(√ε₁ + √ε₂)² < r.
+
+    Args:
+        teacher_momentum: λ.
+        center_momentum: m.
+
+    Raises:
+        ValueError: a momentum outside [0, 1]; both 1, where nothing moves.
+
+    >>> round(hidden_lag(0.996, 0.9), 4)  # 0.004/0.104, of which τ_t/τ_s = 0.4 is ten times as much
+    0.0385
+    """
+    _momenta(teacher_momentum=teacher_momentum, center_momentum=center_momentum)
+    fast, slow = 1 - teacher_momentum, 1 - center_momentum
+    _positive(rates=fast + slow)
+    return float(fast / (fast + slow))
+
+
+def direction_growth(
+    eta: Values, rho: Values, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number
+) -> np.floating | Float[np.ndarray, "*batch"]:
+    """C8: the growth g of a direction's log scores in each step, in continuous time.
+
+    g = [√((A + ε₁)² + 4Aε₁(χ − 1)) − A − ε₁]/2,   A = η/τ_s,   ε₁ = 1 − λ,   χ = ρ τ_s/τ_t
+
+    The student's rate A and the teacher's ε₁ enter alike, and the slower sets the pace. With a fast teacher, A ≪ ε₁,
+    g is η(ρ/τ_t − 1/τ_s), in proportion to the variance in η. With a slow one, A ≫ ε₁, it is ε₁(χ − 1), which the
+    variance does not enter: a slow teacher whitens the race of the directions.
+
+    Proof: a teacher that follows a student which grows by g is ε₁/(g + ε₁) of it, so that
+    g = η[(ρ/τ_t) ε₁/(g + ε₁) − 1/τ_s], a quadratic equation. `direction_map` has it as its limit for small A, ε₁; with
+    the teacher equal to the student, λ = 0, that map grows by the fast teacher's g, and this form does not apply.
+
+    Args:
+        eta: η, one or an array, below τ_s.
+        rho: ρ, one or an array of that shape.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
+        teacher_momentum: λ < 1.
+
+    >>> options = {"student_temp": 0.1, "teacher_temp": 0.05, "teacher_momentum": 0.9}
+    >>> float(direction_growth(0.01, 1.0, **options).round(6))  # A = ε₁ = 0.1, χ = 2: (√0.08 − 0.2)/2
+    0.041421
+    """
+    _positive(eta=eta)
+    _momenta(teacher_momentum=teacher_momentum)
+    chi = sharpened_consistency(rho, student_temp=student_temp, teacher_temp=teacher_temp)
+    a, fast = np.asarray(eta, dtype=float) / student_temp, 1 - teacher_momentum
+    return ((np.sqrt((a + fast) ** 2 + 4 * a * fast * (chi - 1)) - a - fast) / 2)[()]
+
+
 def rate_isotropic(n: Count, d: Count, eps: Number) -> float:
     """D1: the mean coding rate of n independent uniform unit vectors, in nats.
 
@@ -1039,6 +1406,8 @@ def rate_isotropic(n: Count, d: Count, eps: Number) -> float:
 
     This is the Shannon transform of the law of Marchenko and Pastur, asymptotic in n and d: it is within 0.5 % from
     d = 64 on, for n < d too. It is below `rate_maximum` (by Jensen's inequality): the rate of a sample is biased low.
+
+    It is what training on batches of n can attain (B7, `attainable_rate`).
 
     Source: Tulino and Verdú 2004, Random matrix theory and wireless communications, eq. 1.14.
 
@@ -1160,8 +1529,6 @@ def sampled_rate(spectrum: ArrayLike, n: Count, *, d: Count, eps: Number) -> flo
     >>> round(sampled_rate([0.25] * 4, 10**6, d=4, eps=1.0), 4)  # a million features show their population: 2 log 2
     1.3863
     """
-    from scipy.optimize import brentq
-
     a = _alpha(d, eps) * np.asarray(spectrum, dtype=np.float64)
-    delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / n, 0, a.sum() / n)
+    delta = _counted_twice(a, n)
     return float(np.log1p(a / (1 + delta)).sum() + n * math.log1p(delta) - n * delta / (1 + delta)) / 2

@@ -70,6 +70,9 @@ _Chances = Annotated[tuple[float, float, float], Range("[0, 1]")]
 _Count = Annotated[int, Range("[1, ∞)")]
 _Whole = Annotated[int, Range("[0, ∞)")]
 
+# Of a field that came when there were runs: at its default it is left out of the hash, and they keep their names.
+_LATER = {"later": True}
+
 
 @functools.cache
 def _kinds(part: type) -> dict[str, object]:
@@ -198,6 +201,8 @@ class SimDINOv2(SimDINO):
 
     patch_weight: _Weight = 1.0
     patch_gamma: _Weight = 0.0  # of the rates of patches, the remedy against their collapse; the paper has none
+    # ... and of their similarities' distance from those in the untrained network, another one (Gram anchoring).
+    gram_weight: _Weight = field(default=0.0, metadata=_LATER)
 
 
 @dataclass(frozen=True)
@@ -320,7 +325,7 @@ class Config:
         """The name of the run's directory, `<recipe>-s<seed>-<hash>`.
 
         In the recipe, characters that a folder's name cannot have are replaced by "_", and it is cut at NAME_LENGTH;
-        the hash, of every field's value, tells runs apart.
+        the hash, of every field's value, tells runs apart; a field that came later counts where it has been changed.
         """
         parts = {part: _values(value) for part, value in vars(self).items() if dataclasses.is_dataclass(value)}
         text = json.dumps({"recipe": self.recipe, "seed": self.seed} | parts, sort_keys=True)
@@ -329,13 +334,19 @@ class Config:
 
 
 def _values(part: object) -> dict[str, object]:
-    """The values of a part's fields, whole ones of real numbers as real: lr=1 is lr=1.0."""
+    """The values of a part's fields that count for the hash, whole ones of real numbers as real: lr=1 is lr=1.0."""
 
     def real(value: object) -> object:
         return tuple(map(float, value)) if isinstance(value, tuple) else float(value)
 
-    kinds = _kinds(type(part))
-    return {k: real(v) if float in (kinds[k], *get_args(kinds[k])) else v for k, v in vars(part).items()}
+    kinds, unset = _kinds(type(part)), [f.name for f in dataclasses.fields(part) if _is_unset(part, f)]
+    values = {k: real(v) if float in (kinds[k], *get_args(kinds[k])) else v for k, v in vars(part).items()}
+    return {k: v for k, v in values.items() if k not in unset}
+
+
+def _is_unset(part: object, of: dataclasses.Field) -> bool:
+    """Whether a field that came later has its default."""
+    return of.metadata == _LATER and getattr(part, of.name) == of.default
 
 
 def fields(config: Config) -> dict[str, tuple[object, object]]:

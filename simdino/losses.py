@@ -237,21 +237,24 @@ def simdinov2_loss(
     student_patches: Float[Tensor, "m p"],
     teacher_patches: Float[Tensor, "m p"],
     patch_weights: Float[Tensor, " m"],
+    anchor_patches: Float[Tensor, "m q"] | None = None,
     *,
     eps: float,
     gamma: float,
     rate_of: Literal["student", "mean"] = "student",
     patch_weight: float = 1.0,
     patch_gamma: float = 0.0,
+    gram_weight: float = 0.0,
     most_patches: int | None = None,
     group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Float[Tensor, ""], Parts]:
-    """Compute SimDINOv2's loss: SimDINO's, plus the alignment of masked patches, minus (on request) rates of patches.
+    """Compute SimDINOv2's loss: SimDINO's, plus the alignment of masked patches, and on request what keeps these apart.
 
-    L = L_SimDINO + patch_weight · Σ_m w_m ½‖s_m − t_m‖² − patch_gamma · (R_within + R_across)
+    L = L_SimDINO + patch_weight · Σ_m w_m ½‖s_m − t_m‖² − patch_gamma · (R_within + R_across) + gram_weight · L_gram
 
-    With patch_gamma 0, constant tokens are a global optimum; `patch_rates` says what the two rates are and which
-    collapse each excludes. They are computed only if patch_gamma is positive. As half of the crops are masked in the
+    With patch_gamma and gram_weight 0, constant tokens are a global optimum. `patch_rates` says what the two rates are
+    and which collapse each excludes, `gram_distance` what L_gram is; they are computed only if their weight is
+    positive. As half of the crops are masked in the
     official recipe, its −Σ w·cos = patches − Σ w has the best value −½, not −1. Lower is better.
 
     Args:
@@ -261,16 +264,20 @@ def simdinov2_loss(
         teacher_patches: the same of the teacher, which saw the patches (m, p).
         patch_weights: 1/(masked patches of the crop)/(g·n, all global crops) of each token (m,), so that each masked
             crop counts alike. Tokens of weight 0, after all others, are padding.
+        anchor_patches: unit tokens of the same patches in a network that stays as it is and saw them (m, p): what
+            `gram_distance` is from. Needed if gram_weight is positive.
         patch_weight: of the patches' alignment.
         patch_gamma: of the patches' rates.
+        gram_weight: of L_gram.
         most_patches: see `patch_rates`.
 
     Returns:
-        The loss, and its parts: those of `simdino_loss`, patches and, if patch_gamma is positive, patch_rate_within
-        and patch_rate_across (nats).
+        The loss, and its parts: those of `simdino_loss`, patches and, if its weight is positive, gram, and
+        patch_rate_within and patch_rate_across (nats).
 
     Raises:
-        ValueError: views that do not fit, an ε that is not positive, a weight that is negative, or any not finite.
+        ValueError: views that do not fit, an ε that is not positive, a weight that is negative, or any not finite; a
+            gram_weight without anchor_patches.
 
     Source: Wu et al. 2025 (arXiv 2502.10385); the rates of patches are this package's, against their collapse.
 
@@ -279,15 +286,56 @@ def simdinov2_loss(
     >>> parts["patches"]  # one crop of eight is masked, and each of its tokens has ½‖s − t‖² = 2
     tensor(0.2500)
     """
-    _check(patch_weight=patch_weight, patch_gamma=patch_gamma)
+    _check(patch_weight=patch_weight, patch_gamma=patch_gamma, gram_weight=gram_weight)
     loss, parts = simdino_loss(student, teacher, eps=eps, gamma=gamma, rate_of=rate_of, group=group)
     patches = (patch_weights * (student_patches - teacher_patches).square().sum(-1)).sum() / 2
     loss, parts = loss + patch_weight * patches, parts | {"patches": patches}
+    crops = teacher.shape[:2].numel()
+    if gram_weight:
+        if anchor_patches is None:
+            raise ValueError("a positive gram_weight needs anchor_patches: similarities to be near to")
+        gram = gram_distance(student_patches, anchor_patches, patch_weights, crops=crops)
+        loss, parts = loss + gram_weight * gram, parts | {"gram": gram}
     if not patch_gamma:
         return loss, parts
-    options = {"crops": teacher.shape[:2].numel(), "most_patches": most_patches, "group": group}
+    options = {"crops": crops, "most_patches": most_patches, "group": group}
     within, across = patch_rates(student_patches, patch_weights, eps=eps, **options)
     return loss - patch_gamma * (within + across), parts | {"patch_rate_within": within, "patch_rate_across": across}
+
+
+def _crop_of(weights: Tensor, crops: int) -> Tensor:
+    """Number the masked crops, and say of which each token is, from weights that sum to 1 in each crop (m,)."""
+    return (weights.cumsum(0, dtype=torch.float64) - weights / 2).long().clamp(max=crops - 1)
+
+
+@_full_precision
+def gram_distance(
+    z: Float[Tensor, "m p"], anchor: Float[Tensor, "m q"], weights: Float[Tensor, " m"], *, crops: int
+) -> Float[Tensor, ""]:
+    """Compute how far the similarities of a crop's tokens are from those of an anchor's, of any dimension.
+
+    L = 1/C Σ_c ‖Z_c Z_cᵀ − A_c A_cᵀ‖²_F / P_c²
+
+    over the masked crops c with P_c masked patches each, of C crops in all. It is 0 where all cosines within a crop
+    are the anchor's, whatever the rotation of each crop's tokens, and lower is nearer. Constant tokens, whose cosines
+    are all 1, have 1 − 1/P in a crop whose anchor is orthonormal. DINOv3 takes it of all of the backbone's tokens, and
+    of an anchor that is an earlier state of the teacher, renewed now and then.
+
+    Args:
+        z: unit tokens of the masked patches (m, p), crop after crop, and after them perhaps padding.
+        anchor: unit tokens of the same patches (m, q), a constant.
+        weights: as in `patch_rates` (m,).
+        crops: C, how many there are, masked or not.
+
+    Source: Siméoni et al. 2025 (DINOv3, arXiv 2508.10104) eq. 2.
+
+    >>> constant, weights = torch.eye(4)[[0, 0]], torch.full((2,), 1 / 2)  # one crop of two masked patches
+    >>> gram_distance(constant, torch.eye(4)[:2], weights, crops=1)
+    tensor(0.5000)
+    """
+    crop = _crop_of(weights * crops, crops)
+    pairs = (crop[:, None] == crop) * weights[:, None] * weights * crops  # 1/P_c²/C within a crop, (m, m)
+    return (pairs * (z @ z.mT - anchor @ anchor.mT).square()).sum()
 
 
 class PatchRates(NamedTuple):
@@ -338,7 +386,7 @@ def patch_rates(
     m, size = len(z), max(most_patches or len(z), 1)
     weights = weights * crops  # those of a crop sum to 1
     real = weights > 0
-    crop = (weights.cumsum(0, dtype=torch.float64) - weights / 2).long().clamp(max=crops - 1)  # (m,): of masked ones
+    crop = _crop_of(weights, crops)  # (m,)
     count = torch.zeros(crops, dtype=torch.long, device=z.device).index_add(0, crop, real.long())  # (crops,)
     slot = torch.arange(m, device=z.device) - (count.cumsum(0) - count)[crop]  # (m,): place of a token in its crop
     fits = (((weights * count[crop] - 1).abs() < 1e-3) & (slot < size) | ~real).all()

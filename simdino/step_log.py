@@ -14,7 +14,17 @@ from simdino.losses import coding_rate, patch_rates, simdino_loss
 from simdino.ranks import gathered, mean_over_ranks
 from simdino.step_inputs import Hidden
 
-LOSS_TERMS = ("alignment", "rate", "patches", "entropy", "kl", "koleo", "patch_rate_within", "patch_rate_across")
+LOSS_TERMS = (
+    "alignment",
+    "rate",
+    "patches",
+    "gram",
+    "patch_rate_within",
+    "patch_rate_across",
+    "entropy",
+    "kl",
+    "koleo",
+)
 
 
 def feature_monitors(z: Tensor) -> dict[str, Tensor]:
@@ -87,8 +97,9 @@ def rate_references(config: Config) -> dict[str, float]:
         config: the run's.
 
     Returns:
-        `eps`, the paper's ε; `rate_isotropic`, the mean rate of random unit features; `rate_ceiling`, the largest
-        rate there is, r/2·log(1 + d/(ε²r)) with r = min(n, d). Rates are in nats.
+        `eps`, the paper's ε; `rate_isotropic`, the mean rate of random unit features, which is what batches of many
+        more images can attain; `rate_ceiling`, the largest of one batch, R* = r/2·log(1 + d/(ε²r)) with
+        r = min(n, d). Rates are in nats.
     """
     eps = config.objective.eps if isinstance(config.objective, SimDINO) else SimDINO.eps
     n, d = config.optim.batch_size // config.optim.groups, config.model.out

@@ -37,8 +37,9 @@ def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = Non
 
     >>> settings("self_distillation")[1].recipe
     'simdino@optim.steps=300,optim.teacher=student-with-gradient,record.snapshots=1'
-    >>> {name: len(settings(name)) for name in STUDIES}
-    {'robustness': 60, 'self_distillation': 20, 'collapse_boundary': 10, 'dino_phases': 32, 'gamma_range': 5}
+    >>> {name: len(settings(name)) for name in STUDIES}  # doctest: +NORMALIZE_WHITESPACE
+    {'robustness': 60, 'self_distillation': 20, 'collapse_boundary': 10, 'dino_phases': 32, 'dino_survival': 32,
+    'gamma_range': 5}
     """
     recognized(profile, PROFILES, "profile")
     found = STUDIES[recognized(study, STUDIES, "study")](profile)
@@ -229,7 +230,7 @@ def _dino_phases(profile: str) -> list[Setting]:
     A teacher's momentum of 0 is none: the student itself behind a stop-gradient. Runs have 200 steps also on a GPU, and
     are in float32, as what is asked is whether the differences between features die within them.
     """
-    rates, momenta = (3e-5, 1e-4, 3e-4, 1e-3, 2.5e-3), (0.5, 0.9, 0.99)
+    rates, momenta = (1e-4, 3e-4, 6e-4, 1e-3, 2.5e-3), (0.5, 0.7, 0.9)
     teachers: list[tuple[float, float, dict]] = [(rate, 0.0, {"optim.teacher": "student"}) for rate in rates]
     teachers += [(1e-3, m, {"optim.ema": m, "optim.ema_end": m}) for m in momenta]
     found, same = [], {"optim.steps": 200, "optim.precision": "fp32", "record.snapshots": 1}
@@ -238,6 +239,14 @@ def _dino_phases(profile: str) -> list[Setting]:
         changes = {"objective.center_momentum": center, "optim.lr": rate} | teacher
         found.append(_setting("dino", profile, at, same | changes, PROFILES[profile].seeds[:3]))
     return found
+
+
+def _dino_survival(profile: str) -> list[Setting]:
+    """Train the settings of `dino_phases` with as many other seeds, which judge the forecast of what survives.
+
+    The forecast was developed on the seeds of `dino_phases` alone.
+    """
+    return [s._replace(seeds=tuple(5 + seed for seed in s.seeds)) for s in _dino_phases(profile)]
 
 
 # --- What the last layer foretells early
@@ -258,5 +267,6 @@ STUDIES: dict[str, Callable[[str], list[Setting]]] = {
     "self_distillation": _self_distillation,
     "collapse_boundary": _collapse_boundary,
     "dino_phases": _dino_phases,
+    "dino_survival": _dino_survival,
     "gamma_range": _gamma_range,
 }

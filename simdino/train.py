@@ -116,6 +116,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     share, team = parts // world, sharing_ranks(o.groups)
     branches = networks(config, images.train.shape[1], device)
     student, teacher = branches["student"], list(branches.values())[-1]
+    anchored = isinstance(config.objective, SimDINOv2) and config.objective.gram_weight > 0
+    anchor = untrained(config, images.train.shape[1], device, target=True) if anchored else None
     frozen = [p for name, p in student.named_parameters() if "last_layer" in name]  # in the first steps
     optimizer = torch.optim.AdamW(parameter_groups(student, o), lr=o.lr, fused=True)
     centers = {}
@@ -169,7 +171,9 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                 some = files[k] if lazy else images.train.index_select(0, drawn.images)
                 crops = make_views(some, config.crops, drawn.views)  # (g, n, …), (l, n, …)
                 with nullcontext() if world == 1 or k + 1 == share else network.no_sync():
-                    loss = loss_of(config, network, teacher, crops, drawn.hidden, centers, drawn.teacher_temp, team)
+                    loss = loss_of(
+                        config, network, teacher, crops, drawn.hidden, centers, drawn.teacher_temp, team, anchor
+                    )
                     centers_of.append({name: loss.terms.pop(name) for name in centers})
                     measured.append(log.measure(loss, drawn.hidden, costly=costly))
                     (loss.loss / share).backward()
@@ -192,8 +196,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
                     row = log.flush()
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{path.name}: {error}; its last checkpoint is of step {saved}") from None
-                shown = "alignment {alignment:.3f}, rate / isotropic / ceiling {rate:.1f} / {rate_isotropic:.1f} / "
-                bar.set_postfix_str((shown + "{rate_ceiling:.1f}").format_map(row))
+                shown = "alignment {alignment:.3f}, rate {rate:.1f} of attainable {rate_isotropic:.1f} "
+                bar.set_postfix_str((shown + "(R* {rate_ceiling:.1f})").format_map(row))
             due = last or stopping or (costly and now - saved_at > config.record.checkpoint_seconds)
             if due and rank == 0:
                 seconds = {"seconds": time.perf_counter() - began, "recording_seconds": recording}
@@ -231,6 +235,7 @@ def group_loss(
     centers: dict[str, Tensor],
     teacher_temp: Tensor,
     team: "dist.ProcessGroup | None" = None,
+    anchor: Network | None = None,
 ) -> GroupLoss:
     """Compute the loss of one group of images: their crops through both networks, and the objective of the outputs.
 
@@ -245,6 +250,7 @@ def group_loss(
         centers: DINO's, by name (k,); empty for SimDINO.
         teacher_temp: DINO's τ_t at this step, 0-d.
         team: the ranks that have the other rows of this group, or None.
+        anchor: the network whose patches' similarities are kept to, if the objective has a `gram_weight`.
     """
     o, n = config.optim, crops[0].shape[1]
     full_gradient = o.teacher == "student-with-gradient"
@@ -255,6 +261,8 @@ def group_loss(
         with torch.set_grad_enabled(full_gradient):
             alone = o.teacher.startswith("student") and masks is None  # then the student has just made the targets
             target, target_taps = (outs[0], taps[0]) if alone else teacher(views[0], None, select)
+        with torch.no_grad():
+            anchored = () if anchor is None else (anchor(views[0], None, select)[1]["selected"],)
     target = target if full_gradient else target.detach()
     s, t = (x.unflatten(0, (-1, n)) for x in (torch.cat(outs), target))  # (g + l, n, d), (g, n, d)
     z = taps[0]["head"].unflatten(0, (-1, n)).detach()  # (g, n, d)
@@ -265,7 +273,7 @@ def group_loss(
     else:
         options["group"] = team
     if isinstance(config.objective, SimDINOv2):
-        loss, terms = simdinov2_loss(s, t, *patches, most_patches=masks.shape[1], **options)
+        loss, terms = simdinov2_loss(s, t, *patches, *anchored, most_patches=masks.shape[1], **options)
     elif isinstance(config.objective, SimDINO):
         loss, terms = simdino_loss(s, t, **options)
     elif isinstance(config.objective, DINOv2):
@@ -286,15 +294,26 @@ def networks(config: Config, channels: int, device: str) -> dict[str, Network]:
     Returns:
         The networks by name, "student" first.
     """
-    o, shape = config.optim, {"size": config.crops.global_size, "channels": channels}
-    torch.manual_seed(derived_seed("weights", config.seed))
-    branches = {"student": Network(config.model, **shape).to(device)}
-    branches["student"].backbone.checkpointing = o.checkpointing
-    if not o.teacher.startswith("student"):
-        teacher = Network(replace(config.model, drop_path=0.0), **shape).to(device).requires_grad_(False)
-        teacher.load_state_dict(branches["student"].state_dict())
-        branches["teacher"] = teacher
+    branches = {"student": untrained(config, channels, device)}
+    branches["student"].backbone.checkpointing = config.optim.checkpointing
+    if not config.optim.teacher.startswith("student"):
+        branches["teacher"] = untrained(config, channels, device, target=True)
     return branches
+
+
+def untrained(config: Config, channels: int, device: str, *, target: bool = False) -> Network:
+    """Build a network of a run as it is at step 0.
+
+    Args:
+        config: the run's; its seed decides the weights.
+        channels: of the images.
+        device: where the network is.
+        target: whether it is one that is not trained itself: without gradients or stochastic depth.
+    """
+    torch.manual_seed(derived_seed("weights", config.seed))
+    model = replace(config.model, drop_path=0.0) if target else config.model
+    network = Network(model, size=config.crops.global_size, channels=channels).to(device)
+    return network.requires_grad_(False) if target else network
 
 
 def mean_centers(centers: list[dict[str, Tensor]], hidden: list[Hidden | None]) -> dict[str, Tensor]:

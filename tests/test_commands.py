@@ -238,8 +238,9 @@ def test_run_report_judges_head_and_backbone(run):
     assert result.table.loc[("head", 0), "mean_collapse"] < 0.3
     assert result.table.loc[("head", 0), "½E‖z − z′‖²"] == 0  # equal views
     text = str(result)
-    ceiling, collapsed = theory.rate_maximum(200, 8, EPS), theory.rate_collapsed(8, EPS)
-    for part in (f"the ceiling {ceiling:.4g}", f"equal {collapsed:.4g}", "untrained network (step 0)", "raw pixels"):
+    attainable, highest = theory.rate_isotropic(200, 8, EPS), theory.rate_maximum(200, 8, EPS)
+    levels = f"random directions {attainable:.4g}; all features equal {theory.rate_collapsed(8, EPS):.4g}"
+    for part in (levels, f"(R*) {highest:.4g}", "untrained network (step 0)", "raw pixels"):
         assert part in " ".join(text.split())
     assert json.loads(result.to_json())["reports"]["head"]["judgement"] == "mean collapse"
     assert "mean collapse" in result._repr_html_()
@@ -304,7 +305,9 @@ def test_preflight_command():
     official = ["--d", 256, "--batch", 64, "--eps", 0.05, "--official", "--ranks", 8]
     result = command(*official, "--measured", 0.4238, name="preflight")
     assert result.returncode == 0
-    assert all(w in result.stdout for w in ("0.0189", "0.4496", "3.74", "94.3% of the ceiling"))
+    assert all(w in result.stdout for w in ("0.0189", "0.4496", "3.74", "98.8% of the attainable", "94.3% of R*"))
+    assert "images can attain on average, 0.4496" in command(*official, "--images", 64, name="preflight").stdout
+    assert "μ_l]/11" in command(*official, "--local-crops", 10, name="preflight").stdout
     assert "between 0.0" in command(*official, "--gathered", name="preflight").stdout
     assert "as gamma is 0: total collapse is stable" in command(*official, "--gamma", 0, name="preflight").stdout
     refusal = command("--d", 256, "--batch", 64, "--eps", -1, name="preflight")

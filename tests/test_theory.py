@@ -12,9 +12,11 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
 from analysis import theory
+from analysis.experiments.dino_map import linear_scores
 from analysis.experiments.energies import coding_rate_energy, frame_potential_energy
-from analysis.experiments.landscape import orthonormal_sets
-from simdino.losses import simdino_loss, simdinov2_loss
+from analysis.experiments.landscape import batch_descent, orthonormal_sets
+from analysis.experiments.linear_encoders import linear_optimum, powers
+from simdino.losses import coding_rate, simdino_loss, simdinov2_loss
 
 RNG = np.random.default_rng
 OFFICIAL = [  # head dimension, rows per rank, ranks, the code's eps, ceiling, collapsed: facts of the official recipes
@@ -175,6 +177,9 @@ def test_A5_gradient_norms_follow_from_spectrum_and_alignment(n, d):
 
 def test_B1_minimum_of_the_loss_is_the_rate_alone():
     assert theory.loss_minimum(6, 3, 0.5, 0.1) == pytest.approx(-0.1 * theory.rate_maximum(6, 3, 0.5), abs=1e-10)
+    assert theory.loss_minimum(6, 3, 0.5, 0.1, b=6) == theory.loss_minimum(6, 3, 0.5, 0.1)
+    of_batches = theory.loss_minimum(10**9, 3, 0.5, 0.1, b=6)
+    assert of_batches == pytest.approx(-0.1 * theory.rate_isotropic(6, 3, 0.5), rel=1e-6)
 
 
 def test_B2_pair_rate_is_the_rate_of_two_points():
@@ -527,6 +532,160 @@ def test_B6_spread_next_to_collapse_is_read_off_the_rate():
     assert theory.collapse_spread(rate(z, eps), 5, eps) == pytest.approx(spread, rel=1e-3)
 
 
+@pytest.mark.parametrize("b", [2, 3, 4])
+def test_B7_mean_rate_of_batches_is_concave_along_mixtures_of_laws(b):
+    rng, t = RNG(b), np.linspace(0, 1, 5)
+    z = sphere(rng, 6, 3)
+    rates = np.array([rate(z[list(i)], 0.3) for i in np.ndindex(*[6] * b)]).reshape([6] * b)
+    for _ in range(20):
+        p, q = rng.dirichlet(np.ones(6) / 2, size=2)
+        means = []
+        for mixture in (1 - t)[:, None] * p + t[:, None] * q:
+            mean = rates
+            for _ in range(b):
+                mean = mean @ mixture
+            means.append(mean)
+        assert np.diff(means, 2).max() < -1e-6
+
+
+def test_B7_the_uniform_law_beats_tight_frames_that_are_optimal_in_one_batch():
+    d, b, eps = 4, 6, 0.5
+    axes = RNG(0).integers(d, size=(20_000, b))
+    frame = np.mean([rate(np.eye(d)[i], eps) for i in axes[:4000]])  # the orthonormal basis as a law
+    uniform = [rate(sphere(rng, b, d), eps) for rng in map(RNG, range(4000))]
+    assert frame < np.mean(uniform) - 10 * np.std(uniform) / math.sqrt(len(uniform))
+    assert np.mean(uniform) == pytest.approx(theory.rate_isotropic(b, d, eps), rel=0.03)  # asymptotic in d
+
+
+@pytest.mark.parametrize("n", [32, 80])
+def test_B7_points_that_are_optimal_for_batches_reach_the_attainable_rate(n):
+    d, b, eps = 8, 16, 0.5
+    points = batch_descent(n, d, batch=b, eps=eps, epochs=600)
+    mean = -coding_rate_energy(eps, batch=b, samples=20_000)(points).item()
+    uniform = coding_rate(torch.tensor(sphere(RNG(0), 50_000 * b, d)).view(-1, b, d), eps=eps).mean().item()
+    excess = theory.attainable_rate(n, d, eps, b=b) - theory.rate_isotropic(b, d, eps)
+    assert mean - uniform == pytest.approx(excess, rel=0.1)
+
+
+def test_B7_limits_and_bad_batches():
+    assert theory.attainable_rate(16, 8, 0.5, b=16) == theory.rate_maximum(16, 8, 0.5)
+    levels = [theory.attainable_rate(n, 8, 0.5, b=16) for n in (16, 17, 20, 40, 200, 10**6)]
+    assert (np.diff(levels) < 0).all()
+    for b in (1, 17):
+        with pytest.raises(ValueError, match="2 <= b <= n"):
+            theory.attainable_rate(16, 8, 0.5, b=b)
+
+
+@pytest.mark.parametrize("b", [32, 64])
+def test_B8_a_batch_has_the_mean_gradient_of_the_rate_at_a_smaller_alpha(b):
+    d, alpha = 64, 1280.0
+    lam = np.arange(1, d + 1) ** -1.0
+    lam /= lam.sum()
+    z = RNG(0).standard_normal((300, b, d)) * np.sqrt(lam)
+    gamma = np.swapaxes(z, 1, 2) @ z / b
+    inverse = np.linalg.inv(np.eye(d) + alpha * gamma)
+    measured = (1 - np.einsum("kii->ki", inverse)).mean(0) / (2 * lam)  # ½ ((I + αΓ)⁻¹ αΓ)ᵢᵢ/λᵢ
+    alpha_b = theory.batch_alpha(lam, b, alpha)
+    np.testing.assert_allclose(measured, alpha_b / (1 + alpha_b * lam) / 2, rtol=0.05)
+    assert abs(alpha / (1 + alpha * lam) / 2 / measured - 1).max() > 0.5  # α itself is far off
+
+
+def test_B8_close_to_collapse_only_the_share_of_a_batch_is_missing():
+    for b in (16, 64, 256):
+        assert theory.batch_alpha([1.0], b, 1e6) / 1e6 == pytest.approx(1 - 1 / b, abs=1e-5)
+    assert theory.batch_alpha([0.0], 4, 7.0) == 7
+
+
+def batch_powers(mu, gamma, alpha, b, *, draws=150):
+    """The best powers for the mean rate of drawn batches: a convex problem, as the optimum shares its basis with μ."""
+    x = torch.tensor(RNG(0).standard_normal((draws, b, len(mu))))
+
+    def loss(p):
+        p = torch.tensor(p, requires_grad=True)
+        rates = 0.5 * torch.logdet(torch.eye(b, dtype=p.dtype) + alpha / b * (x * p) @ x.mT)
+        value = (torch.tensor(mu) * p).sum() - gamma * rates.mean()
+        return value.item(), torch.autograd.grad(value, p)[0].numpy()
+
+    return minimize(loss, np.full(len(mu), 0.1), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(mu)).x
+
+
+@pytest.mark.parametrize("b", [8, 16, 64])
+def test_B8_linear_encoders_on_batches_fill_like_water_at_the_settled_alpha(b):
+    mu, gamma, alpha, d = np.linspace(0.05, 0.95, 16), 0.02, 320.0, 16
+    measured = batch_powers(mu, gamma, alpha, b)
+    settled = theory.settled_alpha(mu, gamma, alpha, d, b=b)
+    predicted, without = (theory.water_filling(mu, gamma, a, d) for a in (settled, alpha))
+    assert abs(measured - predicted).max() < 0.015 * measured.max()
+    assert abs(measured - predicted).max() < abs(measured - without).max() / 3
+    one = theory.settled_alpha(mu, gamma, alpha, d, b=b, norm=1)
+    powers_at_one = theory.water_filling(mu, gamma, one, d, norm=1)
+    assert theory.batch_alpha(powers_at_one, b, alpha) == pytest.approx(one, rel=1e-9)
+
+
+@pytest.mark.parametrize("b", [8, 12])
+def test_B8_modes_that_batches_close_are_open_at_alpha_itself(b):
+    mu, gamma, alpha, d = np.linspace(0.2, 3.1, 16), 0.02, 320.0, 16
+    assert (theory.water_filling(mu, gamma, alpha, d) > 0).all()
+    settled = theory.settled_alpha(mu, gamma, alpha, d, b=b)
+    predicted, measured = (theory.water_filling(mu, gamma, settled, d) > 0).sum(), batch_powers(mu, gamma, alpha, b)
+    assert predicted < 16
+    assert abs((measured > 1e-5).sum() - predicted) <= 1
+
+
+def test_B10_each_mode_opens_at_its_gamma():
+    alpha, d = 20.0, 5
+    gammas = theory.opening_gammas(MU, alpha, d)
+    assert len(gammas) == d - 1
+    assert (np.diff(gammas) > 0).all()
+    sigma, sigma_a = linear_problem(0, 6, MU)
+    for k, gamma in enumerate(gammas, start=1):
+        for factor, expected in ((0.97, k), (1.03, k + 1)):
+            w = linear_optimum(sigma, sigma_a, d=d, gamma=factor * gamma, alpha=alpha, norm=1)
+            assert (powers(w, sigma) > 1e-6).sum() == expected
+
+
+def test_B10_its_first_rung_is_the_collapse_number():
+    d, eps, mu = 4, 0.5, np.array([0.7, 0.0, 0.3])
+    first = theory.opening_gammas(mu, d / eps**2, d)[0]
+    assert theory.collapse_number(d, eps, first) == pytest.approx(2 * 0.3, abs=1e-10)
+    assert theory.opening_gammas([0.2, 0.2, 0.4], 10, 3)[0] == 0  # equal modes share the power at every γ
+
+
+def grown_with_local_crops(factor, mu, sizes, *, local=3, d=4, n=48, alpha=20.0):
+    """Growth of an affine encoder's spread around total collapse with local crops, `factor` times B11's threshold."""
+    eps, (scale, rho) = math.sqrt(d / alpha), sizes
+    threshold = theory.crops_collapse_threshold(mu, scale**2 - rho, global_crops=2, local_crops=local)
+    parts = RNG(0).standard_normal((n, 1 + 2 + local))
+    parts = torch.tensor(np.linalg.qr(parts - parts.mean(0))[0] * math.sqrt(n))  # centered, white, uncorrelated
+    common, *own = parts.split(1, dim=1)
+    shared = rho / math.sqrt(1 - mu)  # of a local crop, so that its covariance with a global one is rho
+    views = [math.sqrt(1 - mu) * common + math.sqrt(mu) * x for x in own[:2]]
+    views += [shared * common + math.sqrt(scale**2 - shared**2) * x for x in own[2:]]
+    w = torch.tensor(RNG(1).standard_normal((d, 1)) * 1e-4, requires_grad=True)
+    u, start = torch.eye(d, dtype=torch.float64)[0], w[1:].norm().item()
+    gamma = factor * threshold / theory.collapse_number(d, eps, 1.0)
+    for _ in range(200):
+        z = torch.stack([torch.nn.functional.normalize(u + view @ w.T, dim=1) for view in views])
+        loss, _ = simdino_loss(z, z[:2].detach(), eps=eps, gamma=float(gamma))
+        (gradient,) = torch.autograd.grad(loss, w)
+        with torch.no_grad():
+            w -= gradient / threshold
+    return w[1:].norm().item() / start
+
+
+@pytest.mark.parametrize(("mu", "sizes"), [(0.3, (1.0, 0.2)), (0.8, (0.5, 0.2)), (0.5, (1.4, 0.6))])
+def test_B11_collapse_with_local_crops_is_stable_below_the_threshold_and_left_above(mu, sizes):
+    assert grown_with_local_crops(0.9, mu, sizes) < 1e-3
+    assert grown_with_local_crops(1.1, mu, sizes) > 1e2
+
+
+def test_B11_without_local_crops_is_the_share_of_two_views():
+    assert theory.crops_collapse_threshold(0.3, 0.9, global_crops=4) == pytest.approx(0.3, abs=1e-15)
+    assert theory.crops_collapse_threshold(0.3, 0.3, local_crops=10) == pytest.approx(0.3, abs=1e-15)
+    with pytest.raises(ValueError, match="no pair"):
+        theory.crops_collapse_threshold(0.3, 0.9, global_crops=1)
+
+
 # C ---------------------------------------------------------------------------------------------------------------
 
 
@@ -629,6 +788,77 @@ def test_C3_known_optima():
     np.testing.assert_allclose(moments, uniform, rtol=0.02)
     with pytest.raises(ValueError, match="must be even, got 3"):
         theory.frame_potential_minimum(8, 4, 3)
+
+
+DINO = {"student_temp": 0.1, "teacher_temp": 0.04}
+
+
+def linear_steps(momentum, center, *, eta, rho, variances, steps):
+    """Sizes over a descent of linear scores, (t, d + 1), in which the first direction, the mean, has this η."""
+    options = DINO | {"teacher_momentum": momentum, "center_momentum": center, "rate": eta * 8 * 0.1, "steps": steps}
+    return linear_scores(np.array(variances), np.array(rho), **options)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_C6_directions_of_a_linear_model_follow_the_map_and_grow_above_the_threshold(momentum):
+    eta, rho, variances, steps = 0.01, [0.2, 0.5, 0.9], [0.5, 1.0, 2.0], 20
+    sizes = linear_steps(momentum, 0.5, eta=eta, rho=rho, variances=variances, steps=steps)[:, 1:]
+    for size, share, variance in zip(sizes.T, rho, variances, strict=True):
+        step = theory.direction_map(eta * variance, share, teacher_momentum=momentum, **DINO)
+        grown = np.linalg.matrix_power(step, steps) @ [1, 1]
+        assert size[-1] / size[0] == pytest.approx(grown[0], rel=1e-4)
+        grows = theory.sharpened_consistency(share, **DINO) > 1
+        assert (np.linalg.eigvals(step).real.max() > 1) == grows == (size[-1] > size[-5])
+
+
+@pytest.mark.parametrize(("momentum", "center"), [(0.0, 0.0), (0.0, 0.5), (0.0, 0.9), (0.9, 0.5), (0.99, 0.99)])
+def test_C7_the_mean_of_a_linear_model_turns_unstable_at_the_critical_step(momentum, center):
+    momenta = {"teacher_momentum": momentum, "center_momentum": center}
+    eta = theory.critical_step(**momenta, **DINO)
+    if momentum == 0:
+        assert eta == pytest.approx((1 - center) / (1 / 0.04 - center / 0.1), rel=1e-6)
+    for factor, grows in [(0.9, False), (1.1, True)]:
+        steps = round(60 / (1 - max(momentum, center)))
+        sizes = linear_steps(momentum, center, eta=factor * eta, rho=[0.1], variances=[0.1], steps=min(steps, 2000))
+        first, *_, last = np.array_split(sizes[:, 0], 4)
+        assert (last.max() > first.max()) == grows
+        step = theory.mean_map(factor * eta, **momenta, **DINO)
+        mean = np.linalg.matrix_power(step, 20) @ [1, 1, 0]
+        assert sizes[20, 0] / sizes[0, 0] == pytest.approx(abs(mean[0]), rel=1e-3, abs=1e-6)
+
+
+def test_C7_a_teacher_hides_the_lag_of_the_center_iff_it_is_slow_enough():
+    """In continuous time; real roots alone would call 0.25 < 0.4 stable at every rate, and it is not."""
+    assert theory.hidden_lag(0.996, 0.9) < 0.4 < theory.hidden_lag(0.99, 0.99)
+    slow = theory.critical_step(teacher_momentum=0.996, center_momentum=0.9, **DINO)
+    assert slow == pytest.approx(2 * 0.1, rel=0.02)  # the student's own limit
+    assert theory.critical_step(teacher_momentum=0.99, center_momentum=0.99, **DINO) < 0.01 * slow
+    for ratio, stable in [(0.95, True), (1.05, False)]:  # of ε₁ to where ε₁/(ε₁ + ε₂) = 0.4
+        fast = 1e-3 * 0.4 / 0.6 * ratio
+        assert (theory.hidden_lag(1 - fast, 1 - 1e-3) < 0.4) == stable
+        radius = [
+            np.abs(np.linalg.eigvals(theory.mean_map(eta, teacher_momentum=1 - fast, center_momentum=1 - 1e-3, **DINO)))
+            for eta in np.geomspace(1e-6, 0.19, 40)
+        ]
+        assert (np.max(radius) <= 1) == stable
+    assert theory.critical_step(teacher_momentum=0.9, center_momentum=1.0, **DINO) == 0
+
+
+def test_C8_a_slow_teacher_makes_directions_grow_alike_whatever_their_variance():
+    eta, rho = 1e-3 * np.array([1.0, 4.0]), 0.9
+    slow = theory.direction_growth(100 * eta, rho, teacher_momentum=0.9999, **DINO)
+    np.testing.assert_allclose(slow, 1e-4 * (0.9 / 0.4 - 1), rtol=2e-3)
+    fast = theory.direction_growth(1e-5 * eta, rho, teacher_momentum=0.5, **DINO)
+    np.testing.assert_allclose(fast, 1e-5 * eta * (0.9 / 0.04 - 10), rtol=1e-5)
+    for e in 1e-2 * eta:
+        largest = np.linalg.eigvals(theory.direction_map(e, rho, teacher_momentum=0.999, **DINO)).max()
+        g = theory.direction_growth(e, rho, teacher_momentum=0.999, **DINO)
+        assert g == pytest.approx(math.log(largest), rel=5e-3)
+    sizes = linear_steps(0.99, 0.5, eta=0.02, rho=[0.9, 0.9], variances=[1.0, 4.0], steps=200)
+    alone = linear_steps(0.0, 0.5, eta=1e-4, rho=[0.9, 0.9], variances=[1.0, 4.0], steps=200)
+    (slow_low, slow_high), (low, high) = (np.log(x[-1, 1:] / x[-50, 1:]) for x in (sizes, alone))
+    assert high / low == pytest.approx(4, rel=0.01)
+    assert 1 < slow_high / slow_low < 1.2
 
 
 # D ---------------------------------------------------------------------------------------------------------------

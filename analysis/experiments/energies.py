@@ -62,6 +62,22 @@ def coding_rate_energy(
     return energy
 
 
+def batch_energy(energy: Energy, *, batch: int, samples: int | None = None, seed: int = 0) -> Energy:
+    """The mean of an energy over batches of the points.
+
+    Args:
+        energy: of the points of a batch.
+        batch: the size of the batches, whose points are distinct.
+        samples: how many batches are drawn, once; None takes all C(n, batch) of them.
+        seed: of the draw.
+
+    >>> pairs = batch_energy(infonce_energy(temp=0.5), batch=2)
+    >>> pairs(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])).item()  # (-4 - 2 - 2)/3
+    -2.6666667461395264
+    """
+    return lambda z: energy(z[..., _batches(z.shape[-2], batch, samples, seed).to(z.device), :]).mean(-1)
+
+
 @cache
 def _batches(n: int, batch: int, samples: int | None, seed: int) -> Int[Tensor, "c {batch}"]:
     """The members of each batch: of all batches, or of `samples` random ones."""
@@ -125,20 +141,27 @@ def spectral_contrastive_energy() -> Energy:
     return lambda z: _others(z @ z.mT).square().mean((-2, -1)) - 2
 
 
-def infonce_energy(temp: int | float = 0.1) -> Energy:
-    """The InfoNCE loss of unit vectors, with the positive left out of the sum.
+def infonce_energy(temp: int | float = 0.1, *, positive: bool = False) -> Energy:
+    """The InfoNCE loss of unit vectors, with the positive left out of the sum or in it.
 
-    mean_i log mean_{j≠i} exp((⟨zᵢ, zⱼ⟩ - 1)/τ)
+    mean_i log mean_{j≠i} exp((⟨zᵢ, zⱼ⟩ - 1)/τ),   with the positive mean_i log mean_j
 
     Args:
         temp: τ.
+        positive: sum over j = i as well.
 
     Source: Oord et al. 2018 (arXiv 1807.03748).
 
     >>> infonce_energy(temp=0.5)(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # (-1 - 1)/0.5
     -4.0
     """
-    return lambda z: _others((z @ z.mT - 1) / temp).logsumexp(-1).mean(-1) - math.log(z.shape[-2] - 1)
+
+    def energy(z: Tensor) -> Tensor:
+        scores = (z @ z.mT - 1) / temp
+        scores = scores if positive else _others(scores)
+        return scores.logsumexp(-1).mean(-1) - math.log(scores.shape[-1])
+
+    return energy
 
 
 def koleo_energy() -> Energy:

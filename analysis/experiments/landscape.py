@@ -327,6 +327,32 @@ def batch_descent(
     return z
 
 
+def mixture_rates(
+    z: Float[Tensor, "k d"], laws: Float[np.ndarray, "m k"], *, batch: int, eps: int | float
+) -> Float[np.ndarray, " m"]:
+    """The mean coding rates of batches of independent draws from laws on the same points, over all k^batch batches.
+
+    Args:
+        z: (k, d) unit vectors.
+        laws: (m, k) their probabilities, a law in each row.
+        batch: the size of the batches, which may have a point more than once.
+        eps: ε of the rate.
+
+    >>> law = np.array([[0.5, 0.5]])  # the same point twice: ½ log 3; two orthogonal ones: log 2
+    >>> mixture_rates(torch.eye(2), law, batch=2, eps=1.0).round(4).tolist() == [round(np.log(12) / 4, 4)]
+    True
+    """
+    batches = torch.cartesian_prod(*[torch.arange(len(z))] * batch)  # (k^b, b)
+    rates = -coding_rate_energy(eps)(z[batches]).cpu().numpy().reshape([len(z)] * batch)
+    means = []
+    for law in laws:
+        mean = rates
+        for _ in range(batch):
+            mean = mean @ law
+        means.append(float(mean))
+    return np.array(means)
+
+
 def nullity(eigenvalues: Float[np.ndarray, " k"], *, tol: int | float = 1e-8) -> int:
     """The number of eigenvalues that are zero up to rounding, |λ| ≤ tol · max|λ|.
 

@@ -159,6 +159,53 @@ def linear_optimum(
     return (u if norm is None else np.sqrt(norm) * u / np.linalg.norm(u)) @ white
 
 
+def batch_optimum(
+    mu: Float[np.ndarray, " m"],
+    *,
+    d: int,
+    batch: int,
+    gamma: int | float,
+    alpha: int | float,
+    draws: int = 150,
+    max_iter: int = 300,
+    seed: int = 0,
+) -> Float[np.ndarray, "d m"]:
+    """The encoder W that minimizes the loss with the mean rate of drawn batches of normal inputs.
+
+    tr WΣ_aWᵀ - γ mean ½ logdet(I + (α/b) XWᵀWXᵀ),   Σ = I,   Σ_a = diag(μ)
+
+    The optimizer is L-BFGS from a random start.
+
+    Args:
+        mu: (m,) the shares of the variances that differ between views.
+        d: the dimension of the features.
+        batch: b, inputs in a batch.
+        gamma: γ, the weight of the rate.
+        alpha: α of the rate.
+        draws: how many batches X are drawn, once.
+        max_iter: the largest number of iterations.
+        seed: of the batches and of the start.
+
+    >>> w = batch_optimum(np.array([0.125]), d=1, batch=1000, gamma=1.0, alpha=1.0)
+    >>> round(powers(w, np.eye(1)).item(), 1)  # close to γ/(2μ) - 1/α
+    3.0
+    """
+    rng, m = np.random.default_rng(seed), len(mu)
+    x, share = torch.tensor(rng.standard_normal((draws, batch, m))), torch.tensor(mu)
+
+    def loss(flat):
+        w = torch.tensor(flat.reshape(d, m), requires_grad=True)
+        z = x @ w.mT
+        gram = z.mT @ z if d < batch else z @ z.mT
+        rates = 0.5 * torch.logdet(torch.eye(gram.shape[-1], dtype=w.dtype) + alpha / batch * gram)
+        value = (w.square() * share).sum() - gamma * rates.mean()
+        return value.item(), torch.autograd.grad(value, w)[0].numpy().ravel()
+
+    options = {"maxiter": max_iter, "ftol": 0, "gtol": 1e-9, "maxcor": 30}
+    start = rng.standard_normal(d * m) * 0.1
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(d, m)
+
+
 def descent(
     sigma: Float[np.ndarray, "m m"],
     sigma_a: Float[np.ndarray, "m m"],

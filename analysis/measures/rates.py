@@ -75,18 +75,18 @@ class RateOptimality(NamedTuple):
     """
 
     measured: Float[Tensor, ""]
-    isotropic: float  # expected of n random unit vectors
-    ceiling: float  # orthonormal rows or a tight frame
+    isotropic: float  # expected of n random unit vectors: what training on batches of n attains (`theory` B7)
+    ceiling: float  # R*: orthonormal rows or a tight frame
     collapsed: float  # all rows equal
 
     @property
     def of_isotropic(self) -> Float[Tensor, ""]:
-        """measured / isotropic: 1 for features that are spread like independent random directions."""
+        """measured / isotropic: 1 for features spread like independent random directions, which batches can attain."""
         return self.measured / self.isotropic
 
     @property
     def of_ceiling(self) -> Float[Tensor, ""]:
-        """measured / ceiling: 1 at the optimum of the expansion term."""
+        """measured / ceiling: 1 at the optimum of n features that are always in one batch."""
         return self.measured / self.ceiling
 
 
@@ -95,8 +95,9 @@ def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) 
 
     collapsed ½·log(1 + α) ≤ measured ≤ ceiling r/2·log(1 + α/r),  α = d/ε², r = min(n, d)
 
-    isotropic lies between them: it is what n random unit vectors reach, by the Marchenko–Pastur law. A healthy rate is
-    close to it, or above.
+    isotropic lies between them: it is what n random unit vectors reach, by the Marchenko–Pastur law, and as much as
+    training on batches of n of many more images can attain on average. A healthy rate is close to it. Only features
+    that are always in one batch can come close to the ceiling, R*.
 
     Args:
         x: features (n, d) on the unit sphere, or `Moments` of such.

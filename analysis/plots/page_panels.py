@@ -38,10 +38,10 @@ def plot_page(
 
 
 def _plot_rate(log: pd.DataFrame, curves: xr.Dataset, ax: Axes) -> None:
-    """Plot the logged rate of batches; dashed what isotropic features would have, the ceiling and total collapse."""
+    """Plot the logged rate of batches; dashed what is attainable, R* of one batch of all images, and total collapse."""
     ax.plot(log["step"], log["rate"], ".", color="C0", markersize=3)
-    plot_level(log["rate_ceiling"].iloc[-1], "ceiling", ax, x=0.7)
-    plot_level(log["rate_isotropic"].iloc[-1], "isotropic", ax, x=0.7)
+    plot_level(log["rate_ceiling"].iloc[-1], "R*: all images in one batch", ax, x=0.5)
+    plot_level(log["rate_isotropic"].iloc[-1], "attainable (isotropic)", ax, x=0.5, below=True)
     plot_level(curves["rate_collapsed"].item(), "total collapse", ax, x=0.7)
     ax.set(title="coding rate of a batch, head", xlabel="training step", ylabel="R  [nats]", ylim=(0, None))
 

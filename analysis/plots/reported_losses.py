@@ -11,8 +11,8 @@ from .style import THEORY
 def plot_reported(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Plot the expansion term of reported runs between total collapse (0) and isotropy (1), one row per run.
 
-    A bar spans what is possible, up to the ceiling; a dot is the value that was logged, if there is one. Runs that
-    collapsed are red. The numbers and the reported outcome stand to the right.
+    A bar spans what one batch can have, up to R*; training can attain the place 1. A dot is the value that was logged,
+    if there is one. Runs that collapsed are red. The numbers and the reported outcome stand to the right.
 
     Args:
         table: what `runs.official_logs.reported` returns.
@@ -27,7 +27,7 @@ def plot_reported(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     columns = {  # heading: position on the x axis, texts
         "collapsed": (1.36, table["collapsed"].map("{:.4f}".format)),
         "isotropic": (1.6, table["isotropic"].map("{:.3f}".format)),
-        "ceiling": (1.82, table["ceiling"].map("{:.3f}".format)),
+        "R*": (1.82, table["ceiling"].map("{:.3f}".format)),
         "logged γR": (2.02, table["expansion"].map("{:.4g}".format).replace("nan", "not said")),
         "χ": (2.28, table["collapse_number"].map("{:.3g}".format)),
         "what was said": (2.44, table["outcome"]),
@@ -37,7 +37,7 @@ def plot_reported(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.text(x, s=heading, **above)
         for height, text, color in zip(heights, texts, colors, strict=True):
             ax.text(x, height, text, fontsize=9, va="center", color=color if heading == "what was said" else "black")
-    for x, label in ((0, "total collapse"), (1, "isotropic")):
+    for x, label in ((0, "total collapse"), (1, "isotropic: attainable")):
         ax.axvline(x, **THEORY, linewidth=1, ymax=0.93)
         ax.text(x, s=label, ha="center", **above)
 

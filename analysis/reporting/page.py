@@ -215,8 +215,9 @@ def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> Run
         )
     sentences = (
         accuracy,
-        f"Coding rate of the head: {rate:.4g} nats, {rate / high:.1%} of the ceiling {high:.4g}; random directions "
-        f"{isotropic:.4g}, all features equal {low:.4g}.",
+        f"Coding rate of the head: {rate:.4g} nats, {rate / isotropic:.1%} of what training on mini-batches can "
+        f"attain, that of random directions {isotropic:.4g}; all features equal {low:.4g}, one batch of all images "
+        f"(R*) {high:.4g}.",
     )
     reports = {}
     for layer in ("head", "backbone"):
@@ -255,6 +256,8 @@ def _preflight(config: dict, log: pd.DataFrame) -> Preflight | None:
         gamma=objective["gamma"],
         stop_gradient=optim["teacher"] != "student-with-gradient",
         rate_of=objective.get("rate_of", "student"),
+        global_crops=config["crops"]["global_crops"],
+        local_crops=config["crops"]["local_crops"],
         measured=objective["gamma"] * log["loss_rate"].iloc[-1],
     )
 

@@ -65,9 +65,9 @@ def spectral_rows(moments: Moments, eps: float) -> list[Row]:
     rate, rank, centered, rankme_, ratio, mean, std = estimates
     isotropic, lowest = theory.rate_isotropic(n, d, eps), theory.rate_collapsed(d, eps)
     maximum = theory.rate_maximum(n, d, eps)
-    near = f"{rate[0] / isotropic:.1%} of isotropic features', {rate[0] / maximum:.1%} of the best"
+    near = f"{rate[0] / isotropic:.1%} of isotropic features', which is what training on mini-batches can attain"
     says = {
-        "coding rate": f"{near}; all features equal: {lowest:.3g} nats.",
+        "coding rate": f"{near}, {rate[0] / maximum:.1%} of R*, a tight frame's; all equal: {lowest:.3g} nats.",
         "effective rank": f"Energy in {rank[0]:.3g} of {r:.0f} directions, the mean's included.",
         "effective rank, centered": "Counts directions in which samples differ, however small the differences.",
         "RankMe": "Effective rank of the singular values, which weighs weak directions more.",
@@ -76,7 +76,7 @@ def spectral_rows(moments: Moments, eps: float) -> list[Row]:
         "feature std": f"Coordinates vary by {std[0]:.1%} of what they do on the whole sphere; 0: all on one point.",
     }
     references = {
-        "coding rate": (rate, isotropic, maximum),
+        "coding rate": (rate, isotropic, isotropic),
         "effective rank": (rank, effective_rank(white).item(), r),
         "effective rank, centered": (centered, effective_rank(centered_white).item(), float(min(n - 1, d))),
         "RankMe": (rankme_, rankme(white).item(), r),

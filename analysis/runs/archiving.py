@@ -21,6 +21,7 @@ from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
 from .kept_results import result_name
 from .outcomes import (
+    batch_rates,
     end_outcome,
     head_geometry,
     linear_outcome,
@@ -43,6 +44,7 @@ RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
 # And of the recipes themselves, as it takes some seconds for each run.
 PROBED = ("simdino", "simdinov2", "dino", "dinov2")
 RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
+    (batch_rates, {}),
     (photo_outcome, {"train": 2000, "test": 1000}),
 ]
 

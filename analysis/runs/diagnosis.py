@@ -28,8 +28,8 @@ def diagnose(run: Run | str | Path, *, last: bool = False, eps: float | None = N
     - eigenvalues (eigen): of Γ = zᵀz/n, descending; they sum to 1
     - effective_rank, effective_rank_centered, participation_ratio, mean_collapse, feature_std, uniformity
     - alignment: ½E‖z₁ − z₂‖² of two fixed augmentations of an image
-    - rate: of the head, in nats; beside it rate_collapsed, rate_isotropic and rate_ceiling, what it can be, and spread,
-      its place between collapsed (0) and isotropic (1)
+    - rate: of the head, in nats; beside it rate_collapsed, rate_isotropic (what mini-batches can attain) and
+      rate_ceiling (R*, one batch of all images), and spread, its place between collapsed (0) and isotropic (1)
     - prototype_marginal, _conditional, _information: entropies of DINO's targets, made by `sinkhorn_knopp` if the run's
       are, else softmax((t − c)/τ), where the mean of the scores stands in for the running center c; without c in a run
       without centering

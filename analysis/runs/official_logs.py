@@ -126,7 +126,8 @@ def explain(
     the log's, where the levels of the expansion include γ:
 
     - collapsed, isotropic, ceiling: at c = 1; isotropic_at_cosine, ceiling_at_cosine: if c were the logged cosine
-    - of_isotropic, of_ceiling: the expansion over those at c = 1, the smallest that these shares can be
+    - of_isotropic, of_ceiling: the expansion over those at c = 1, the smallest that these shares can be; the former is
+      the share of what batches of many more images can attain (`theory.attainable_rate`), the ceiling is R*
     - cosine_needed: the smallest c with which the expansion is possible (`theory.mean_cosine_bound`)
     - cosine_isotropic: the c with which isotropic features would have this expansion, at most 1
     - dimension: k, if features are isotropic in k dimensions (`flat_dimension`) and c = 1; for smaller c, k is larger

@@ -9,19 +9,24 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import binomtest
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from simdino.config import PUBLISHED_EPS
+from simdino.losses import coding_rate
 from simdino.runs import Run, evaluated_branch
 
 from ..experiments.atlas import geometry
 from ..measures.collapse import patch_ranks
 from ..measures.inputs import unit_rows
+from ..measures.spectra import eigenvalues
 from ..probes.backbone import load_backbone
 from ..probes.image import logistic_regression
 from ..probes.labeled import ImageSource, label_results
 from ..probes.results import Result
+from ..theory import sampled_rate
 from .diagnosis import diagnose
 from .kept_results import kept
 
@@ -86,6 +91,25 @@ def head_geometry(run: Run) -> dict[str, float]:
     snapshot = run.snapshot(run.steps[-1])
     features = snapshot[f"{evaluated_branch(snapshot)}/head/test"]
     return geometry(unit_rows(features).double())._asdict()
+
+
+@kept
+def batch_rates(run: Run) -> dict[str, float]:
+    """Mean coding rates of batches of the held-out features of the head that one run ended with, at ε² = 0.05, in nats.
+
+    The batches are as large as those that the run's rate was taken of. real: of the features; normal: of normal
+    directions with the same spectrum; predicted: of B8, from that spectrum alone (`theory.sampled_rate`).
+    """
+    snapshot, optim = run.snapshot(run.steps[-1]), run.config["optim"]
+    z = unit_rows(snapshot[f"{evaluated_branch(snapshot)}/head/test"]).double()
+    (n, d), b, draws = z.shape, optim["batch_size"] // optim["groups"], 1000
+    lam, generator = eigenvalues(z), torch.Generator().manual_seed(0)
+    real = z[torch.rand(draws, n, generator=generator).argsort(1)[:, :b]]
+    normal = torch.randn(draws, b, len(lam), generator=generator, dtype=z.dtype) * lam.clamp(min=0).sqrt()
+    rates = {"real": real, "normal": normalize(normal, dim=-1)}
+    return {name: coding_rate(x, eps=PUBLISHED_EPS).mean().item() for name, x in rates.items()} | {
+        "predicted": sampled_rate(lam, b, d=d, eps=PUBLISHED_EPS)
+    }
 
 
 def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:

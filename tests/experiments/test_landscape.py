@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from analysis import theory
 from analysis.experiments.energies import (
     barlow_twins_energy,
+    batch_energy,
     coding_rate_energy,
     dino_energy,
     frame_potential_energy,
@@ -29,6 +30,7 @@ from analysis.experiments.landscape import (
     harmonic_frame,
     hessian_spectrum,
     minimize,
+    mixture_rates,
     nullity,
     optimum_spectra,
     orthonormal_sets,
@@ -318,3 +320,31 @@ def test_batch_descent_climbs_the_rate_and_small_batches_come_closer_to_a_design
         full.mT @ full / n, torch.eye(d, dtype=torch.float64).expand(4, d, d) / d, atol=1e-2, rtol=0
     )
     assert np.mean([off_diagonal_mean(z, 4) for z in small]) < np.mean([off_diagonal_mean(z, 4) for z in full]) - 0.003
+
+
+def test_mixture_rates_are_means_over_all_batches_with_repetition():
+    z, law = random_points(4, 3, seed=1)[0], np.array([0.1, 0.2, 0.3, 0.4])
+    expected = sum(
+        law[i] * law[j] * law[k] * -coding_rate_energy(0.5)(z[[i, j, k]]).item()
+        for i in range(4)
+        for j in range(4)
+        for k in range(4)
+    )
+    laws = np.array([law, [1, 0, 0, 0]])
+    found = mixture_rates(z, laws, batch=3, eps=0.5)
+    np.testing.assert_allclose(found, [expected, theory.rate_collapsed(3, 0.5)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("positive", "batch"), [(True, 2), (True, 4), (False, 3)])
+def test_batches_of_infonce_have_the_optimum_of_all_points_where_that_is_the_simplex(positive, batch):
+    energy = infonce_energy(0.5, positive=positive)
+    of_batches = minimize(batch_energy(energy, batch=batch), 6, 5)
+    assert energy(of_batches.z).item() == pytest.approx(minimize(energy, 6, 5).energies.item(), abs=1e-10)
+    pairs = minimize(batch_energy(infonce_energy(0.5), batch=2), 6, 5)  # without the positive only the mean counts
+    assert energy(pairs.z).item() > energy(of_batches.z).item() + 1e-3
+
+
+def test_batch_energy_of_the_rate_is_the_rate_of_batches():
+    z = random_points(7, 3, restarts=2)
+    expected = coding_rate_energy(0.5, batch=4)(z)
+    torch.testing.assert_close(batch_energy(coding_rate_energy(0.5), batch=4)(z), expected, rtol=1e-12, atol=0)

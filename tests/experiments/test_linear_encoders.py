@@ -8,6 +8,7 @@ import torch
 
 from analysis import theory
 from analysis.experiments.linear_encoders import (
+    batch_optimum,
     crossing_times,
     descent,
     graph_problem,
@@ -33,6 +34,18 @@ def test_problem_has_the_modes_it_was_asked_for():
     sigma, sigma_a = linear_problem(MU[::-1], seed=3)
     np.testing.assert_allclose(modes(sigma, sigma_a), MU, atol=1e-12)
     assert abs(sigma - np.diag(np.diag(sigma))).max() > 0.01
+
+
+def test_encoders_of_batches_open_fewer_modes_than_those_of_all_inputs():
+    """At γα/2 = 1 all six modes are open; in batches of 6 the settled α of B8 closes some, whatever the basis of W."""
+    options = {"d": 6, "gamma": 0.02, "alpha": 100.0}
+    found = powers(batch_optimum(MU, batch=6, **options), np.eye(6))
+    settled = theory.settled_alpha(MU, 0.02, 100.0, 6, b=6)
+    predicted, without = (np.sort(theory.water_filling(MU, 0.02, a, 6))[::-1] for a in (settled, 100.0))
+    assert (without > 0).sum() == 6
+    assert (predicted > 0).sum() < 6
+    assert abs(found - predicted).max() < 0.03 * found.max()
+    assert abs(found - predicted).max() < abs(found - without).max() / 2
 
 
 def test_view_covariances_of_shared_and_own_parts():

@@ -165,6 +165,27 @@ def test_reported_values_lie_in_the_range(batch, ranks, logged):
     assert f"{logged:.4f} is" in flight.sentences[-1]
 
 
+def test_what_batches_attain_falls_from_the_ceiling_to_isotropy_with_the_number_of_images():
+    settings = official(64, 8)
+    levels = [preflight(**settings, images=images).attainable for images in (64, 256, 10**4, None)]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] == preflight(**settings).ceiling
+    assert levels[-1] == preflight(**settings).isotropic
+    with pytest.raises(ValueError, match="2 <= b <= n"):
+        preflight(**settings, images=63)
+
+
+def test_a_collapse_with_local_crops_says_how_much_of_them_is_not_shared():
+    """Of issue 29: χ·(1 − 1/64) = c·[μ + 10·μ_l]/11 at the boundary, where two global crops may share nothing."""
+    settings = official(64, 16) | {"rate_of": "mean", "local_crops": 10}
+    text = str(preflight(**settings))
+    implied = float(text.split("μ_l is above ")[1].split(" ")[0])
+    seen = preflight(**settings).collapse_number * (1 - 1 / 64)
+    assert 2 * theory.crops_collapse_threshold(1, implied, local_crops=10) == pytest.approx(seen, abs=0.01)
+    assert "vary more than global ones" in str(preflight(**official(64, 8) | {"local_crops": 10}))
+    assert "local crops" not in str(preflight(**official(64, 8)))
+
+
 def test_issue_20_had_collapsed_and_the_published_run_is_nearly_random_isotropy():
     collapsed = preflight(**official(78, 32))
     assert collapsed.collapsed == pytest.approx(0.0109, abs=5e-5)

@@ -15,6 +15,7 @@ from analysis.probes.backbone import load_backbone
 from analysis.probes.tasks import probe_backbones
 from analysis.runs.diagnosis import diagnose
 from analysis.runs.outcomes import (
+    batch_rates,
     gain_kept,
     head_geometry,
     linear_accuracy,
@@ -57,6 +58,17 @@ def write(tmp_path):
         return Run.load(path)
 
     return build
+
+
+def test_batches_of_a_run_have_the_rate_that_their_spectrum_predicts(write):
+    """Of 60 axes of 6 dimensions a batch of all has the rate of the flat spectrum; of normal rows B8 is within 2 %."""
+    run = write("whole", torch.eye(D).repeat(N // D, 1))
+    for batch, groups in ((N, 1), (24, 2)):
+        run.config["optim"] = {"batch_size": batch, "groups": groups}
+        found = batch_rates.__wrapped__(run)
+        assert found["predicted"] == pytest.approx(found["normal"], rel=0.03)
+        assert found["real"] == pytest.approx(D / 2 * math.log1p(1 / 0.05), rel=1e-6 if batch == N else 0.2)
+    assert found["real"] < D / 2 * math.log1p(1 / 0.05)
 
 
 FRAME, POINT = torch.eye(D).repeat(N // D, 1), F.normalize(torch.ones(N, D), dim=-1)

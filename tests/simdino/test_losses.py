@@ -173,7 +173,11 @@ NUMBERS = {"student_temp": 0.1, "teacher_temp": 0.1, "center_momentum": 0.9}
 PATCHES, CENTERS = (torch.zeros(3, 6), torch.zeros(3, 6), torch.zeros(3)), {"center": torch.zeros(6)}
 LOSSES = {  # loss: (its arguments, numbers that it takes, other options)
     simdino_loss: ((S, T), {"eps": 0.5, "gamma": 0.1}, {}),
-    simdinov2_loss: ((S, T, *PATCHES), {"eps": 0.5, "gamma": 0.1, "patch_weight": 1.0, "patch_gamma": 0.1}, {}),
+    simdinov2_loss: (
+        (S, T, *PATCHES, torch.zeros(3, 6)),
+        {"eps": 0.5, "gamma": 0.1, "patch_weight": 1.0, "patch_gamma": 0.1, "gram_weight": 0.1},
+        {},
+    ),
     dino_loss: ((S, T), NUMBERS, CENTERS),
     dinov2_loss: (
         (S, T, *PATCHES, torch.randn(2, 4, 5)),
@@ -236,7 +240,10 @@ def compiled_case(loss) -> tuple[tuple, dict]:
     temps = {"student_temp": 0.1, "teacher_temp": torch.tensor(0.04), "center_momentum": 0.9}
     return {
         simdino_loss: ((s, t), {"eps": 0.5, "gamma": 0.1}),
-        simdinov2_loss: ((s, t, sp, tp, w), {"eps": 0.5, "gamma": 0.1, "patch_gamma": 0.1, "most_patches": 4}),
+        simdinov2_loss: (
+            (s, t, sp, tp, w, tp),
+            {"eps": 0.5, "gamma": 0.1, "patch_gamma": 0.1, "gram_weight": 0.1, "most_patches": 4},
+        ),
         dino_loss: ((s, t), {"center": centers["center"]} | temps),
         dinov2_loss: ((s, t, sp, tp, w, t), centers | temps),
     }[loss]

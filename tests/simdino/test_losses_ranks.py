@@ -49,7 +49,7 @@ def objective(name: str, net, batch: dict[str, torch.Tensor], group: dist.Proces
     options = {"eps": 0.5, "gamma": 0.1, "group": group, "rate_of": rate_of[0] if rate_of else "student"}
     if method == "simdino":
         return simdino_loss(s, t, **options)[0]
-    return simdinov2_loss(s, t, sp, tp, w, **options, patch_gamma=0.1, most_patches=5)[0]
+    return simdinov2_loss(s, t, sp, tp, w, tp, **options, patch_gamma=0.1, gram_weight=0.5, most_patches=5)[0]
 
 
 CASES = {  # name: (objective, images of each rank, d, whether the ranks share one group of images)

@@ -15,6 +15,7 @@ from simdino.losses import (
     coding_rate,
     dino_loss,
     dinov2_loss,
+    gram_distance,
     koleo_loss,
     patch_rates,
     simdino_loss,
@@ -187,6 +188,26 @@ def test_simdinov2_equals_loops(counts):
     torch.testing.assert_close(found, [patches, within, across])
 
 
+@pytest.mark.parametrize("counts", [[3, 0, 3, 1, 0, 5], [2, 2, 2, 2, 2, 2], [7, 7, 0, 0, 0, 0]])
+def test_gram_anchoring_equals_loops(counts):
+    """Of the anchor only the cosines within a crop matter: neither its dimension nor how a crop's tokens are turned."""
+    s, t = unit(4, 3, 5), unit(2, 3, 5)
+    sp, tp, w = patches_of(counts, 4)
+    anchor = unit(sum(counts), 7)
+    turned = torch.cat([a @ torch.linalg.qr(randn(7, 7))[0] for a in anchor.split(counts)])
+    gram = sum(
+        (a[i] @ a[j] - b[i] @ b[j]) ** 2 / len(a) ** 2 / 6
+        for a, b in zip(sp.split(counts), anchor.split(counts), strict=True)
+        for i in range(len(a))
+        for j in range(len(a))
+    )
+    plain, parts = simdinov2_loss(s, t, sp, tp, w, eps=0.5, gamma=0.2)
+    assert "gram" not in parts
+    for of in (anchor, turned):
+        loss, parts = simdinov2_loss(s, t, sp, tp, w, of, eps=0.5, gamma=0.2, gram_weight=0.3)
+        torch.testing.assert_close([loss, parts["gram"]], [plain + 0.3 * gram, gram])
+
+
 @pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
 def test_dinov2_equals_loops(centering):
     s, t, z, center, patch_center = randn(4, 3, 5), randn(2, 3, 5), randn(2, 3, 8), randn(5), randn(6)
@@ -210,7 +231,7 @@ def test_derivatives():
     sp.requires_grad_(), s.requires_grad_(), z.requires_grad_()
     options = {"eps": 0.5, "gamma": 0.2, "patch_gamma": 0.3}
     assert torch.autograd.gradcheck(
-        lambda s, sp: simdinov2_loss(s, t, sp, tp, w, **options)[0], (s, sp), fast_mode=True
+        lambda s, sp: simdinov2_loss(s, t, sp, tp, w, tp, **options, gram_weight=0.5)[0], (s, sp), fast_mode=True
     )
     for centering in ("ema", "sinkhorn"):
         options = {"center": center, "patch_center": center, "centering": centering} | TEMPS
@@ -305,14 +326,15 @@ def test_padding_changes_nothing(counts):
         found = []
         for pad in (lambda x: x, padded):
             leaf = pad(sp).requires_grad_()
-            loss, parts = function(*class_tokens, leaf, pad(tp), pad(w), *before, **options)
+            anchor = (pad(tp),) if "gram_weight" in options else ()
+            loss, parts = function(*class_tokens, leaf, pad(tp), pad(w), *anchor, *before, **options)
             gradient = torch.autograd.grad(loss, leaf)[0]
             assert not gradient[len(sp) :].any()
             found.append([loss, gradient[: len(sp)], *parts.values()])
         torch.testing.assert_close(found[1], found[0])
 
     for most in (None, 7):
-        options = {"eps": 0.5, "gamma": 0.2, "patch_gamma": 0.3, "most_patches": most}
+        options = {"eps": 0.5, "gamma": 0.2, "patch_gamma": 0.3, "gram_weight": 0.4, "most_patches": most}
         compare(simdinov2_loss, F.normalize(s, dim=-1), F.normalize(t, dim=-1), **options)
     for centering in ("ema", "sinkhorn"):
         options = {"center": randn(5), "patch_center": center, "centering": centering} | TEMPS
@@ -352,3 +374,19 @@ def test_rates_of_patches_exclude_each_collapse():
         assert parts["patches"].item() == 0  # the alignment does not see it
         assert torch.autograd.grad(sum(found), leaf)[0].isfinite().all()
     assert coding_rate(tokens["of the image"], eps=eps).item() == pytest.approx(most[c], rel=1e-9)
+
+
+def test_gram_anchoring_is_zero_at_the_anchor_and_its_gradient_leaves_what_is_constant():
+    """In crops of P tokens that are all equal the distance to an orthonormal anchor is 1 − 1/P, and no descent
+    direction leaves them to first order: Z Zᵀ has its gradient along Z, which is normal to the sphere.
+    """
+    w, anchor = weights(torch.ones(3, 4, dtype=torch.bool)), torch.eye(4, dtype=torch.float64).repeat(3, 1)
+    assert gram_distance(anchor, anchor, w, crops=3).item() == 0
+    constant = unit(1, 4).expand(12, 4).clone().requires_grad_()
+    distance = gram_distance(constant, anchor, w, crops=3)
+    assert distance.item() == pytest.approx(1 - 1 / 4, rel=1e-12)
+    (gradient,) = torch.autograd.grad(distance, constant)
+    along = (gradient * constant).sum(-1, keepdim=True) * constant
+    torch.testing.assert_close(gradient, along.detach())
+    with pytest.raises(ValueError, match="needs anchor_patches"):
+        simdinov2_parts(anchor, anchor, w, crops=4, gram_weight=1.0)

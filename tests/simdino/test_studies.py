@@ -92,8 +92,11 @@ def test_the_phases_of_dino_cover_center_learning_rate_and_teacher():
         assert (o.steps, o.precision, config.record.snapshots, s.seeds) == (200, "fp32", 1, (0, 1, 2))
         found.add((center, o.lr, momentum))
     centers = (0.0, 0.25, 0.5, 0.9)
-    alone = set(product(centers, (3e-5, 1e-4, 3e-4, 1e-3, 2.5e-3), (0.0,)))
-    assert found == alone | set(product(centers, (1e-3,), (0.5, 0.9, 0.99)))
+    alone = set(product(centers, (1e-4, 3e-4, 6e-4, 1e-3, 2.5e-3), (0.0,)))
+    assert found == alone | set(product(centers, (1e-3,), (0.5, 0.7, 0.9)))
+    judged = settings("dino_survival")
+    assert [s._replace(seeds=(0, 1, 2)) for s in judged] == settings("dino_phases")
+    assert {s.seeds for s in judged} == {(5, 6, 7)}
 
 
 def test_the_range_of_gamma_keeps_weights_at_the_recipes_length():

@@ -100,7 +100,7 @@ def tiny(name: str, **optim) -> Config:
     return replace(TINY, objective=RECIPES[name].objective, model=model, optim=replace(TINY.optim, **optim))
 
 
-@pytest.mark.parametrize("name", ["simdino", "dino", "dinov2"])
+@pytest.mark.parametrize("name", ["simdino", "dino", "dinov2", "simdinov2-separate-gram"])
 def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
     """Killed by the kernel after a checkpoint, then resumed: every tensor and every logged loss is that of one go."""
     config = tiny(name)
@@ -466,6 +466,20 @@ def test_the_four_teachers(name, teacher, tmp_path):
     if teacher == "frozen":
         first = networks(config, 1, "cpu")["teacher"].state_dict()
         assert all(torch.equal(v, first[k]) for k, v in teachers.items())
+
+
+def test_the_anchor_of_patches_is_the_untrained_network(tmp_path, monkeypatch):
+    seen, group_loss = [], trainer.group_loss
+    monkeypatch.setattr(trainer, "group_loss", lambda *given: seen.append(given) or group_loss(*given))
+    config = tiny("simdinov2-separate-gram", steps=3)
+    log = get_run(config, tmp_path, progress=False).metrics
+    first = networks(config, 1, "cpu")["student"].state_dict()
+    for *_, anchor in seen:
+        assert all(torch.equal(v, first[k]) for k, v in anchor.state_dict().items())
+        assert not any(p.requires_grad for p in anchor.parameters())
+    assert (log["loss_gram"] > 0).all()
+    get_run(tiny("simdinov2", steps=1), tmp_path, progress=False)
+    assert seen[-1][-1] is None
 
 
 @pytest.mark.parametrize("name", ["simdino", "simdinov2"])

@@ -1,0 +1,152 @@
+"""The last layer of a trained network: the linear layer that is best for its inputs, found by optimization.
+
+Let h be what the last linear layer of a network gets, with a constant 1 where it has a bias, and z = Wh/‖Wh‖ its unit
+features. Whatever is below, W alone can be optimized. Nothing here knows the predictions of `theory`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import brentq, minimize
+from torch import Tensor
+
+CUTOFF = 1e-11  # of the largest variance of h: float32 leaves noise of about 1e-14
+
+
+class LastLayer(NamedTuple):
+    """The best last layer for some inputs."""
+
+    weight: Float[np.ndarray, "d m"]  # W, of which the scale means nothing
+    spectrum: Float[np.ndarray, " d"]  # the eigenvalues of Γ of the unit features on these inputs, largest first
+    residual: float | np.floating  # the gradient's norm over that of its rate's part before the projection
+
+
+def last_layer_optimum(
+    h: Float[Tensor, "v n m"],
+    *,
+    d: int,
+    gamma: int | float,
+    eps: int | float,
+    batch: int | None = None,
+    stop_gradient: bool = False,
+    tolerance: int | float = 1e-7,
+    seed: int = 0,
+) -> LastLayer:
+    """The last layer W that minimizes the loss of unit features z = Wh/‖Wh‖, by L-BFGS from a random start.
+
+    J(W) = E (1 - cos(z, z')) - γ R(Γ),   Γ = E zzᵀ
+
+    over pairs z, z' of views of an image. Behind a stop-gradient, with the teacher equal to the student, the gradient
+    of the alignment is halved, which is the same as a doubled γ. In batches of b images it is not R whose mean is
+    maximized but
+
+    R_b = ½ [log det(I + αΓ/(1 + δ)) + b·log(1 + δ) - bδ/(1 + δ)],   δ = (1/b) Σ αλᵢ/(1 + αλᵢ/(1 + δ))
+
+    the expected rate of b features of the spectrum λ. Its derivative in δ is 0, so that its gradient is that of R at
+    α_b = α/(1 + δ), and δ always is the one of the present spectrum. Inputs are whitened first, in float64; the search
+    has the precision of h.
+
+    Args:
+        h: (v, n, m) the inputs of the layer, v ≥ 2 views of each of n images; where it has a bias, one of them is 1.
+        d: the dimension of the features.
+        gamma: γ, the weight of the rate.
+        eps: ε of the rate.
+        batch: b, the images of a batch; None is the rate of all features at once.
+        stop_gradient: halve the alignment's gradient.
+        tolerance: the residual at which the search ends.
+        seed: of the start.
+
+    Source: Couillet and Debbah 2011, theorem 6.14, for R_b.
+
+    >>> h = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)  # two images, whose views are equal
+    >>> last_layer_optimum(h, d=2, gamma=0.1, eps=0.5).spectrum.round(6).tolist()
+    [0.5, 0.5]
+    """
+    x, white = whitened(h)
+    v, n, k = x.shape
+    share, alpha = 0.5 if stop_gradient else 1.0, d / eps**2
+    rows = x.reshape(v * n, k).astype(np.float64 if h.dtype == torch.float64 else np.float32)
+
+    def parts(flat: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """The loss, its gradient in W, and the rate's part of it before the projection on the spheres."""
+        z = rows @ flat.reshape(d, k).T.astype(rows.dtype)
+        norms = np.linalg.norm(z, axis=1, keepdims=True)
+        z /= norms
+        total = z.reshape(v, n, d).sum(0)
+        alignment = 1 - ((total**2).sum() / n - v) / (v * (v - 1))
+        rate, inverse = _rate(z.T @ z / (v * n), alpha, batch)
+        expansion = gamma / (v * n) * z @ inverse.astype(z.dtype)
+        others = (total - z.reshape(v, n, d)).reshape(v * n, d)
+        gradient = -2 * share / (v * (v - 1) * n) * others - expansion
+        gradient -= (gradient * z).sum(1, keepdims=True) * z
+        return share * alignment - gamma * rate, (gradient / norms).T @ rows, (expansion / norms).T @ rows
+
+    residual = math.inf
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal residual
+        value, gradient, expansion = parts(flat)
+        residual = np.linalg.norm(gradient) / np.linalg.norm(expansion)
+        return value, gradient.ravel().astype(np.float64)
+
+    def enough(_: np.ndarray) -> None:
+        if residual < tolerance:
+            raise StopIteration
+
+    start = np.random.default_rng(seed).standard_normal(d * k) / math.sqrt(k)
+    options = {"maxiter": 3000, "maxfun": 6000, "ftol": 0, "gtol": 0, "maxcor": 30}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=enough, options=options)
+    weight = found.x.reshape(d, k) @ white
+    return LastLayer(weight, last_layer_spectrum(weight, h), residual)
+
+
+def whitened(h: Float[Tensor, "v n m"]) -> tuple[Float[np.ndarray, "v n k"], Float[np.ndarray, "k m"]]:
+    """Inputs with E xxᵀ = I in the k ≤ m directions in which they vary, in float64, and the matrix that made them.
+
+    >>> x, white = whitened(torch.tensor([[[2.0, 0.0]], [[-2.0, 0.0]]]))  # in one direction, with the variance 4
+    >>> abs(x).tolist(), abs(white).tolist()
+    ([[[1.0]], [[1.0]]], [[0.5, 0.0]])
+    """
+    rows = h.detach().double().cpu().flatten(0, 1).numpy()
+    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    kept = values > CUTOFF * values[-1]
+    white = (vectors[:, kept] / np.sqrt(values[kept])).T
+    return (rows @ white.T).reshape(*h.shape[:2], -1), white
+
+
+def last_layer_features(weight: Float[np.ndarray, "d m"], h: Float[Tensor, "v n m"]) -> Float[np.ndarray, "v n d"]:
+    """The unit features Wh/‖Wh‖ of a last layer, in float64.
+
+    >>> last_layer_features(np.diag([3.0, 4.0]), torch.ones(1, 1, 2)).tolist()
+    [[[0.6, 0.8]]]
+    """
+    z = h.detach().double().cpu().numpy() @ weight.T
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def last_layer_spectrum(weight: Float[np.ndarray, "d m"], h: Float[Tensor, "v n m"]) -> Float[np.ndarray, " d"]:
+    """The eigenvalues of Γ = E zzᵀ of the unit features of a last layer, largest first.
+
+    >>> last_layer_spectrum(np.diag([3.0, 4.0]), torch.ones(1, 1, 2)).round(6).tolist()
+    [1.0, 0.0]
+    """
+    z = last_layer_features(weight, h).reshape(-1, len(weight))
+    return np.linalg.eigvalsh(z.T @ z / len(z))[::-1].clip(min=0)  # Γ ≥ 0: what is below is rounding
+
+
+def _rate(
+    covariance: Float[np.ndarray, "d d"], alpha: int | float, batch: int | None
+) -> tuple[float, Float[np.ndarray, "d d"]]:
+    """R or R_b of a covariance Γ, and twice its derivative: α_b (I + α_bΓ)⁻¹."""
+    values, vectors = np.linalg.eigh(covariance)
+    values = values.clip(min=0)
+    delta, more = 0.0, 0.0
+    if batch is not None:
+        a = alpha * values
+        delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / batch, 0, a.sum() / batch, xtol=1e-14)
+        more = batch * (math.log1p(delta) - delta / (1 + delta))
+    own = alpha / (1 + delta)
+    return (np.log1p(own * values).sum() + more) / 2, (vectors * (own / (1 + own * values))) @ vectors.T
