@@ -39,7 +39,7 @@ def settings(study: str, profile: str = "cpu", seeds: Sequence[int] | None = Non
     'simdino@optim.steps=300,optim.teacher=student-with-gradient,record.snapshots=1'
     >>> {name: len(settings(name)) for name in STUDIES}  # doctest: +NORMALIZE_WHITESPACE
     {'robustness': 60, 'self_distillation': 20, 'collapse_boundary': 10, 'dino_phases': 32, 'dino_survival': 32,
-    'gamma_range': 5}
+    'gamma_range': 5, 'other_inputs': 2}
     """
     recognized(profile, PROFILES, "profile")
     found = STUDIES[recognized(study, STUDIES, "study")](profile)
@@ -251,15 +251,25 @@ def _dino_survival(profile: str) -> list[Setting]:
 
 # --- What the last layer foretells early
 
+_KEPT_WEIGHTS = (0, 10, 30, 100, 300)
+
 
 def _gamma_range(profile: str) -> list[Setting]:
     """Train SimDINO at its own length with γ from a third to three times the recipe's, and keep weights on the way."""
     config, found = recipe("simdino", profile), []
     for multiple in (1 / 3, 3**-0.5, 1.0, 3**0.5, 3.0):
         at: dict[str, float | str] = {"γ": multiple} if multiple != 1 else {}
-        changes = {"record.weights": (0, 10, 30, 100, 300)} | _scaled(config, ("objective.gamma",), multiple)
+        changes = {"record.weights": _KEPT_WEIGHTS} | _scaled(config, ("objective.gamma",), multiple)
         found.append(_setting("simdino", profile, at, changes, PROFILES[profile].seeds))
     return found
+
+
+def _other_inputs(profile: str) -> list[Setting]:
+    """Train SimDINO's recipe on another architecture, and on other images, and keep weights on the way."""
+    changed = {"architecture": {"model.arch": "convnet"}, "images": {"data.name": "digits"}}
+    names = {"architecture": "ConvNet", "images": "digits"}
+    seeds, weights = PROFILES[profile].seeds, {"record.weights": _KEPT_WEIGHTS}
+    return [_setting("simdino", profile, {k: names[k]}, weights | changed[k], seeds) for k in changed]
 
 
 STUDIES: dict[str, Callable[[str], list[Setting]]] = {
@@ -269,4 +279,5 @@ STUDIES: dict[str, Callable[[str], list[Setting]]] = {
     "dino_phases": _dino_phases,
     "dino_survival": _dino_survival,
     "gamma_range": _gamma_range,
+    "other_inputs": _other_inputs,
 }

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from scipy.optimize import brentq, minimize
 from torch import Tensor
+from torch.nn.functional import pad
+
+from .linear_encoders import modes, view_covariances
 
 CUTOFF = 1e-11  # of the largest variance of h: float32 leaves noise of about 1e-14
 
@@ -66,41 +69,134 @@ def last_layer_optimum(
     [0.5, 0.5]
     """
     x, white = whitened(h)
-    v, n, k = x.shape
-    share, alpha = 0.5 if stop_gradient else 1.0, d / eps**2
-    rows = x.reshape(v * n, k).astype(np.float64 if h.dtype == torch.float64 else np.float32)
-
-    def parts(flat: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """The loss, its gradient in W, and the rate's part of it before the projection on the spheres."""
-        z = rows @ flat.reshape(d, k).T.astype(rows.dtype)
-        norms = np.linalg.norm(z, axis=1, keepdims=True)
-        z /= norms
-        total = z.reshape(v, n, d).sum(0)
-        alignment = 1 - ((total**2).sum() / n - v) / (v * (v - 1))
-        rate, inverse = _rate(z.T @ z / (v * n), alpha, batch)
-        expansion = gamma / (v * n) * z @ inverse.astype(z.dtype)
-        others = (total - z.reshape(v, n, d)).reshape(v * n, d)
-        gradient = -2 * share / (v * (v - 1) * n) * others - expansion
-        gradient -= (gradient * z).sum(1, keepdims=True) * z
-        return share * alignment - gamma * rate, (gradient / norms).T @ rows, (expansion / norms).T @ rows
-
-    residual = math.inf
+    x = x.astype(np.float64 if h.dtype == torch.float64 else np.float32)
+    share, alpha, shape, residual = 0.5 if stop_gradient else 1.0, d / eps**2, (d, len(white)), math.inf
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal residual
-        value, gradient, expansion = parts(flat)
-        residual = np.linalg.norm(gradient) / np.linalg.norm(expansion)
-        return value, gradient.ravel().astype(np.float64)
+        (alignment, pull), (rate, push, free) = _terms(flat.reshape(shape), x, alpha, batch)
+        gradient = share * pull - gamma * push
+        residual = np.linalg.norm(gradient) / (gamma * np.linalg.norm(free))
+        return share * alignment - gamma * rate, gradient.ravel().astype(np.float64)
 
     def enough(_: np.ndarray) -> None:
         if residual < tolerance:
             raise StopIteration
 
-    start = np.random.default_rng(seed).standard_normal(d * k) / math.sqrt(k)
+    start = np.random.default_rng(seed).standard_normal(math.prod(shape)) / math.sqrt(shape[1])
     options = {"maxiter": 3000, "maxfun": 6000, "ftol": 0, "gtol": 0, "maxcor": 30}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=enough, options=options)
-    weight = found.x.reshape(d, k) @ white
+    weight = found.x.reshape(shape) @ white
     return LastLayer(weight, last_layer_spectrum(weight, h), residual)
+
+
+def balancing_gamma(
+    weight: Float[np.ndarray, "d m"],
+    h: Float[Tensor, "v n m"],
+    *,
+    eps: int | float,
+    batch: int | None = None,
+    stop_gradient: bool = False,
+) -> float:
+    """The γ at which a last layer is nearest to rest: where the rate's gradient balances the alignment's best.
+
+    γ = ⟨∇A, ∇R⟩ / ‖∇R‖²,   gradients in W, in whitened inputs
+
+    Of `last_layer_optimum` it is the γ that it was given; of a layer at rest under another loss, the γ of ours that
+    this loss amounts to.
+
+    Args:
+        weight: (d, m) the last layer W.
+        h: (v, n, m) its inputs, as in `last_layer_optimum`, as are eps, batch and stop_gradient.
+
+    >>> h = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
+    >>> weight = np.array([[1.0, 0.9], [0.0, 0.2]])  # turned on to one direction or away from it, the views balance
+    >>> balancing_gamma(weight, h, eps=1.0) > 0
+    True
+    """
+    x, white = whitened(h)
+    (_, pull), (_, push, _) = _terms(weight @ np.linalg.pinv(white), x, len(weight) / eps**2, batch)
+    return float((0.5 if stop_gradient else 1.0) * np.vdot(pull, push) / np.vdot(push, push))
+
+
+class _Alignment(NamedTuple):
+    value: float | np.floating
+    gradient: np.ndarray  # (d, k)
+
+
+class _Expansion(NamedTuple):
+    value: float | np.floating
+    gradient: np.ndarray  # (d, k)
+    free: np.ndarray  # (d, k) the gradient as it is before the projection on the spheres
+
+
+def _terms(w: np.ndarray, x: np.ndarray, alpha: float, batch: int | None) -> tuple[_Alignment, _Expansion]:
+    """Alignment and rate of the unit features of inputs (v, n, k), and their gradients in W (d, k)."""
+    v, n, k = x.shape
+    rows = x.reshape(v * n, k)
+    z = rows @ w.T.astype(rows.dtype)
+    norms = np.linalg.norm(z, axis=1, keepdims=True)
+    z /= norms
+    views = z.reshape(v, n, -1)
+    total = views.sum(0)
+    alignment = 1 - ((total**2).sum() / n - v) / (v * (v - 1))
+    others = (total - views).reshape(v * n, -1) * (2 / (v * (v - 1) * n))
+    rate, inverse = _rate(z.T @ z / (v * n), alpha, batch)
+    free = z @ (inverse / (v * n)).astype(z.dtype)
+
+    def in_w(gradient: np.ndarray) -> np.ndarray:
+        return (gradient / norms).T @ rows
+
+    def tangent(gradient: np.ndarray) -> np.ndarray:
+        return gradient - (gradient * z).sum(1, keepdims=True) * z
+
+    pull, push = in_w(tangent(-others)), in_w(tangent(free))
+    return _Alignment(alignment, pull), _Expansion(rate, push, in_w(free))
+
+
+@torch.no_grad()
+def last_layer_inputs(encoder: torch.nn.Module, views: Float[Tensor, "v n m"]) -> Float[Tensor, "v n h"]:
+    """What the last linear layer of an encoder gets of some views; a bias is one more input, which is always 1.
+
+    Args:
+        encoder: a `Linear`, or a `Sequential` that ends with one.
+        views: (v, n, m) what the encoder gets.
+
+    >>> last_layer_inputs(torch.nn.Linear(2, 3), torch.zeros(1, 1, 2)).tolist()
+    [[[0.0, 0.0, 1.0]]]
+    """
+    *below, last = encoder if isinstance(encoder, torch.nn.Sequential) else [encoder]
+    x = torch.nn.Sequential(*below)(views)
+    return x if last.bias is None else pad(x, (0, 1), value=1.0)
+
+
+def last_layer_weight(encoder: torch.nn.Module) -> Float[np.ndarray, "d h"]:
+    """The matrix W of the last linear layer of an encoder, with its bias as the last column, in float64.
+
+    >>> last_layer_weight(torch.nn.Linear(2, 3)).shape
+    (3, 3)
+    """
+    last = encoder[-1] if isinstance(encoder, torch.nn.Sequential) else encoder
+    columns = [last.weight] if last.bias is None else [last.weight, last.bias[:, None]]
+    return torch.cat(columns, dim=1).detach().double().cpu().numpy()
+
+
+def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) -> Float[np.ndarray, " h"]:
+    """The generalized eigenvalues μ of the features that the last linear layer of an encoder gets, ascending.
+
+    Given its input the last layer is a linear encoder, so that `theory.water_filling` of these μ is where it rests,
+    whatever is below it, if its features are held to the unit sphere in the mean. Those that are one by one have
+    `last_layer_optimum`.
+
+    Args:
+        encoder: a `Linear`, or a `Sequential` that ends with one.
+        views: (2, n, m) what the encoder gets, two views of each of n images.
+
+    >>> views = torch.tensor([[[1.0, 1.0], [-1.0, 1.0]], [[1.0, 1.0], [-1.0, 1.0]]])  # equal views
+    >>> last_layer_modes(torch.nn.Linear(2, 1, bias=False), views).round(6).tolist()
+    [0.0, 0.0]
+    """
+    return modes(*view_covariances(last_layer_inputs(encoder, views)))
 
 
 def whitened(h: Float[Tensor, "v n m"]) -> tuple[Float[np.ndarray, "v n k"], Float[np.ndarray, "k m"]]:

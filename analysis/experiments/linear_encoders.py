@@ -81,27 +81,6 @@ def modes(sigma: Float[np.ndarray, "m m"], sigma_a: Float[np.ndarray, "m m"]) ->
     return eigh(sigma_a, sigma, eigvals_only=True).clip(min=0)  # Σ_a ≥ 0: what is below is rounding
 
 
-@torch.no_grad()
-def last_layer_modes(encoder: torch.nn.Module, views: Float[Tensor, "2 n m"]) -> Float[np.ndarray, " h"]:
-    """The generalized eigenvalues μ of the features that the last linear layer of an encoder gets, ascending.
-
-    Given its input the last layer is a linear encoder, so that `theory.water_filling` of these μ is where it rests,
-    whatever is below it. A bias is one more input, which is always 1.
-
-    Args:
-        encoder: a `Linear`, or a `Sequential` that ends with one.
-        views: (2, n, m) what the encoder gets, two views of each of n images.
-
-    >>> views = torch.tensor([[[1.0, 1.0], [-1.0, 1.0]], [[1.0, 1.0], [-1.0, 1.0]]])  # equal views
-    >>> last_layer_modes(torch.nn.Linear(2, 1, bias=False), views).round(6).tolist()
-    [0.0, 0.0]
-    """
-    *below, last = encoder if isinstance(encoder, torch.nn.Sequential) else [encoder]
-    x = torch.nn.Sequential(*below)(views)
-    x = x if last.bias is None else torch.nn.functional.pad(x, (0, 1), value=1.0)
-    return modes(*view_covariances(x))
-
-
 def powers(w: Float[np.ndarray, "*t d m"], sigma: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "*t d"]:
     """The powers of an encoder, the eigenvalues of WΣWᵀ, largest first.
 

@@ -9,7 +9,17 @@ import torch
 from scipy.linalg import eigh
 
 from analysis import theory
-from analysis.experiments.last_layer import last_layer_features, last_layer_optimum, last_layer_spectrum, whitened
+from analysis.experiments.last_layer import (
+    balancing_gamma,
+    last_layer_features,
+    last_layer_inputs,
+    last_layer_modes,
+    last_layer_optimum,
+    last_layer_spectrum,
+    last_layer_weight,
+    whitened,
+)
+from analysis.experiments.linear_encoders import modes, view_covariances
 from simdino.losses import coding_rate, simdino_loss
 
 
@@ -50,6 +60,8 @@ def test_B13_optimum_is_stationary_and_fills_water_by_reweighted_samples(batch, 
     gain = joint / 2 * alpha * m @ found.weight @ sigma
     assert np.linalg.norm(found.weight @ cost - gain) < 1e-6 * np.linalg.norm(gain)
     assert found.residual < 1e-6
+    options = {"eps": eps, "batch": batch, "stop_gradient": stop_gradient}
+    assert balancing_gamma(found.weight, h, **options) == pytest.approx(gamma, rel=1e-4)
     predicted = theory.water_filling(eigh(cost, sigma, eigvals_only=True), joint, alpha, d)
     np.testing.assert_allclose(np.sort(predicted)[::-1][:d], found.spectrum, atol=1e-6)
 
@@ -100,3 +112,17 @@ def test_white_inputs_are_white_in_float32_with_small_directions():
     np.testing.assert_allclose(x.reshape(-1, 3).T @ x.reshape(-1, 3) / 800, np.eye(3), atol=1e-10)
     np.testing.assert_allclose(h.double().numpy() @ white.T, x, atol=1e-10)
     assert math.isclose(abs(np.linalg.det(white)), 1e6, rel_tol=0.2)
+
+
+def test_modes_of_the_last_layer_are_those_of_what_it_gets():
+    views = torch.randn(2, 300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bare = torch.nn.Linear(4, 2, bias=False).double()
+    np.testing.assert_allclose(last_layer_modes(bare, views), modes(*view_covariances(views)), atol=1e-12)
+    deep = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+    hidden = torch.cat([deep[:2](views).detach(), torch.ones(2, 300, 1, dtype=torch.float64)], dim=2)
+    np.testing.assert_array_equal(last_layer_inputs(deep, views), hidden)
+    found = last_layer_modes(deep, views)
+    np.testing.assert_allclose(found, modes(*view_covariances(hidden)), atol=1e-10)
+    assert found[0] == pytest.approx(0, abs=1e-10)  # the constant
+    features = torch.nn.functional.normalize(deep(views), dim=-1).detach()
+    np.testing.assert_allclose(last_layer_features(last_layer_weight(deep), hidden), features, atol=1e-12)

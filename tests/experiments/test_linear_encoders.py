@@ -12,7 +12,6 @@ from analysis.experiments.linear_encoders import (
     crossing_times,
     descent,
     graph_problem,
-    last_layer_modes,
     linear_optimum,
     linear_problem,
     modes,
@@ -56,17 +55,6 @@ def test_view_covariances_of_shared_and_own_parts():
     sigma, sigma_a = view_covariances(views)
     np.testing.assert_allclose(sigma, np.diag([1, 9]), atol=0.06)
     np.testing.assert_allclose(modes(sigma, sigma_a), mu, atol=0.01)
-
-
-def test_modes_of_the_last_layer_are_those_of_what_it_gets():
-    views = torch.randn(2, 300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    bare = torch.nn.Linear(4, 2, bias=False).double()
-    np.testing.assert_allclose(last_layer_modes(bare, views), modes(*view_covariances(views)), atol=1e-12)
-    deep = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
-    hidden = torch.cat([deep[:2](views).detach(), torch.ones(2, 300, 1, dtype=torch.float64)], dim=2)
-    found = last_layer_modes(deep, views)
-    np.testing.assert_allclose(found, modes(*view_covariances(hidden)), atol=1e-10)
-    assert found[0] == pytest.approx(0, abs=1e-10)  # the constant
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.05, 1.0])

@@ -111,6 +111,18 @@ def test_the_range_of_gamma_keeps_weights_at_the_recipes_length():
     assert {s.seeds for s in points} == {(0, 1, 2, 3, 4)}
 
 
+def test_other_inputs_change_the_architecture_or_the_images_and_keep_weights():
+    base, points = recipe("simdino"), settings("other_inputs")
+    changed = [difference(base, recipe(s.recipe)) for s in points]
+    weights = ((), (0, 10, 30, 100, 300))
+    assert changed == [
+        {"record.weights": weights, "model.arch": ("vit", "convnet")},
+        {"record.weights": weights, "data.name": ("photos", "digits")},
+    ]
+    assert [s.at for s in points] == [{"architecture": "ConvNet"}, {"images": "digits"}]
+    assert {s.seeds for s in points} == {(0, 1, 2, 3, 4)}
+
+
 def test_teachers_are_what_they_are_called():
     points = [s for s in settings("self_distillation") if s.at and s.method == "dino"]
     optim = {s.at["teacher"]: recipe(s.recipe).optim for s in points}
