@@ -490,7 +490,7 @@ def batch_rate_slope(n: Count, d: Count, b: Count, eps: Number) -> float:
 
     p_v = b(b-1)…(b-v+1)/(n(n-1)…(n-v+1)) is how often v points are in one batch. So with a weak coupling s the optimum
     of batches of any b from 2 to n-2 are the tight frames of the smallest F, projective 2-designs where there are any,
-    and b = n-1 and n are blind. The pull is strongest at middle b, not at b = 2.
+    and b = n-1 and n are blind. For α ≪ b pairs pull hardest, as s falls with b; for α ≫ b middle batches do.
 
     Proof: ½ logdet(I+sO) = ½ Σ (-1)^{k+1} sᵏ tr Oᵏ/k sums closed walks over distinct neighbors. On a tight frame, where
     the Gram matrix obeys G² = (n/d) G, all walks of up to three steps are constant. Of four steps, walks that visit 2,
