@@ -21,10 +21,12 @@ from .diagnosis import diagnose, packed
 from .kept_results import result_name
 from .outcomes import (
     end_outcome,
+    fourth_order_outcome,
     head_geometry,
     linear_outcome,
     patch_outcome,
     photo_outcome,
+    probe_outcome,
     untrained_outcome,
 )
 
@@ -37,6 +39,8 @@ RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (linear_outcome, {"first": True}),
     (backbone_measures, {}),
     (patch_outcome, {}),
+    (fourth_order_outcome, {}),
+    (probe_outcome, {}),
 ]
 # And of the recipes themselves, as it takes some seconds for each run.
 PROBED = ("simdino", "simdinov2", "dino", "dinov2")
