@@ -43,11 +43,14 @@ PROPOSITIONS = {
     "C1": "the cross-entropy of DINO is blind to collapse",
     "C2": "patch-collapsed networks are global optima of SimDINOv2, unless the patches have a rate of their own",
     "C3": "optima of the neighboring losses",
+    "C4": "a Gram anchor makes constant patches cost what the anchor's patches differ",
+    "C5": "the rate is what noisy labels say about a random linear probe",
     "C6": "a direction leaves DINO's uniform collapse iff its consistency exceeds τ_t/τ_s",
     "C7": "the mean outruns a center that lags behind the student; a teacher slower than the center hides the lag",
     "C8": "with a slow teacher all directions grow alike, whatever their variance",
     "D1": "the rate of n isotropic samples follows Marchenko-Pastur",
     "D2": "the rate of (student + teacher)/2 is that of unit vectors at a larger ε",
+    "D4": "a Gaussian's spectrum settles the fourth order of its cosines",
     "E1": "whose rate it is decides whether a stop-gradient doubles γ, for every network",
     "E2": "the trace of the Hessian is one number on the whole optimal set, shared equally by projective 2-designs",
 }
@@ -1104,6 +1107,95 @@ def patch_loss_minimum(
     return loss_minimum(n, d, eps, gamma) - patch_gamma * float(within + rate_maximum(len(masked), d, eps))
 
 
+def constant_patches_cost(anchor: ArrayLike) -> float:
+    """C4: what constant patches cost in Gram anchoring, for each unit of its weight.
+
+    1/P² Σᵢⱼ (1 − Gᵢⱼ)²,   G the anchor's cosines of a view's P patches
+
+    It is 1 − 1/P for an orthonormal anchor and 0 for an anchor of constant patches, so that the anchor has to be of a
+    network that has not collapsed: the teacher of the same step keeps nothing apart. With weight w > 0 the global
+    optima of the loss of SimDINOv2 (C2) that are left are those whose patches have the anchor's cosines in every view,
+    `patch_loss_minimum` stays the minimum, and constant patches are above it by w times this. What is cut off is the
+    collapse within an image alone: patches that are the same in every image, but differ as the anchor's do, cost as
+    little as the anchor itself where its cosines do not depend on the image.
+
+    Proof: constant unit patches have the cosines 1. All terms vanish at once at the anchor's cosines: they fix a view's
+    patches up to a rotation, which alignment, with the teacher equal to the student, and the rate do not see.
+
+    Args:
+        anchor: (P, P) cosines of the anchor's patches.
+
+    Source: Siméoni et al. 2025 (DINOv3, arXiv 2508.10104) for the term.
+
+    >>> constant_patches_cost(np.eye(4)), constant_patches_cost(np.ones((4, 4)))  # 1 − 1/4
+    (0.75, 0.0)
+    """
+    return float(np.square(1 - np.asarray(anchor, dtype=float)).mean())
+
+
+def probe_information(spectrum: ArrayLike, *, d: Count, eps: Number) -> float:
+    """C5: the nats that n noisy labels give about a random linear probe: the coding rate of the features.
+
+    I(w; y) = ½ logdet(I + (τ²/σ²) ZZᵀ) = R,   y = Zw + noise,  w ~ N(0, τ²I),  noise ~ N(0, σ²I),  τ²/σ² = d/(nε²)
+
+    The rate is the information of labels whose ridge, σ²/τ², is nε²/d: more ε is more noise. It does not know the task,
+    and so speaks of the mean over random ones.
+
+    Proof: y ~ N(0, σ²I + τ²ZZᵀ), and given w it is N(Zw, σ²I); the difference of the entropies is the logdet.
+
+    Args:
+        spectrum: (k,) eigenvalues of Γ = ZᵀZ/n, k ≤ d; zeros may be left out.
+        d: the dimension of the features, for α.
+
+    Source: Lindley 1956; Chaloner and Verdinelli 1995 (Bayesian D-optimality) for the same logdet of a design.
+
+    >>> round(probe_information([0.5, 0.5], d=2, eps=1.0), 4)  # α = 2: log 2
+    0.6931
+    """
+    return float(np.log1p(_alpha(d, eps) * np.asarray(spectrum, dtype=float)).sum() / 2)
+
+
+def probe_error(spectrum: ArrayLike, *, d: Count, eps: Number) -> float:
+    """C5: the mean error of the best ridge probe at its own samples, over random probes, times n/σ².
+
+    n/σ² E ‖Zŵ − Zw‖²/n = Σ αλᵢ/(1 + αλᵢ) = 2 dR/d log α
+
+    for labels and probes as in `probe_information` and ŵ the ridge regression with ridge nε²/d, which no estimate
+    beats. It is the number of directions that the labels can settle: a larger rate costs a larger error, since it has
+    more to learn.
+
+    Proof: the posterior's covariance of w is σ²(ZᵀZ + (nε²/d)I)⁻¹, and the error is its trace with Γ.
+
+    Args:
+        spectrum: (k,) eigenvalues of Γ; zeros may be left out.
+        d: the dimension of the features, for α.
+
+    Source: Guo, Shamai and Verdú 2005 (dI/dsnr = ½ mmse).
+
+    >>> probe_error([0.5, 0.5], d=2, eps=1.0)  # two directions, αλ = 1 in each
+    1.0
+    """
+    a = _alpha(d, eps) * np.asarray(spectrum, dtype=float)
+    return float((a / (1 + a)).sum())
+
+
+def probe_variance_bound(d: Count, eps: Number) -> float:
+    """C5: the least that the largest variance of a probe's prediction can be, over unit inputs, times n/σ².
+
+    max_x n/σ² Var(x·w | y) = 1/(λ_min + 1/α) ≥ d/(1 + d/α)
+
+    for labels and probes as in `probe_information`. Equality holds iff Γ is tight: the optima of the rate are the
+    designs whose worst-case prediction is best (D- and G-optimality agree, Kiefer and Wolfowitz 1960).
+
+    Proof: the posterior's covariance is (σ²/n)(Γ + I/α)⁻¹, whose largest eigenvalue belongs to the smallest one of Γ,
+    which is 1/d at most, as d of them sum to 1, and is 1/d for no other spectrum.
+
+    >>> probe_variance_bound(2, 1.0)  # α = 2: 2/(1 + 1)
+    1.0
+    """
+    return d / (1 + d / _alpha(d, eps))
+
+
 def nuclear_norm_maximum(n: Count, d: Count) -> float:
     """C3: the largest nuclear norm of n unit vectors, which MMCR maximizes.
 
@@ -1532,3 +1624,24 @@ def sampled_rate(spectrum: ArrayLike, n: Count, *, d: Count, eps: Number) -> flo
     a = _alpha(d, eps) * np.asarray(spectrum, dtype=np.float64)
     delta = _counted_twice(a, n)
     return float(np.log1p(a / (1 + delta)).sum() + n * math.log1p(delta) - n * delta / (1 + delta)) / 2
+
+
+def gaussian_fourth_order(spectrum: ArrayLike) -> float:
+    """D4: the mean fourth power of the inner product of two independent Gaussian features with this spectrum.
+
+    E⟨x, y⟩⁴ = 3[(trΓ²)² + 2 trΓ⁴]
+
+    It is what the second order says of the fourth, and any excess of real features is of higher order: groups of
+    images. Features of unit norm have slightly less, 3/(d(d+2)) instead of 3(d+2)/d³ where they are isotropic.
+
+    Proof: given x the product is normal with the variance xᵀΓx, so that E⟨x, y⟩⁴ = 3 E(xᵀΓx)², and xᵀΓx has the mean
+    trΓ² and the variance 2 trΓ⁴.
+
+    Args:
+        spectrum: (k,) eigenvalues of Γ; zeros may be left out.
+
+    >>> gaussian_fourth_order([1.0])  # (E g⁴)² of a standard normal g
+    9.0
+    """
+    lam = np.asarray(spectrum, dtype=float)
+    return float(3 * ((lam**2).sum() ** 2 + 2 * (lam**4).sum()))

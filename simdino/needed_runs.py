@@ -69,7 +69,7 @@ def study_configs(study: str, profile: str = "cpu") -> list[Config]:
         ValueError: an unknown study or profile, with the nearest right one.
 
     >>> len(study_configs("recipes"))
-    80
+    85
     """
     if recognized(study, ("recipes", *STUDIES), "study") == "recipes":
         seeds = PROFILES[recognized(profile, PROFILES, "profile")].seeds

@@ -768,6 +768,68 @@ def test_C2_constant_patches_are_a_global_optimum_and_a_rate_of_patches_excludes
     assert loss(constant, 0.2) == pytest.approx(minimum + 0.2 * missing, abs=1e-7)
 
 
+def test_C4_an_anchor_cuts_constant_patches_off_and_leaves_the_minimum():
+    """Any anchor's cosines are reached in crops of P patches, and constant ones cost as said."""
+    n, p, d, weight = 3, 4, 6, 0.7
+    rng, image = RNG(0), torch.eye(d, dtype=torch.float64)[:3].expand(2, n, d)
+    anchors = [torch.tensor(sphere(rng, p, d)) for _ in range(2 * n)]
+    turned = [a @ torch.tensor(np.linalg.qr(rng.standard_normal((d, d)))[0]) for a in anchors]
+    constant = [torch.tensor(sphere(rng, 1, d)).expand(p, d) for _ in anchors]
+
+    def loss(tokens, anchor):
+        packed, weights = masked(tokens)
+        options = {"eps": 0.5, "gamma": 0.1, "gram_weight": weight}
+        return simdinov2_loss(image, image, packed, packed, weights, masked(anchor)[0], **options)[0].item()
+
+    minimum = theory.patch_loss_minimum(n, d, 0.5, 0.1)
+    cost = np.mean([theory.constant_patches_cost((a @ a.T).numpy()) for a in anchors])
+    assert cost > 0.5
+    assert loss(turned, anchors) == pytest.approx(minimum, abs=1e-10)
+    assert loss(constant, anchors) == pytest.approx(minimum + weight * cost, abs=1e-10)
+    assert loss(constant, constant) == pytest.approx(minimum, abs=1e-10)  # an anchor that has collapsed itself
+    frames = [torch.eye(d, dtype=torch.float64)[:p]] * (2 * n)
+    assert loss(constant, frames) == pytest.approx(minimum + weight * (1 - 1 / p), abs=1e-10)
+
+
+def test_C5_the_rate_is_the_information_of_noisy_labels():
+    """From the definitions: I = h(y) − h(y | w), and its derivative in log α is half of the probe's error."""
+    rng, n, d, eps, noise = RNG(0), 7, 4, 0.6, 1.3
+    z = sphere(rng, n, d)
+    prior = noise**2 * d / (n * eps**2)  # τ², with the ridge nε²/d = σ²/τ²
+    of_labels = np.linalg.slogdet(noise**2 * np.eye(n) + prior * z @ z.T)[1]
+    information = (of_labels - n * math.log(noise**2)) / 2
+    spectrum = np.linalg.eigvalsh(z.T @ z / n)
+    assert theory.probe_information(spectrum, d=d, eps=eps) == pytest.approx(information, abs=1e-10)
+    assert information == pytest.approx(rate(z, eps), abs=1e-10)
+    h = 1e-4
+    up, down = (theory.probe_information(spectrum, d=d, eps=eps * math.exp(t)) for t in (-h / 2, h / 2))
+    assert theory.probe_error(spectrum, d=d, eps=eps) == pytest.approx(2 * (up - down) / h, rel=1e-6)
+
+
+def test_C5_the_best_ridge_probe_has_that_error_and_variance():
+    """The mean squared error matrix of ŵ = (ZᵀZ + rI)⁻¹Zᵀy from its definition: bias of w ~ N(0, τ²I), and noise."""
+    rng, n, d, eps = RNG(1), 9, 4, 0.6
+    z = sphere(rng, n, d)
+    spectrum = np.linalg.eigvalsh(z.T @ z / n)
+    prior = d / (n * eps**2)
+
+    def of(ridge):
+        shrink = np.linalg.inv(z.T @ z + ridge * np.eye(d))
+        bias, response = shrink @ z.T @ z - np.eye(d), shrink @ z.T
+        return prior * bias @ bias.T + response @ response.T  # of unit noise
+
+    best = n * eps**2 / d
+    error = [np.trace(z.T @ z @ of(ridge)) for ridge in (best, 0.8 * best, 1.25 * best)]
+    assert error[0] == pytest.approx(theory.probe_error(spectrum, d=d, eps=eps), abs=1e-10)
+    assert error[0] < min(error[1:])
+    bound = theory.probe_variance_bound(d, eps)
+    assert n * np.linalg.eigvalsh(of(best))[-1] == pytest.approx(1 / (spectrum[0] + eps**2 / d), abs=1e-10)
+    assert n * np.linalg.eigvalsh(of(best))[-1] > bound
+    z = np.concatenate([np.eye(d)] * 2 + [-np.eye(d)])
+    n, prior, best = len(z), d / (len(z) * eps**2), len(z) * eps**2 / d
+    assert n * np.linalg.eigvalsh(of(best))[-1] == pytest.approx(bound, abs=1e-10)
+
+
 def test_C3_known_optima():
     simplex = np.eye(5) - 1 / 5
     simplex /= np.linalg.norm(simplex, axis=1, keepdims=True)
@@ -990,3 +1052,14 @@ def test_E1_gradient_of_self_distillation_is_half_the_joint_one_at_the_effective
     assert (gradient(0.1, joint=False) - gradient(0.15, joint=True) / 2).norm() > 1e-3
     with pytest.raises(ValueError, match="rate_of"):
         theory.effective_gamma(0.1, rate_of="teacher")
+
+
+def test_D4_the_fourth_order_of_a_gaussian():
+    """E⟨x, y⟩⁴ is the squared norm of the tensor E xᵢxⱼxₖxₗ, a sum of three pairings (Isserlis)."""
+    rng = RNG(0)
+    lam = rng.uniform(0.1, 1, 5)
+    gamma = np.diag(lam)
+    moment = sum(np.einsum(s, gamma, gamma) for s in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl"))
+    assert theory.gaussian_fourth_order(lam) == pytest.approx((moment**2).sum(), rel=1e-12)
+    isotropic = theory.gaussian_fourth_order(np.full(64, 1 / 64))
+    assert isotropic == pytest.approx(3 / (64 * 66) * (66 / 64) ** 2, rel=1e-12)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from ..measures.frames import coherence, frame_potential_excess, sphere_potential, tightness
 from ..measures.spectra import eigenvalues
@@ -72,6 +72,58 @@ def geometry(z: Float[Tensor, "n d"]) -> Geometry:
         z.mean(0).norm(),
     )
     return Geometry(*map(float, values))
+
+
+class FourthOrder(NamedTuple):
+    """The mean fourth power of the cosines of pairs, of all and split by class."""
+
+    all: float
+    same: float  # of pairs of one class
+    different: float  # of pairs of two classes
+    pairs: float  # the share of all pairs that are of one class
+    share: float  # their share of the sum over all pairs
+    normal: float  # the mean if the cosines of each two classes were normal with their own mean and variance
+    normal_same: float  # the same of pairs of one class
+
+
+def fourth_order(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> FourthOrder:
+    """The fourth-order potential of unit vectors, split into pairs of one class and pairs of two.
+
+    mean_{i≠j} c⁴,  c = ⟨zᵢ, zⱼ⟩;  a normal c of mean m and variance v has E c⁴ = m⁴ + 6m²v + 3v²
+
+    Classes of one sample have no pairs of one class.
+
+    Args:
+        z: (n, d) unit vectors.
+        labels: (n,) their classes.
+
+    >>> found = fourth_order(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))
+    >>> found.same, found.different, round(found.pairs, 4), found.share
+    (1.0, 0.0, 0.3333, 1.0)
+    """
+    member = one_hot(labels.unique(return_inverse=True)[1]).to(z)  # (n, K)
+    sums = z.new_zeros(3, member.shape[1], member.shape[1])  # of c, c² and c⁴ over the pairs of each two classes
+    for rows, of in zip(z.split(1024), member.split(1024), strict=True):
+        c = rows @ z.mT
+        sums += torch.stack([of.mT @ c**p @ member for p in (1, 2, 4)])
+    count = member.sum(0)
+    sums -= count.diag()  # a vector with itself
+    pairs = count.outer(count) - count.diag()
+    mean, square, fourth = sums / pairs.clamp(min=1)
+    variance = square - mean**2
+    normal = mean**4 + 6 * mean**2 * variance + 3 * variance**2
+    same = torch.eye(len(count), dtype=torch.bool, device=z.device)
+    of_all, of_same, of_different = (pairs / pairs.sum(), *(pairs * on / (pairs * on).sum() for on in (same, ~same)))
+    values = (
+        (of_all * fourth).sum(),
+        (of_same * fourth).sum(),
+        (of_different * fourth).sum(),
+        of_all[same].sum(),
+        (pairs * fourth)[same].sum() / (pairs * fourth).sum(),
+        (of_all * normal).sum(),
+        (of_same * normal).sum(),
+    )
+    return FourthOrder(*map(float, values))
 
 
 def free_directions(energy: Energy, z: Float[Tensor, "n d"], *, step: int | float = 1e-5) -> float:

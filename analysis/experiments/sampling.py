@@ -7,6 +7,7 @@ known, and it is that of real features.
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -69,7 +70,14 @@ def sampling_bias(z: Array, sizes: Sequence[int], *, eps: int | float, draws: in
 
 
 def effective_rank_intervals(
-    z: Array, n: int, *, draws: int, resamples: int = 100, level: int | float = 0.95, seed: int = 0
+    z: Array,
+    n: int,
+    *,
+    draws: int,
+    resamples: int = 100,
+    order: Literal[1, 2] = 1,
+    level: int | float = 0.95,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Confidence intervals of the effective rank from samples: the bootstrap over rows, and the jackknife over blocks.
 
@@ -80,7 +88,8 @@ def effective_rank_intervals(
         z: (N, d) the population.
         n: the size of the samples.
         draws: how many samples.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; 0 leaves it out.
+        order: of the jackknife.
         level: the share of the intervals that should hold the truth.
         seed: of the draws.
 
@@ -93,11 +102,37 @@ def effective_rank_intervals(
     rows = []
     for draw in range(draws):
         sample = _sample(z, n, generator)
-        values = torch.stack([effective_rank(_sample(sample, n, generator)) for _ in range(resamples)])
-        bounds = {"bootstrap": values.quantile(values.new_tensor([tail, 1 - tail])).tolist()}
-        bounds["jackknife"] = jackknife(effective_rank, Moments.of(sample, blocks=16)).interval(level)
+        bounds = {}
+        if resamples:
+            values = torch.stack([effective_rank(_sample(sample, n, generator)) for _ in range(resamples)])
+            bounds["bootstrap"] = values.quantile(values.new_tensor([tail, 1 - tail])).tolist()
+        bounds["jackknife"] = jackknife(effective_rank, Moments.of(sample, blocks=16), order=order).interval(level)
         rows += [(draw, name, low, high, truth, low <= truth <= high) for name, (low, high) in bounds.items()]
     return pd.DataFrame(rows, columns=["draw", "method", "low", "high", "truth", "covers"])
+
+
+def random_probe_errors(z: Array, *, eps: int | float, draws: int, seed: int = 0) -> Float[Tensor, " draws"]:
+    """How well ridge regressions on features recover random linear tasks from noisy labels, at the features themselves.
+
+    ‖Zŵ − Zw‖²,  y = Zw + noise,  w ~ N(0, d/(nε²) I),  noise ~ N(0, I),  ŵ = (ZᵀZ + (nε²/d) I)⁻¹ Zᵀy
+
+    Args:
+        z: (n, d) the features.
+        eps: the paper's ε, which says how noisy the labels are.
+        draws: of task and noise.
+        seed: of the draws.
+
+    Returns:
+        the squared error of each draw, in units of the noise's variance.
+    """
+    z = as_features(z).double().cpu()
+    n, d = z.shape
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(d, draws, generator=generator, dtype=torch.float64) * (d / (n * eps**2)) ** 0.5
+    noise = torch.randn(n, draws, generator=generator, dtype=torch.float64)
+    ridge = n * eps**2 / d * torch.eye(d, dtype=torch.float64)
+    found = torch.linalg.solve(z.mT @ z + ridge, z.mT @ (z @ w + noise))
+    return (z @ (found - w)).square().sum(0)
 
 
 def _sample(z: Float[Tensor, "N d"], n: int, generator: torch.Generator) -> Float[Tensor, "{n} d"]:

@@ -7,7 +7,7 @@ jackknife over blocks estimates the bias and removes it.
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Interval(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A diagnostic of n samples in d dimensions, its standard error and its value without the bias of order 1/n.
+    """A diagnostic of n samples in d dimensions, its standard error and its value without the bias of small samples.
 
     value, se and corrected are floats, or tensors (k,) for a measure of k numbers.
     """
@@ -66,31 +66,42 @@ def student_quantile(level: float, freedom: int) -> float:
     return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
-def jackknife(measure: Measure, moments: Moments) -> Estimate:
+def jackknife(measure: Measure, moments: Moments, *, order: Literal[1, 2] = 1) -> Estimate:
     """Delete-one-block jackknife of any function of `Moments`: its value, standard error and value without bias.
 
     With h_b = n/n_b and pseudo-values θ_b = h_b·θ − (h_b − 1)·θ₋_b:
-    corrected = Bθ − Σ(1 − 1/h_b)·θ₋_b,  se² = (1/B) Σ (θ_b − corrected)²/(h_b − 1) − the part that it counts twice
+    se² = (1/B) Σ (θ_b − θ̃)²/(h_b − 1),  θ̃ = Bθ − Σ(1 − 1/h_b)·θ₋_b
+    corrected = θ̃ of order 1, (8θ − 6θ_{n/2} + θ_{n/4})/3 of order 2
 
-    The sum counts twice whatever is of second order in the noise: nothing where the measure moves with the spectrum to
-    first order, and all of it at a maximum, such as the ranks of isotropic features, whose se would be √2 too large.
-    The interactions Q_ab = Bθ − (B − 1)(θ₋_a + θ₋_b) + (B − 2)θ₋_ab of B neighboring pairs of blocks measure this part,
-    from four blocks on. Intervals of 95 % then hold the truth in 92 to 96 % of samples at n/d = 25, isotropic or not.
+    Order 1 removes the bias of order 1/n, and is for n ≥ 10 d; it warns below. Order 2 removes 1/n² as well, by
+    Richardson's extrapolation from halves and quarters of the blocks: with θ_n = θ + a/n + b/n² the weights cancel a
+    and b. θ_{n/2} and θ_{n/4} are means over eight ways to split the blocks; one way alone has a seventh more error.
+    Intervals of 95 %, of Gaussian features with the spectra of three trained networks (effective ranks 7, 35 and 52,
+    d = 64, 16 blocks, 400 samples each, so ± 2 %), hold the truth in
 
-    It costs 2B + 1 evaluations of the measure; one that returns several numbers (k,) at once saves decompositions. It
-    removes the bias of order 1/n only, so it warns where n/d < 10 and higher orders matter. It is valid for smooth
-    measures of independent rows: not for a count, nor for the largest or smallest eigenvalue of a flat spectrum (stable
-    rank), nor where views of one image are in different blocks (see `Moments`).
+                          effective rank     coding rate
+        n = 10 d, order 1  94.3 to 96.0 %   94.3 to 96.5 %
+        n = 5 d,  order 1  91.7 to 94.0 %   93.5 to 94.3 %
+        n = 5 d,  order 2  92.0 to 94.3 %   93.8 to 95.5 %
+
+    The variance counts twice what is of second order in the noise, as any jackknife's does. That is little for real
+    features; at a maximum, such as the ranks of isotropic features, it is all of it, and se is up to √2 too large.
+
+    It costs B + 1 evaluations of the measure, and 48 more of order 2; one that returns several numbers (k,) at once
+    saves decompositions. It is valid for smooth measures of independent rows: not for a count, nor for the largest or
+    smallest eigenvalue of a flat spectrum (stable rank), nor where views of one image are in different blocks (see
+    `Moments`).
 
     Args:
         measure: a function of `Moments` that returns a number or a tensor (k,).
         moments: made with `blocks`; 16 is a good number.
+        order: of the bias that is removed; for 2, blocks come in multiples of four and have equal sizes to a row.
 
     Raises:
-        ValueError: fewer than two blocks, or an empty one.
+        ValueError: fewer than two blocks, or an empty one; for order 2, blocks that cannot be quartered.
 
     Source: Quenouille 1956; Tukey 1958; Busing, Meijer & van der Leeden 1999, eq. 2-4 (unequal blocks); Efron & Stein
-    1981 (interactions).
+    1981 (what is counted twice).
 
     >>> moments = Moments.of(torch.arange(40.0)[:, None], blocks=4)
     >>> estimate = jackknife(lambda m: m.mean[0], moments)  # of a mean: the standard error of the block means
@@ -101,22 +112,35 @@ def jackknife(measure: Measure, moments: Moments) -> Estimate:
     if len(sizes) < 2 or min(sizes) == 0:
         raise ValueError(f"jackknife needs Moments with two or more non-empty blocks, got block sizes {sizes}")
     n, d, blocks = moments.n, moments.d, len(sizes)
-    if n < 10 * d:
-        warnings.warn(
-            f"n/d = {n / d:.1f} is below 10: the correction removes only the first order of the bias", stacklevel=2
-        )
+    if order == 2 and (blocks % 4 or max(sizes) > min(sizes) + 1):
+        raise ValueError(f"order 2 needs equal blocks in a multiple of four, got block sizes {sizes}")
+    least = 10 if order == 1 else 5
+    if n < least * d:
+        rest = "the first order of the bias; order=2 removes the second" if order == 1 else "two orders of the bias"
+        warnings.warn(f"n/d = {n / d:.1f} is below {least}: the correction removes only {rest}", stacklevel=2)
     value = torch.as_tensor(measure(moments), dtype=torch.float64)  # () or (k,)
-    left_out = torch.stack([torch.as_tensor(measure(moments.without(b))).to(value) for b in range(blocks)])
+
+    def without(*out: int) -> Tensor:
+        return torch.as_tensor(measure(moments.without(*out)), dtype=torch.float64)
+
+    left_out = torch.stack([without(b) for b in range(blocks)])
     share = (torch.tensor(sizes).to(value) / n).view(-1, *[1] * value.ndim)  # (blocks, 1...): 1/h
     corrected = blocks * value - ((1 - share) * left_out).sum(0)
     pseudo = (value - (1 - share) * left_out) / share
     variance = ((pseudo - corrected).square() * share / (1 - share)).mean(0)
-    if blocks >= 4:
-        pairs = [moments.without(b, (b + 1) % blocks) for b in range(blocks)]
-        both_out = torch.stack([torch.as_tensor(measure(pair)).to(value) for pair in pairs])
-        variance = variance - _counted_twice(value, left_out, both_out, share, variance)
+    if order == 2:
+        halves, quarters = (torch.stack([without(*out) for out in _other_parts(blocks, k)]).mean(0) for k in (2, 4))
+        corrected = (8 * value - 6 * halves + quarters) / 3
     value, se, corrected = (t.item() if t.ndim == 0 else t for t in (value, variance.sqrt(), corrected))
     return Estimate(value, se, corrected, n, d, blocks)
+
+
+def _other_parts(blocks: int, parts: int) -> list[list[int]]:
+    """What is outside of each of equally many blocks, of eight random ways to split all, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    splits = [torch.randperm(blocks, generator=generator).tolist() for _ in range(8)]
+    size = blocks // parts
+    return [order[:i] + order[i + size :] for order in splits for i in range(0, blocks, size)]
 
 
 def leave_one_out_error(left_out: Array) -> Float[np.ndarray, "..."] | np.floating:
@@ -169,20 +193,6 @@ def leave_one_out_interval(value: float, left_out: Array, *, level: float = 0.95
     theta = as_features(torch.as_tensor(left_out)[:, None], "left_out", min_rows=2).double()
     half = student_quantile(level, len(theta) - 1) * leave_one_out_error(theta).item()
     return Interval(value - half, value + half)
-
-
-def _counted_twice(value: Tensor, left_out: Tensor, both_out: Tensor, share: Tensor, variance: Tensor) -> Tensor:
-    """The part of the jackknife's variance that is of second order; exact in expectation for a quadratic statistic.
-
-    For θ = mean_a A_a + mean_ab G_ab with independent entries of variance σ², mean Q² = 4σ²κ/B² over pairs, the
-    estimate's variance is 2σ²/(B(B − 1)), and the jackknife's 2(B − 2)/(B − 1) times that, which also bounds the part.
-    """
-    size, after = len(share), share.roll(-1, 0)
-    ones = (1 - share) * left_out
-    interaction = size * (value - ones - ones.roll(-1, 0) + (1 - share - after) * both_out)  # (blocks, ...)
-    kappa = 1 + 2 * (size**2 - 3 * size + 1) / ((size - 1) ** 2 * (size - 2))
-    excess = interaction.square().mean(0) * size * (size - 3) / (2 * kappa * (size - 1) ** 2)
-    return torch.minimum(excess, variance * (size - 3) / (2 * (size - 2)))
 
 
 class Reference(NamedTuple):

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from .style import THEORY
+from .style import COLORS, THEORY
 
 
 def plot_powers(
@@ -99,6 +99,29 @@ def plot_atlas(table: pd.DataFrame, points: Mapping[str, ArrayLike], ax: Axes | 
         _draw_sphere(ax.inset_axes([-0.9, i + 0.03, 0.8, 0.94], transform=ax.transData), np.asarray(points[name]))
     ax.set(xlim=(-3.0, len(columns)), ylim=(rows, -1))
     ax.axis("off")
+    return ax
+
+
+def plot_fourth_order(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Plot the mean c⁴ of pairs of features, a dot for each run, beside what two laws predict of it, dashed.
+
+    Args:
+        table: a row for each run, with the columns recipe; all, same and different, as
+            `experiments.atlas.fourth_order` has them; gaussian, what the spectrum says of all pairs; and normal_same.
+    """
+    ax = ax or plt.gca()
+    rows = {"all pairs": ("all", "gaussian"), "one photograph": ("same", "normal_same"), "two": ("different", None)}
+    groups = list(table.groupby("recipe", sort=False))
+    for i, (name, part) in enumerate(groups):
+        for k, (measured, predicted) in enumerate(rows.values()):
+            y = -k - 0.6 * (i - (len(groups) - 1) / 2) / len(groups)
+            style = {"color": COLORS.get(name, f"C{i}"), "marker": "os^D"[i % 4]}
+            ax.plot(part[measured], [y] * len(part), linestyle="none", **style, label=name if k == 0 else None)
+            if predicted:
+                ax.plot([part[predicted].mean()] * 2, [y - 0.22, y + 0.22], **THEORY)
+    ax.set_yticks([-k for k in range(len(rows))], list(rows))
+    ax.set(xscale="log", xlabel="mean c⁴ of pairs; dashed: of all, a Gaussian of the spectrum; of one, a normal law")
+    ax.legend(loc="lower right")
     return ax
 
 

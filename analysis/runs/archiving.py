@@ -24,10 +24,12 @@ from .kept_results import result_name
 from .outcomes import (
     batch_rates,
     end_outcome,
+    fourth_order_outcome,
     head_geometry,
     linear_outcome,
     patch_outcome,
     photo_outcome,
+    probe_outcome,
     survival_forecast,
     untrained_outcome,
 )
@@ -42,6 +44,8 @@ RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (backbone_measures, {}),
     (patch_outcome, {}),
     (growth_outcome, {"watched": 2000}),
+    (fourth_order_outcome, {}),
+    (probe_outcome, {}),
 ]
 # And of the recipes themselves, as it takes some seconds for each run.
 PROBED = ("simdino", "simdinov2", "dino", "dinov2")

@@ -18,8 +18,9 @@ from simdino.config import DINO, PUBLISHED_EPS, Config, Model, Optim
 from simdino.losses import coding_rate
 from simdino.runs import Run, evaluated_branch
 
-from ..experiments.atlas import geometry
+from ..experiments.atlas import fourth_order, geometry
 from ..experiments.dino_map import differences_live, reduced_run
+from ..experiments.sampling import random_probe_errors
 from ..measures.collapse import patch_ranks
 from ..measures.inputs import unit_rows
 from ..measures.spectra import eigenvalues
@@ -125,6 +126,31 @@ def survival_forecast(run: Run) -> dict[str, float]:
     center, spread = reduced_run(Config(c["recipe"], **parts), seed=c["seed"])
     at = min(30, len(spread) - 1)
     return {"lives": float(differences_live(spread)), "ratio": float(center[at] / spread[at])}
+
+
+@kept
+def fourth_order_outcome(run: Run) -> dict[str, float]:
+    """The `experiments.atlas.fourth_order` of what one run ended with, by the images' classes; of photos, the picture.
+
+    It is of the features that the loss sees, of held-out images, and empty for images without classes.
+    """
+    snapshot, probe = run.snapshot(run.steps[-1]), run.probe
+    if "test_labels" not in probe:
+        return {}
+    features = unit_rows(snapshot[f"{evaluated_branch(snapshot)}/head/test"]).double()
+    return fourth_order(features, probe["test_labels"])._asdict()
+
+
+@kept
+def probe_outcome(run: Run) -> dict[str, float]:
+    """The error of ridge probes at the features that one run ended with, those that the loss sees of held-out images.
+
+    It is the mean of `experiments.sampling.random_probe_errors` over 2,000 tasks at the paper's ε, with its sd.
+    """
+    snapshot = run.snapshot(run.steps[-1])
+    features = unit_rows(snapshot[f"{evaluated_branch(snapshot)}/head/test"])
+    errors = random_probe_errors(features, eps=PUBLISHED_EPS, draws=2000, seed=run.config["seed"])
+    return {"error": errors.mean().item(), "sd": errors.std().item(), "tasks": len(errors)}
 
 
 def outcomes_by_setting(settings: Iterable[SettingRow], runs: pd.DataFrame) -> pd.DataFrame:

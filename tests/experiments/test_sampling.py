@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from analysis import theory
 from analysis.experiments.injected_collapse import collapse_response
-from analysis.experiments.sampling import effective_rank_intervals, sampling_bias
+from analysis.experiments.sampling import effective_rank_intervals, random_probe_errors, sampling_bias
 from analysis.measures.spectra import effective_rank, participation_ratio
 from simdino.losses import coding_rate
 from tests.configurations import gaussian
@@ -40,6 +41,11 @@ def test_bootstrap_intervals_miss_and_jackknife_intervals_hold_the_truth():
     covers = table.groupby("method")["covers"].mean()
     assert covers["jackknife"] >= 0.85
     assert covers["bootstrap"] <= 0.5
+    alone = effective_rank_intervals(POPULATION, 10 * D, draws=3, resamples=0)
+    assert alone["method"].tolist() == ["jackknife"] * 3
+    second = effective_rank_intervals(POPULATION, 10 * D, draws=3, resamples=0, order=2)
+    centers = [(t["low"] + t["high"]) / 2 for t in (alone, second)]
+    assert (centers[1] > centers[0]).all()  # it removes a bias downward
 
 
 def test_bad_input_is_named():
@@ -51,3 +57,12 @@ def test_bad_input_is_named():
         collapse_response(POPULATION, torch.zeros(3, dtype=torch.int64), share=0.5)
     with pytest.raises(ValueError, match="target spans the whole space"):
         collapse_response(torch.ones(9, 1), torch.arange(9) % 3, share=0.5, rank=1)
+
+
+def test_random_probes_err_as_the_spectrum_says():
+    """C5, with a standard error of 1 % in 2,000 tasks."""
+    z, eps = POPULATION[: 4 * D], 0.5
+    lam = torch.linalg.eigvalsh(z.double().mT @ z.double() / len(z)).numpy()
+    errors = random_probe_errors(z, eps=eps, draws=2000)
+    assert errors.shape == (2000,)
+    assert errors.mean().item() == pytest.approx(theory.probe_error(lam, d=D, eps=eps), rel=0.03)

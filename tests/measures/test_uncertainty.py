@@ -1,5 +1,6 @@
 """The jackknife against what it is for linear and quadratic statistics, and its coverage over repeated draws."""
 
+import functools
 import math
 import warnings
 
@@ -11,10 +12,9 @@ from scipy import stats
 from analysis import theory
 from analysis.measures.moments import Moments
 from analysis.measures.rates import coding_rate_of_spectrum
-from analysis.measures.spectra import effective_rank, eigenvalues, participation_ratio
+from analysis.measures.spectra import effective_rank, participation_ratio
 from analysis.measures.uncertainty import (
     Interval,
-    _counted_twice,
     isotropic_reference,
     jackknife,
     leave_one_out_interval,
@@ -75,72 +75,96 @@ def test_several_numbers_at_once_are_the_single_ones():
         assert [t[i].item() for t in both.interval()] == pytest.approx(one.interval())
 
 
-MEASURES = {
-    "effective_rank": effective_rank,
-    "singular": lambda x: effective_rank(x, of="singular_values"),
-    "participation_ratio": participation_ratio,
-    "rate": lambda x: coding_rate_of_spectrum(x, eps=0.5, d=12),
-}
+class Draws(Moments):
+    """Second moments of many samples at once, block by block: a measure of them has a number for each sample."""
+
+    def __init__(self, scatters, rows):
+        super().__init__(scatters.shape[-1])
+        self.scatters, self.rows = scatters, rows  # (blocks, draws, d, d)
+        self.n = rows * len(scatters)
+        self.by_block = [Draws(part[None], rows) for part in scatters] if len(scatters) > 1 else []
+
+    def without(self, *blocks):
+        return Draws(self.scatters[[b for b in range(len(self.scatters)) if b not in blocks]], self.rows)
+
+    def spectra(self):
+        return torch.linalg.eigvalsh(self.scatters.sum(0) / self.n)  # (draws, d)
 
 
-@pytest.fixture(scope="module")
-def draws():
-    """200 draws of 25·d Gaussian rows in d = 12, isotropic and with λ_j ∝ 1/j: the truth and all estimates."""
-    d, out = 12, {}
-
-    def measure(x):
-        lam = eigenvalues(x)
-        return torch.stack([function(lam) for function in MEASURES.values()])
-
-    for name, lam in {"isotropic": torch.ones(d), "power law": 1 / torch.arange(1.0, d + 1)}.items():
-        lam = lam.double() / lam.sum()
-        some = [jackknife(measure, Moments.of(features(25 * d, d, i) * lam.sqrt(), blocks=10)) for i in range(200)]
-        value, se, corrected, low, high = torch.stack(
-            [torch.stack([*e[:3], *e.interval(0.95)]) for e in some], -1
-        ).numpy()
-        for k, key in enumerate(MEASURES):
-            columns = {"value": value, "se": se, "corrected": corrected, "low": low, "high": high}
-            out[name, key] = measure(lam)[k].item(), {name: column[k] for name, column in columns.items()}
-    return out
+def entropy_rank(lam):
+    p = lam / lam.sum(-1, keepdim=True)
+    return torch.special.entr(p).sum(-1).exp()
 
 
-def coverage(truth, estimates):
-    return np.mean((estimates["low"] <= truth) & (truth <= estimates["high"]))
+def rate_at_half(lam):
+    return torch.log1p(lam.shape[-1] / 0.5**2 * lam).sum(-1) / 2
+
+
+MEASURES = {"effective rank": entropy_rank, "rate": rate_at_half}
+DRAWS, DIM = 400, 16
+LAM = torch.logspace(0, -1.5, DIM, dtype=torch.float64)
+SPECTRA = {"isotropic": torch.ones(DIM, dtype=torch.float64) / DIM, "falling": LAM / LAM.sum()}
+
+
+@functools.cache
+def estimates(spectrum, measure, multiple, order):
+    """The truth, and the jackknife of 400 Gaussian samples of `multiple` · d rows in 16 blocks."""
+    lam, rows = SPECTRA[spectrum], multiple * DIM // 16
+    z = torch.randn(16, DRAWS, rows, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * lam.sqrt()
+    function = MEASURES[measure]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = jackknife(lambda m: function(m.spectra()), Draws(z.mT @ z, rows), order=order)
+    return function(lam).item(), found
+
+
+@pytest.mark.parametrize(("multiple", "order"), [(10, 1), (5, 2)])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_coverage_is_nominal(measure, multiple, order):
+    """400 draws have a standard error of 0.011."""
+    truth, found = estimates("falling", measure, multiple, order)
+    low, high = found.interval()
+    assert ((low <= truth) & (truth <= high)).double().mean().item() == pytest.approx(0.95, abs=0.03)
+    assert found.se.square().mean().sqrt() / found.corrected.std() == pytest.approx(1, abs=0.12)
+
+
+def test_at_a_maximum_the_error_is_up_to_the_root_of_two_too_large():
+    """The first order vanishes, for which the jackknife's variance is 2(B − 2)/(B − 1) times the truth."""
+    truth, found = estimates("isotropic", "effective rank", 40, 1)
+    ratio = (found.se.square().mean().sqrt() / found.corrected.std()).item()
+    assert ratio == pytest.approx(math.sqrt(2 * 14 / 15), abs=0.1)
+    low, high = found.interval()
+    assert ((low <= truth) & (truth <= high)).double().mean() >= 0.95
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("spectrum", ["isotropic", "power law"])
-def test_coverage_is_nominal(draws, spectrum, measure):
-    """Also where the first order vanishes, which it does for the ranks of an isotropic spectrum."""
-    truth, estimates = draws[spectrum, measure]
-    assert 0.90 <= coverage(truth, estimates) <= 0.98
-    assert 0.85 <= estimates["se"].mean() / estimates["corrected"].std() <= 1.15
+def test_each_order_removes_most_of_the_bias_that_is_left(measure):
+    (truth, first), (_, second) = (estimates("falling", measure, 5, order) for order in (1, 2))
+    assert torch.equal(first.value, second.value)
+    assert torch.equal(first.se, second.se)
+    bias = [abs(x.mean().item() - truth) for x in (first.value, first.corrected, second.corrected)]
+    noise = 2.5 * second.corrected.std().item() / DRAWS**0.5
+    assert bias[1] <= 0.15 * bias[0]
+    assert bias[2] <= 0.5 * bias[1] + noise
 
 
-@pytest.mark.parametrize("blocks", [4, 9, 16])
-def test_the_second_order_is_not_counted_twice(blocks):
-    """Σ_{a≠b} ⟨x_a, x_b⟩/m² of the m blocks that are left, in 20,000 draws: all of it is of second order."""
-    x = torch.randn(blocks, 5, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def without(*out):
-        kept = x[[b for b in range(blocks) if b not in out]]
-        return (kept.sum(0).square().sum(0) - kept.square().sum((0, 1))) / len(kept) ** 2
-
-    value, left_out = without(), torch.stack([without(b) for b in range(blocks)])
-    both_out = torch.stack([without(b, (b + 1) % blocks) for b in range(blocks)])
-    counted = (blocks - 1) / blocks * (left_out - left_out.mean(0)).square().sum(0)
-    twice = _counted_twice(value, left_out, both_out, torch.full((blocks, 1), 1 / blocks), torch.tensor(math.inf))
-    truth = 2 * 5 / (blocks * (blocks - 1))
-    assert counted.mean().item() == pytest.approx(2 * (blocks - 2) / (blocks - 1) * truth, rel=0.02)
-    assert (counted - twice).mean().item() == pytest.approx(truth, rel=0.03)
-    bounded = _counted_twice(value, left_out, both_out, torch.full((blocks, 1), 1 / blocks), counted)
-    assert (bounded <= counted / 2).all()
+def test_order_2_is_exact_for_a_bias_of_two_orders():
+    """θ_n = θ + a/n + b/n², of the same features whatever n: not a line of noise."""
+    m = Moments.of(features(320, 2), blocks=16)
+    estimate = jackknife(lambda m: 3 + 40 / m.n - 500 / m.n**2, m, order=2)
+    assert estimate.corrected == pytest.approx(3, abs=1e-12)
+    assert jackknife(lambda m: 3 + 40 / m.n, m).corrected == pytest.approx(3, abs=1e-12)
+    assert abs(jackknife(lambda m: 3 + 40 / m.n - 500 / m.n**2, m).corrected - 3) > 1e-3
 
 
-def test_the_correction_removes_most_of_the_bias(draws):
-    for truth, estimates in draws.values():
-        bias, left = (abs(estimates[k].mean() - truth) for k in ("value", "corrected"))
-        assert left <= 0.15 * bias + 2.5 * estimates["corrected"].std() / math.sqrt(200)
+def test_order_2_leaves_a_mean_alone():
+    m = Moments.of(features(320, 2), blocks=16)
+    assert jackknife(energy, m, order=2).corrected == pytest.approx(energy(m).item(), rel=1e-12)
+
+
+def test_order_2_needs_blocks_that_can_be_quartered():
+    with pytest.raises(ValueError, match="order 2 needs equal blocks in a multiple of four, got block sizes"):
+        jackknife(energy, Moments.of(features(60, 2), blocks=6), order=2)
 
 
 def test_the_bootstrap_over_rows_misses_the_truth():
@@ -157,11 +181,14 @@ def test_the_bootstrap_over_rows_misses_the_truth():
 
 
 def test_too_few_rows_are_warned_of():
-    with pytest.warns(UserWarning, match="n/d = 9.0 is below 10"):
+    with pytest.warns(UserWarning, match="n/d = 9.0 is below 10: .* order=2 removes the second"):
         jackknife(energy, Moments.of(features(36, 4), blocks=4))
+    with pytest.warns(UserWarning, match="n/d = 4.0 is below 5: .* two orders"):
+        jackknife(energy, Moments.of(features(16, 4), blocks=4), order=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jackknife(energy, Moments.of(features(40, 4), blocks=4))
+        jackknife(energy, Moments.of(features(20, 4), blocks=4), order=2)
 
 
 def test_blocks_are_needed():

@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from analysis import theory
 from analysis.measures.collapse import patch_ranks
 from analysis.probes.backbone import load_backbone
 from analysis.probes.tasks import probe_backbones
 from analysis.runs.diagnosis import diagnose
 from analysis.runs.outcomes import (
     batch_rates,
+    fourth_order_outcome,
     gain_kept,
     head_geometry,
     linear_accuracy,
@@ -25,6 +27,7 @@ from analysis.runs.outcomes import (
     outcomes_by_setting,
     patch_ranks_over_training,
     photo_scores,
+    probe_outcome,
     share_difference,
     share_within,
     untrained_knn,
@@ -266,3 +269,16 @@ def test_the_geometry_of_a_run_is_that_of_its_last_features_on_the_sphere(write)
     shut = head_geometry(write("shut", POINT))
     assert shut["strongest"] == pytest.approx(D)
     assert shut["mean"] == pytest.approx(1)
+
+
+def test_the_fourth_order_and_the_probes_of_a_run_are_of_its_last_features(write):
+    """Rows of a frame: images 0, 6, 12, ... are equal, and of the same class, as 3 divides 6."""
+    run = write("frame", 3 * FRAME)
+    found = fourth_order_outcome(run)
+    equal = N // D - 1  # other rows that are equal to one
+    assert found["all"] == pytest.approx(equal / (N - 1))
+    assert found["share"] == pytest.approx(1)
+    assert found["pairs"] == pytest.approx((N // 3 - 1) / (N - 1))
+    expected = theory.probe_error([1 / D] * D, d=D, eps=0.05**0.5)
+    assert probe_outcome(run)["error"] == pytest.approx(expected, rel=0.1)
+    assert probe_outcome(write("shut", POINT))["error"] == pytest.approx(1, rel=0.3)
