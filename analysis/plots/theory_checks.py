@@ -115,7 +115,7 @@ def plot_fourth_order(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for i, (name, part) in enumerate(groups):
         for k, (measured, predicted) in enumerate(rows.values()):
             y = -k - 0.6 * (i - (len(groups) - 1) / 2) / len(groups)
-            style = {"color": COLORS.get(name, f"C{i}"), "marker": "os^D"[i % 4]}
+            style = {"color": COLORS.get(name, "0.5"), "marker": "os^D"[i % 4]}
             ax.plot(part[measured], [y] * len(part), linestyle="none", **style, label=name if k == 0 else None)
             if predicted:
                 ax.plot([part[predicted].mean()] * 2, [y - 0.22, y + 0.22], **THEORY)

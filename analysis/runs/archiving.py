@@ -25,7 +25,6 @@ from .outcomes import (
     batch_rates,
     end_outcome,
     fourth_order_outcome,
-    head_geometry,
     linear_outcome,
     patch_outcome,
     photo_outcome,
@@ -37,7 +36,6 @@ from .outcomes import (
 # What notebooks ask of archived runs, besides the log and the diagnosis: a function of a run, and its options.
 RESULTS: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (end_outcome, {}),
-    (head_geometry, {}),
     (untrained_outcome, {}),
     (linear_outcome, {"first": False}),
     (linear_outcome, {"first": True}),

@@ -18,7 +18,7 @@ from simdino.config import DINO, PUBLISHED_EPS, Config, Model, Optim
 from simdino.losses import coding_rate
 from simdino.runs import Run, evaluated_branch
 
-from ..experiments.atlas import fourth_order, geometry
+from ..experiments.atlas import fourth_order
 from ..experiments.dino_map import differences_live, reduced_run
 from ..experiments.sampling import random_probe_errors
 from ..measures.collapse import patch_ranks
@@ -82,17 +82,6 @@ def end_outcome(run: Run) -> dict[str, float | list[float]]:
         "knn_pixels": end["knn_pixels"].item(),
         "spectrum": head["eigenvalues"].values[: end.attrs["d"]].tolist(),
     }
-
-
-@kept
-def head_geometry(run: Run) -> dict[str, float]:
-    """The `experiments.atlas.geometry` of what one run ended with: of the features that the loss sees, held-out images.
-
-    It is of the network that is evaluated, and named by the fields of `experiments.atlas.Geometry`.
-    """
-    snapshot = run.snapshot(run.steps[-1])
-    features = snapshot[f"{evaluated_branch(snapshot)}/head/test"]
-    return geometry(unit_rows(features).double())._asdict()
 
 
 @kept

@@ -19,7 +19,6 @@ from analysis.runs.outcomes import (
     batch_rates,
     fourth_order_outcome,
     gain_kept,
-    head_geometry,
     linear_accuracy,
     matched_settings,
     mean_outcomes,
@@ -257,18 +256,6 @@ def test_scores_on_photographs_are_those_of_the_runs_backbones(trained):
     pd.testing.assert_frame_equal(table[same], wanted[same])
     again = photo_scores(trained, train=60, test=40)  # from what is kept
     pd.testing.assert_frame_equal(again, table)
-
-
-def test_the_geometry_of_a_run_is_that_of_its_last_features_on_the_sphere(write):
-    found = head_geometry(write("frame", 3 * FRAME))
-    assert found["weakest"] == pytest.approx(1)
-    assert found["strongest"] == pytest.approx(1)
-    assert found["coherence"] == pytest.approx(1)  # rows of the frame repeat
-    assert found["nearest"] == pytest.approx(0, abs=1e-6)
-    assert found["mean"] == pytest.approx(D**-0.5)
-    shut = head_geometry(write("shut", POINT))
-    assert shut["strongest"] == pytest.approx(D)
-    assert shut["mean"] == pytest.approx(1)
 
 
 def test_the_fourth_order_and_the_probes_of_a_run_are_of_its_last_features(write):
