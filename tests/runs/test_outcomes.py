@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from analysis.experiments.dino_map import differences_live, reduced_run
 from analysis.measures.collapse import patch_ranks
 from analysis.probes.backbone import load_backbone
 from analysis.probes.tasks import probe_backbones
@@ -26,6 +27,7 @@ from analysis.runs.outcomes import (
     photo_scores,
     share_difference,
     share_within,
+    survival_forecast,
     untrained_knn,
     with_and_without,
 )
@@ -254,3 +256,12 @@ def test_the_geometry_of_a_run_is_that_of_its_last_features_on_the_sphere(write)
     shut = head_geometry(write("shut", POINT))
     assert shut["strongest"] == pytest.approx(D)
     assert shut["mean"] == pytest.approx(1)
+
+
+def test_a_survival_forecast_is_the_reduced_network_of_the_configuration_and_seed_of_a_run(tmp_path):
+    config = recipe("dino@optim.steps=4,model.prototypes=32,model.out=16,optim.lr=0.01", seed=3)
+    write_json(tmp_path / "config.json", config)
+    center, spread = reduced_run(config, seed=3)
+    found = survival_forecast(Run.load(tmp_path))
+    assert found == {"lives": float(differences_live(spread)), "ratio": pytest.approx(center[3] / spread[3])}
+    assert found["ratio"] != pytest.approx(np.divide(*reduced_run(config, seed=4))[3])
