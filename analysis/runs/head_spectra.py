@@ -5,21 +5,12 @@ these inputs is found from a random start (`experiments.last_layer`), on half of
 fresh views of held-out images, and on held-out images as they are evaluated, without augmentation.
 """
 
-from dataclasses import replace
-from typing import Literal, NamedTuple
-
 import numpy as np
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from simdino.augment import center_view, multi_crop
-from simdino.config import Crops, Model, Optim, derived_seed
-from simdino.data import load
-from simdino.optim import schedules
-from simdino.runs import Run, weights_path
-from simdino.vit import Network
-from simdino.weights import load_weights
+from simdino.runs import Run
 
 from .. import theory
 from ..experiments.last_layer import (
@@ -31,6 +22,7 @@ from ..experiments.last_layer import (
     last_layer_weight,
 )
 from ..experiments.linear_encoders import modes, view_covariances
+from ..probes.heads import head_views, run_student, view_features
 from .kept_results import kept
 
 DRAWS = 4  # augmented views of each image, all pairs of which are aligned: with one pair it is noise that is fitted
@@ -38,63 +30,6 @@ MOST_IMAGES = 4000  # that are fitted to
 FORECAST_DRAWS, FORECAST_IMAGES = 2, 2000  # the same of a forecast, of which there are several for each run
 RESIDUAL = 2e-3  # of the best last layer, at which its spectrum has come to rest
 PLACES = 6  # behind the point, of what is kept
-
-
-class HeadViews(NamedTuple):
-    """What last layers are fitted to and judged on."""
-
-    fitted: Tensor  # (v, n, c, s, s) views of half of the training images
-    views: Tensor  # (2, k, c, s, s) views of held-out images
-    center: Tensor  # (1, k, c, s, s) held-out images as they are evaluated
-
-
-def head_views(run: Run, *, draws: int = DRAWS, most: int = MOST_IMAGES) -> HeadViews:
-    """Draw the views that the last layers of a run are fitted to and judged on, the same for every run of a recipe.
-
-    Args:
-        run: on disk.
-        draws: views of each image that is fitted to.
-        most: images that are fitted to, at most; half of the training images if they are fewer.
-
-    Raises:
-        ValueError: a run with local crops, for which no loss has the stop-gradient's critical points.
-    """
-    data, crops = run.config["data"], Crops(**{k: _tuple(v) for k, v in run.config["crops"].items()})
-    if crops.local_crops:
-        raise ValueError(f"{run.name} has local crops, for which no best last layer is known")
-    images = load(data["name"], root=data["root"], size=data["size"])
-    generator = torch.Generator().manual_seed(derived_seed("last layer"))
-    some = torch.randperm(len(images.train), generator=generator)[: min(len(images.train) // 2, most)]
-    fitted, _ = multi_crop(images.train[some], replace(crops, global_crops=draws), generator)
-    views, _ = multi_crop(images.test, replace(crops, global_crops=2), generator)
-    return HeadViews(fitted, views, center_view(images.test, crops.global_size, crops)[None])
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def run_network(run: Run, branch: Literal["teacher", "student"] = "student", step: int | None = None) -> Network:
-    """Load a network of a run on disk, to be evaluated.
-
-    Args:
-        run: on disk.
-        branch: which of its networks.
-        step: one at which weights were kept; None is the end.
-    """
-    path = run.path / "checkpoint.safetensors" if step is None else weights_path(run.path, step)
-    return load_weights(path, branch=branch, config=Model(**run.config["model"])).network.eval()
-
-
-@torch.no_grad()
-def head_inputs(network: Network, views: Tensor) -> Tensor:
-    """What the last layer of a network's head gets of views (v, n, c, s, s): (v, n, m), the last of it the constant 1.
-
-    Args:
-        network: in evaluation mode, with a head.
-    """
-    features = torch.cat([network.backbone(some)[0] for some in views.flatten(0, 1).split(500)])
-    return last_layer_inputs(network.head.mlp, features.unflatten(0, views.shape[:2]))
 
 
 def loss_of_head(run: Run) -> dict[str, object]:
@@ -127,8 +62,8 @@ def last_layer_outcome(run: Run) -> dict[str, list[float] | float]:
     (`center_…`). `alignment_…` are E (1 - cos) of two held-out views. `gamma` is the γ at which the run's own last
     layer is nearest to rest on the views that are fitted to, `gamma_uncorrected` the same for a rate of all images.
     """
-    views, network = head_views(run, most=_seen(run, MOST_IMAGES)), run_network(run)
-    fitted, *judged = (head_inputs(network, x) for x in views)
+    views, network = head_views(run, draws=DRAWS, most=_seen(run, MOST_IMAGES)), run_student(run)
+    fitted, *judged = (last_layer_inputs(network.head.mlp, view_features(network, x)) for x in views)
     loss = loss_of_head(run)
     weights = {
         "measured": last_layer_weight(network.head.mlp),
@@ -231,16 +166,18 @@ def forecast_outcome(run: Run) -> dict[str, list]:
     views = head_views(run, draws=FORECAST_DRAWS, most=_seen(run, FORECAST_IMAGES))
     loss = loss_of_head(run)
     gamma = theory.effective_gamma(loss["gamma"]) if loss["stop_gradient"] else loss["gamma"]
-    optim = Optim(**run.config["optim"])
-    rates = np.cumsum([schedules(optim, step).lr for step in range(optim.steps)])
-    end = run_network(run)
-    measured = last_layer_spectrum(last_layer_weight(end.head.mlp), head_inputs(end, views.views))
+    rates = np.cumsum(run.metrics["lr"].to_numpy())
+    end = run_student(run)
+    at_end = last_layer_inputs(end.head.mlp, view_features(end, views.views))
+    measured = last_layer_spectrum(last_layer_weight(end.head.mlp), at_end)
     found: dict[str, list] = {"end": _rounded(measured)}
     found |= {name: [] for name in ("step", "current", "forecast", "extrapolated", "trend", "left", "alignment")}
     before: tuple[float, float, np.ndarray] | None = None  # time, alignment, and spectrum at the step before
     for step in run.weight_steps:
-        network = run_network(run, step=step)
-        h, judged = (head_inputs(network, x) for x in (views.fitted, views.views))
+        network = run_student(run, step)
+        h, judged = (
+            last_layer_inputs(network.head.mlp, view_features(network, x)) for x in (views.fitted, views.views)
+        )
         current = last_layer_spectrum(last_layer_weight(network.head.mlp), judged)
         best = last_layer_optimum(h, **loss, tolerance=RESIDUAL)
         forecast, alignment = last_layer_spectrum(best.weight, judged), head_alignment(best.weight, judged)

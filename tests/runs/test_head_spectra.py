@@ -12,7 +12,6 @@ from analysis.measures.spectra import eigenvalues
 from analysis.runs.archiving import asked_results
 from analysis.runs.head_spectra import (
     forecast_outcome,
-    head_views,
     last_layer_outcome,
     loss_of_head,
     own_alpha,
@@ -57,13 +56,6 @@ def test_forecasts_are_of_every_step_and_use_two_steps_for_the_trend(run):
     assert [measure for measure, _ in asked_results(run)][-1] is forecast_outcome
 
 
-def test_views_are_the_same_for_every_run_and_half_of_the_images_are_fitted_to(run):
-    first, second = (head_views(run, draws=3, most=4000) for _ in range(2))
-    assert first.fitted.shape[:2] == (3, 1437 // 2)
-    assert first.views.shape[:2] == (2, 360)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 def test_the_loss_of_a_head_is_the_configurations(run):
     options = {"d": 8, "gamma": 0.01, "eps": 0.05**0.5, "batch": 16, "stop_gradient": True}
     assert loss_of_head(run) == pytest.approx(options)
@@ -96,10 +88,3 @@ def test_shrinking_leaves_the_mean_of_views_and_scales_their_differences():
     found = shrunken(h, 0.3)
     torch.testing.assert_close(found.mean(0), h.mean(0))
     torch.testing.assert_close(found[0] - found[1], math.sqrt(0.3) * (h[0] - h[1]))
-
-
-def test_a_run_with_local_crops_is_refused(tmp_path):
-    config = recipe(f"simdino@{TINY},crops.local_crops=1,crops.local_size=4,optim.steps=100", "smoke")
-    run = get_run(config, tmp_path, progress=False)
-    with pytest.raises(ValueError, match="has local crops, for which no best last layer is known"):
-        head_views(run)
