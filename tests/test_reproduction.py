@@ -95,7 +95,8 @@ def test_a_figure_is_published_whole_and_a_deleted_one_is_made_again(project):
     todo.figures[1].files[1].unlink()
     assert [figure.name for figure in todo.to_make] == ["02_b"]
     publish_made(todo)
-    assert sorted(path.name for path in (project / "figures").iterdir()) == ["01_a.json", "01_a.png"]
+    published = ["01_a.json", "01_a.png", "README.md", "claims.png"]
+    assert sorted(path.name for path in (project / "figures").iterdir()) == published
     (project / "figures/01_a.png").unlink()
     publish_made(todo)
     assert (project / "figures/01_a.png").read_bytes() == PICTURE
@@ -104,7 +105,8 @@ def test_a_figure_is_published_whole_and_a_deleted_one_is_made_again(project):
 
 def test_a_figure_that_lacked_data_keeps_the_committed_one(project):
     todo = plan("cpu")
-    (project / "figures/01_a.json").write_text(json.dumps({"claims": []}))
+    make(todo.figures[0])
+    publish_made(todo)
     (project / "figures/01_a.png").write_bytes(b"committed")
     make(todo.figures[0], missing=["bring CamVid"])
     assert [record["missing"] for record in publish_made(todo)] == [["bring CamVid"]]

@@ -803,7 +803,8 @@ def test_C5_the_rate_is_the_information_of_noisy_labels():
     assert information == pytest.approx(rate(z, eps), abs=1e-10)
     h = 1e-4
     up, down = (theory.probe_information(spectrum, d=d, eps=eps * math.exp(t)) for t in (-h / 2, h / 2))
-    assert theory.probe_error(spectrum, d=d, eps=eps) == pytest.approx(2 * (up - down) / h, rel=1e-6)
+    slope = (up - down) / (2 * h)  # in log α = log d − 2 log ε
+    assert theory.probe_error(spectrum, d=d, eps=eps) == pytest.approx(2 * slope, rel=1e-6)
 
 
 def test_C5_the_best_ridge_probe_has_that_error_and_variance():
