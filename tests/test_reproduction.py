@@ -113,6 +113,20 @@ def test_a_figure_that_lacked_data_keeps_the_committed_one(project):
     assert (project / "figures/01_a.png").read_bytes() == b"committed"
 
 
+@pytest.mark.parametrize(("missing", "differ"), [(["bring CamVid"], 0), ([], 1)])
+def test_a_figure_that_lacked_data_is_not_held_against_the_committed_one(project, capsys, missing, differ):
+    run = project / "runs" / recipe(f"simdino@{TINY}", "cpu").run_name
+    run.mkdir(parents=True)
+    (run / "DONE").write_text("{}")
+    todo = plan("cpu")
+    for figure in todo.figures:
+        make(figure)
+    publish_made(todo)
+    make(todo.figures[0], [a_claim((5.0, 5.1, 4.9))], missing=missing)
+    assert make_figures("cpu") == 0
+    assert f"{differ} differ from the committed ones" in capsys.readouterr().out
+
+
 def test_the_committed_claims_are_those_of_git_or_as_they_came(project):
     assert committed_record("01_a") is None
     (project / "figures/01_a.json").write_text('{"claims": [], "minutes": 1}')
