@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import theory
 from .inputs import Array, as_features
-from .moments import Moments, gram
+from .moments import Moments, features_or_moments, gram
 from .pair_tiles import pair_max, pair_mean, unit_features
 from .spectra import eigenvalues
 
@@ -168,6 +168,7 @@ def frame_potential_excess(z: Array, *, order: int = 2, normalize: bool = False)
     >>> frame_potential_excess(torch.eye(4)).item()
     0.0
     """
+    z = as_features(z)
     potential = frame_potential(z, order=order, normalize=normalize)
     return potential - frame_potential_bound(*z.shape, order=order)
 
@@ -199,6 +200,7 @@ def frame_bounds(x: Array | Moments) -> FrameBounds:
     >>> round(lower.item(), 6), round(upper.item(), 6)
     (1.0, 4.0)
     """
+    x = features_or_moments(x)
     if not isinstance(x, Moments) and x.ndim != 2:
         raise ValueError(f"x must be Moments or features of shape (n, d), got {tuple(x.shape)}: a spectrum has lost n")
     lam = eigenvalues(x)

@@ -14,7 +14,7 @@ from simdino.losses import coding_rate
 
 from .. import theory
 from .inputs import Array, as_features, labeled_features, require_unit_rows
-from .moments import Moments
+from .moments import Moments, features_or_moments
 from .spectra import eigenvalues
 
 __all__ = [
@@ -57,6 +57,7 @@ def coding_rate_of_spectrum(
     >>> round(coding_rate_of_spectrum(torch.tensor([0.5, 0.5]), eps=1.0, d=2).item(), 6)  # log 2
     0.693147
     """
+    x = features_or_moments(x)
     lam = eigenvalues(x, center=center, normalize=normalize)
     if isinstance(x, Moments) or x.ndim == 2:
         d = x.d if isinstance(x, Moments) else x.shape[1]
@@ -133,11 +134,11 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
 
     Args:
         x: features (n, d), or `Moments` with classes.
-        labels: (n,) class indices, for features.
+        labels: (n,) class of each row, for features.
         eps: the paper's ε.
 
     Returns:
-        (k,) rates, k = largest label + 1; 0 for an empty class.
+        (k,) rates of the classes that have samples, in the order of the labels.
 
     Raises:
         ValueError: features without labels, `Moments` without classes, NaN.
@@ -149,13 +150,12 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
     tensor([0.5493, 0.6931])
     """
     if isinstance(x, Moments):
-        if not x.by_class or labels is not None:
+        if not any(part.n for part in x.by_class) or labels is not None:
             raise ValueError("class_rates needs Moments with classes and then no labels")
-        rates = [coding_rate_of_spectrum(part, eps=eps) if part.n else x.quartic * 0 for part in x.by_class]
+        rates = [coding_rate_of_spectrum(part, eps=eps) for part in x.by_class if part.n]
     else:
         z, labels = labeled_features(x, labels)
-        parts = [z[labels == k] for k in range(int(labels.max()) + 1)]
-        rates = [coding_rate(part, eps=eps) if len(part) else z.new_zeros(()) for part in parts]
+        rates = [coding_rate(z[labels == k], eps=eps) for k in labels.unique()]
     return torch.stack(rates)
 
 
@@ -170,7 +170,7 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
 
     Args:
         x: features (n, d), or `Moments` with classes.
-        labels: (n,) class indices, for features.
+        labels: (n,) class of each row, for features.
         eps: the paper's ε.
 
     Raises:
@@ -184,8 +184,9 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
     """
     rates = class_rates(x, labels, eps=eps)
     if isinstance(x, Moments):
-        counts, rate = rates.new_tensor([part.n for part in x.by_class]), coding_rate_of_spectrum(x, eps=eps)
+        counts = rates.new_tensor([part.n for part in x.by_class if part.n])
+        rate = coding_rate_of_spectrum(x, eps=eps)
     else:
         z, labels = labeled_features(x, labels)
-        counts, rate = labels.bincount(minlength=len(rates)).to(rates), coding_rate(z, eps=eps)
+        counts, rate = labels.unique(return_counts=True)[1].to(rates), coding_rate(z, eps=eps)
     return rate - (counts @ rates) / counts.sum()

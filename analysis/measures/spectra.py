@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
-from .moments import Moments, dual_gram, gram
+from .moments import Moments, dual_gram, features_or_moments, gram
 
 Of = Literal["eigenvalues", "singular_values"]
 # What papers and public packages compute under these names, in our keywords: {measure: {preset: keywords}}.
@@ -95,6 +95,7 @@ def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = F
     >>> eigenvalues(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
     tensor([8., 2.], dtype=torch.float64)
     """
+    x = features_or_moments(x)
     if not isinstance(x, Moments) and x.ndim == 1:
         if center or normalize:
             raise ValueError("a spectrum cannot be centered or normalized any more: pass features")
@@ -242,6 +243,7 @@ def participation_ratio(
     if preset is not None:
         keywords = _preset(participation_ratio, preset, unbiased=unbiased, center=center, normalize=normalize)
         return participation_ratio(x, **keywords)
+    x = features_or_moments(x)
     if not unbiased:
         return _entropy(eigenvalues(x, center=center, normalize=normalize), 2.0).exp()
     if not isinstance(x, Moments) and x.ndim == 1:
@@ -343,6 +345,7 @@ def condition_number(x: Array | Moments, *, center: bool = False, normalize: boo
     >>> round(condition_number(torch.diag(torch.tensor([3.0, 1.0]))).item(), 6)
     9.0
     """
+    x = features_or_moments(x)
     lam = eigenvalues(x, center=center, normalize=normalize)
     if center:
         lam = lam[: max((x.n if isinstance(x, Moments) else len(x)) - 1, 1)]
@@ -376,6 +379,7 @@ def isoscore(
     """
     if preset is not None:
         return isoscore(x, **_preset(isoscore, preset, center=center, normalize=normalize))
+    x = features_or_moments(x)
     d = x.d if isinstance(x, Moments) else x.shape[-1]
     if d < 2:
         raise ValueError("isoscore needs d >= 2")
