@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from simdino.config import PUBLISHED_EPS
+from simdino.losses import check_numbers
 
 from .. import theory
 from ..measures.alignment_uniformity import uniformity, uniformity_optimum
@@ -50,8 +51,7 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
     require_unit_rows(target, "target")
     if z.shape != target.shape:
         raise ValueError(f"z and target must have one shape, got {tuple(z.shape)} and {tuple(target.shape)}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], got {share}")
+    check_numbers(share=share)
     target = target.to(z.device)
     lam, directions = torch.linalg.eigh(target.mT @ target)
     basis = directions[:, lam > 1e-9 * lam[-1]]  # (d, k)
@@ -72,11 +72,12 @@ def collapsed_spectrum(share: float, rank: int, d: int) -> Float64[Tensor, " d"]
         d: the dimension of the features.
 
     Raises:
-        ValueError: rank out of range.
+        ValueError: share or rank out of range.
 
     >>> collapsed_spectrum(0.75, 1, 3).tolist()
     [0.75, 0.125, 0.125]
     """
+    check_numbers(share=share, rank=rank, d=d)
     if not 1 <= rank < d:
         raise ValueError(f"rank must lie between 1 and d - 1 = {d - 1}, got {rank}")
     parts = [torch.full((rank,), share / rank), torch.full((d - rank,), (1 - share) / (d - rank))]
@@ -114,6 +115,7 @@ def collapse_sweep(
     """
     import pandas as pd
 
+    check_numbers(n=n, d=d, classes=classes, rank=rank, eps=eps)
     if not all(0 < share < 1 for share in shares):
         raise ValueError(f"shares must lie in (0, 1), got {shares}")
     generator = torch.Generator().manual_seed(seed)

@@ -15,13 +15,14 @@ classes are a ValueError. Values are 0-d float64 tensors. From features they car
 """
 
 import math
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, centered, labeled_features, unit_rows
+from .inputs import Array, as_features, as_floating, centered, labeled_features, unit_rows
 from .moments import Moments, gram
 from .pair_tiles import squared_distances
 from .spectra import effective_rank
@@ -211,7 +212,7 @@ def nc4(z: Array, labels: Array, *, weight: Array, bias: Array | None = None) ->
     z, weight = as_features(z).double(), _row_per_class(weight, means)
     scores = z @ weight.mT
     if bias is not None:
-        bias = torch.as_tensor(bias, dtype=means.dtype, device=means.device)
+        bias = as_floating(bias, "bias", "k", device=means.device).to(means.dtype)
         if bias.shape != (len(means),):
             raise ValueError(f"bias must have shape ({len(means)},), got {tuple(bias.shape)}")
         scores = scores + bias
@@ -385,7 +386,7 @@ def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
     0.75
     """
     z = as_features(z, min_rows=2).double()
-    if not 1 <= targets <= z.shape[1]:
+    if not isinstance(targets, Integral) or not 1 <= targets <= z.shape[1]:
         raise ValueError(f"targets must lie between 1 and d={z.shape[1]}, got {targets}")
     spread = centered(z)
     _, s, directions = torch.linalg.svd(spread, full_matrices=False)

@@ -7,17 +7,23 @@ are also invariant to the sign of each row, since a frame is a set of lines.
 """
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.special import betaln
 from torch import Tensor
+
+from simdino.losses import check_numbers
 
 from .. import theory
 from .inputs import Array, as_features
 from .moments import Moments, features_or_moments, gram
 from .pair_tiles import pair_max, pair_mean, unit_features
 from .spectra import eigenvalues
+
+_EXACT = 128  # largest order whose potential on the sphere is computed as a product
 
 
 def coherence(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
@@ -123,13 +129,18 @@ def sphere_potential(d: int, *, order: int = 2) -> float:
         order: p, even and at least 2.
 
     Raises:
-        ValueError: an odd order.
+        ValueError: an odd order, or a d that is no positive integer.
 
     >>> sphere_potential(2, order=4)  # the mean of cos⁴ on a circle
     0.375
     """
     _check_order(order)
-    return math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2))
+    check_numbers(d=d)
+    if d == 1:
+        return 1.0
+    if order <= _EXACT:
+        return math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2))
+    return math.exp(betaln((order + 1) / 2, (d - 1) / 2) - betaln(1 / 2, (d - 1) / 2))
 
 
 def frame_potential_bound(n: int, d: int, *, order: int = 2) -> float:
@@ -306,10 +317,10 @@ def _singular_values(lam: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
 
 
 def _check_order(order: int) -> None:
-    if order < 2 or order % 2:
+    if not isinstance(order, Integral) or order < 2 or order % 2:
         raise ValueError(f"order must be even and at least 2, got {order}")
 
 
 def _check_size(n: int, d: int) -> None:
-    if n < 2 or d < 1:
+    if not isinstance(n, Integral) or not isinstance(d, Integral) or n < 2 or d < 1:
         raise ValueError(f"a bound on pairs needs n ≥ 2 and d ≥ 1, got n={n}, d={d}")

@@ -4,6 +4,7 @@
 features move to the device of the first argument.
 """
 
+import math
 import warnings
 from numbers import Number
 from typing import Any, NamedTuple
@@ -174,8 +175,8 @@ def as_floating(
         raise ValueError(f"{name} contains NaN or infinite values")
     if powers and not fits:
         raise ValueError(
-            f"{name} must have its largest value between {SMALLEST:g} and {LARGEST:g}, got {largest:.3g}: scale it, since "
-            "measures take fourth powers"
+            f"{name} must have its largest value between {SMALLEST:g} and {LARGEST:g}, as measures take fourth powers, "
+            f"got {largest:.3g}: scale it"
         )
     return x
 
@@ -357,8 +358,8 @@ def as_labels(
         device: of the features that they belong to.
 
     Raises:
-        ValueError: labels that are neither integers nor names, that are missing, not (n,), negative, or too large; names
-            beside `classes`, as those of another batch may be others.
+        ValueError: labels that are neither integers nor names, that are missing, not (n,), negative, or too large;
+            names beside `classes`, as those of another batch may be others.
 
     >>> as_labels(np.array([0, 2], dtype=np.uint8), 2, classes=3)
     tensor([0, 2])
@@ -367,7 +368,9 @@ def as_labels(
     """
     (labels,), names = _numbered([labels], ["labels"])
     if names is not None and classes is not None:
-        raise ValueError("labels must be class indices where batches come one by one, got names: number them beforehand")
+        raise ValueError(
+            "labels must be class indices where batches come one by one, got names: number them beforehand"
+        )
     return _checked_labels(labels, n, "labels", classes, device)
 
 
@@ -443,7 +446,8 @@ def _is_text(x: np.ndarray, name: str) -> bool:
         return False
     kinds = {type(label) for label in x.flat}
     names = {kind.__name__ for kind in kinds}
-    if names & {"NoneType", "NAType", "NaTType"} or any(isinstance(label, float) and label != label for label in x.flat):
+    missing = names & {"NoneType", "NAType", "NaTType"}
+    if missing or any(isinstance(label, float) and math.isnan(label) for label in x.flat):
         raise ValueError(f"{name} has missing values: drop their rows")
     text = [issubclass(kind, str) for kind in kinds]
     if any(text) and not all(text):

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, as_features, centered, centered_features, paired_features, paired_labels
 from .pair_tiles import squared_distances
 
@@ -177,12 +179,10 @@ def knn_accuracy(
     0.75
     """
     train, train_labels, test, test_labels = as_train_and_test(train, train_labels, test, test_labels, normalize=True)
-    ks = sorted({int(k)} if isinstance(k, Integral) else set(map(int, k)))
-    if not ks or ks[0] < 1 or ks[-1] > len(train):
+    check_numbers(temp=temp, top=top, chunk=chunk)
+    ks = as_counts(k, "k")
+    if ks[-1] > len(train):
         raise ValueError(f"k must be between 1 and the number of training samples, {len(train)}, got {k}")
-    for name, value in (("temp", temp), ("top", top), ("chunk", chunk)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
 
     classes = int(train_labels.max()) + 1
     index = torch.arange(classes, device=train.device)
@@ -289,6 +289,27 @@ def as_train_and_test(
     return TrainAndTest(train.detach(), train_labels, test.detach().to(train.dtype), test_labels)
 
 
+def as_counts(given: Integral | Iterable[Integral], name: str) -> list[int]:
+    """One number or several, each of them once, ascending.
+
+    Args:
+        given: positive integers.
+        name: what messages call them.
+
+    Raises:
+        ValueError: none, or one that is no positive integer.
+
+    >>> as_counts(5, "k"), as_counts([20, 5, 5], "k")
+    ([5], [5, 20])
+    """
+    several = list(given) if isinstance(given, Iterable) else [given]
+    for count in several:
+        check_numbers(**{name: count})
+    if not several:
+        raise ValueError(f"{name} must be a positive integer, or several, got none")
+    return sorted({int(count) for count in several})
+
+
 class TopK(NamedTuple):
     """The k largest scores of each row and the columns where they are, largest first, as `torch.topk` has them.
 
@@ -327,8 +348,7 @@ def _centered_pair(x: Array, y: Array, k: int) -> tuple[Float[Tensor, "n d"], Fl
 
 def _rows_needed(k: int) -> int:
     """How many rows a sample with k neighbors takes."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_numbers(k=k)
     return k + 1
 
 

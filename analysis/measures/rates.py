@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simdino.losses import coding_rate
+from simdino.losses import check_numbers, coding_rate
 
 from .. import theory
 from .inputs import Array, as_features, labeled_features, require_unit_rows
@@ -57,12 +57,15 @@ def coding_rate_of_spectrum(
     >>> round(coding_rate_of_spectrum(torch.tensor([0.5, 0.5]), eps=1.0, d=2).item(), 6)  # log 2
     0.693147
     """
+    check_numbers(eps=eps)
     x = features_or_moments(x)
     lam = eigenvalues(x, center=center, normalize=normalize)
     if isinstance(x, Moments) or x.ndim == 2:
         d = x.d if isinstance(x, Moments) else x.shape[1]
-    elif d is None or d < len(lam):
-        raise ValueError(f"d, the dimension of the features, must be at least {len(lam)} for this spectrum, got {d}")
+    else:
+        if d is None or d < len(lam):
+            raise ValueError(f"d, the dimension of the features, must be {len(lam)} or more for this spectrum, got {d}")
+        check_numbers(d=d)
     return (d / eps**2 * lam).log1p().sum() / 2
 
 
@@ -112,6 +115,7 @@ def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) 
     >>> round(rate_optimality(torch.eye(8), eps=0.5).of_ceiling.item(), 6)  # orthonormal rows are optimal
     1.0
     """
+    check_numbers(eps=eps)
     if isinstance(x, Moments):
         measured, n, d = coding_rate_of_spectrum(x, eps=eps, normalize=normalize), x.n, x.d
         if not x.has_unit_energy:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, as_features, centered, paired_features, unit_rows
 from .pair_tiles import gram_cosines
 
@@ -75,7 +77,8 @@ def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]
     >>> round(svcca(x, 3 - 2 * x).item(), 6), round(svcca(x, y).item(), 6), round(svcca(x, x + y).item(), 6)
     (1.0, 0.0, 0.707107)
     """
-    if not 0 < share <= 1:
+    check_numbers(share=share)
+    if share == 0:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     x, y = (_leading_columns(centered(z), share) for z in paired_features(x, y, min_rows=2))
     if not x.shape[1] or not y.shape[1]:
@@ -164,6 +167,8 @@ def principal_angles(
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got {x.shape[1]} and {y.shape[1]}")
     ranks = rank if isinstance(rank, tuple) else (rank, rank)
+    for r in ranks:
+        check_numbers(**({} if r is None else {"rank": r}))
     u, v = (
         _leading_directions(centered(z) if center else z, r, name)
         for z, r, name in zip((x, y), ranks, "xy", strict=True)

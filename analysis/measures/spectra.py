@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
 from .moments import Moments, dual_gram, features_or_moments, gram
 
@@ -137,8 +139,7 @@ def renyi_entropy(
     if preset is not None:
         keywords = _preset(renyi_entropy, preset, of=of, center=center, normalize=normalize)
         return renyi_entropy(x, order=order, **keywords)
-    if order < 0:
-        raise ValueError(f"order must not be negative, got {order}")
+    check_numbers(order=order)
     return _entropy(_values(x, of, center, normalize), order)
 
 
@@ -176,6 +177,7 @@ def effective_rank(
     if preset is not None:
         keywords = _preset(effective_rank, preset, of=of, shift=shift, center=center, normalize=normalize)
         return effective_rank(x, **keywords)
+    check_numbers(shift=shift)
     return _entropy(_values(x, of, center, normalize), 1.0, shift=shift).exp()
 
 
@@ -460,11 +462,15 @@ def marchenko_pastur_edge(n: int, d: int, *, variance: int | float = 1.0) -> flo
         d: dimension of the features.
         variance: σ², the variance of the noise in each direction; it is 1/d for unit rows.
 
+    Raises:
+        ValueError: n or d that is no positive integer, or a negative variance.
+
     Source: Marchenko & Pastur 1967.
 
     >>> marchenko_pastur_edge(400, 100)
     2.25
     """
+    check_numbers(n=n, d=d, variance=variance)
     return variance * (1 + math.sqrt(d / n)) ** 2
 
 
@@ -485,6 +491,7 @@ def eigenvalues_above_edge(
     >>> eigenvalues_above_edge(z).item()
     1
     """
+    x = features_or_moments(x)
     if not isinstance(x, Moments) and x.ndim == 1:
         raise ValueError("eigenvalues_above_edge needs features or Moments: the edge depends on n")
     lam = eigenvalues(x, center=center, normalize=normalize)

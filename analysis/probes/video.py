@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from ..measures.inputs import Array, as_masks, as_patches, unit_rows
 from .segmentation import patch_labels
 
@@ -57,11 +59,7 @@ def propagate_masks(
     """
     z = unit_rows(as_patches(patches), "patches")
     mask = as_masks(torch.as_tensor(mask)[None], 1, "mask", device=z.device)
-    for name, value in (("neighbors", neighbors), ("context", context), ("temp", temp)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if radius < 0:
-        raise ValueError(f"radius must not be negative, got {radius}")
+    check_numbers(neighbors=neighbors, context=context, temp=temp, radius=radius)
     t, gh, gw, _ = z.shape
     z = z.flatten(1, 2)  # (t, p, d)
     small = F.interpolate(mask[None].float(), (gh, gw), mode="nearest-exact")[0, 0].to(mask.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simdino.config import PUBLISHED_EPS
+from simdino.losses import check_numbers
 
 from ..files import Stream
 from ..measures.collapse import mean_collapse
@@ -160,8 +161,7 @@ def report_of_rows(
     judged_as: JudgedAs = "head",
 ) -> Report:
     """`report` of features that `read_unit_rows` has read; arguments as there."""
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    check_numbers(eps=eps)
     moments, zeros, sample, index = rows
     n, d = moments.n, moments.d
     warnings = []
