@@ -52,7 +52,7 @@ _KINDS = {
 }
 
 
-def check_numbers(**numbers: float | Tensor) -> None:
+def check_numbers(**numbers: object) -> None:
     """Refuse a number that is out of its range or of another type, by its name.
 
     A tensor is not looked at, as that would wait for a GPU.
@@ -141,6 +141,24 @@ class _CodingRate(torch.autograd.Function):
             return weight @ z if wide else z @ weight, None, None
 
 
+class _DualCodingRate(_CodingRate):
+    """`_CodingRate` with its forward derivative, c·⟨z(I + c·zᵀz)⁻¹, ż⟩, which `torch.compile` does not take."""
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        _CodingRate.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output[1])
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        if ctx.group is not None:
+            raise NotImplementedError("a rate over several ranks has no forward derivative")
+        z, inverse = ctx.saved_tensors
+        with torch.autocast(z.device.type, enabled=False):
+            pulled = inverse @ z if inverse.shape[-1] != z.shape[-1] else z @ inverse
+            return ctx.c * (pulled * tangent).sum((-2, -1)), None
+
+
 def _rate(z: Tensor, *, eps: float, group: "dist.ProcessGroup | None" = None) -> Tensor:
     """Compute `coding_rate` of the rows of all ranks of a group, with neither checks nor waiting: a failure is NaN.
 
@@ -153,8 +171,19 @@ def _rate(z: Tensor, *, eps: float, group: "dist.ProcessGroup | None" = None) ->
     n, d = z.shape[-2:]
     c = d / eps**2 / (n if group is None else n * dist.get_world_size(group))
     if z.requires_grad and torch.is_grad_enabled():
-        return _CodingRate.apply(z, c, group)[0]
+        function = _CodingRate if torch.compiler.is_compiling() else _DualCodingRate
+        return function.apply(z, c, group)[0]
     return _logdet(_shifted_gram(z, c, group))[0]
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether what a tensor holds may decide what is computed: not while it is compiled, nor under vmap."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return bool((x == x).any()) or True
+    except RuntimeError:
+        return False
 
 
 def coding_rate(z: RealArray[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[Tensor, "*b"]:
@@ -167,7 +196,7 @@ def coding_rate(z: RealArray[Tensor | np.ndarray, "*b n d"], *, eps: float) -> F
     normalized here. It is computed in float32 at least, whatever the autocast, as half-precision Gram matrices turn
     indefinite on collapsed features. float32 itself loses digits only where ε² < 10⁻³, or as TF32 if that is switched
     on; float64 input is computed in float64. The losses take the same rate without its checks, for which a GPU would
-    have to be waited for.
+    have to be waited for; `torch.vmap` and `torch.compile` leave them out, too, and what they would refuse is then NaN.
 
     Args:
         z: features (n, d), or a batch of such.
@@ -186,7 +215,7 @@ def coding_rate(z: RealArray[Tensor | np.ndarray, "*b n d"], *, eps: float) -> F
     z = z if z.dtype == torch.float64 else z.float()
     with torch.autocast(z.device.type, enabled=False):
         rate = _rate(z, eps=eps)
-        if rate.isfinite().all():
+        if not _can_look(rate) or rate.isfinite().all():
             return rate
         c = z.shape[-1] / eps**2 / z.shape[-2]
         if not _shifted_gram(z, c).isfinite().all():
@@ -513,7 +542,7 @@ def sinkhorn_knopp(
             [0.5000, 0.5000]])
     """
     check_numbers(temp=temp, iterations=iterations)
-    log_q, everyone = scores.float() / temp, _everyone()
+    log_q, everyone = scores.detach().float() / temp, _everyone()
     for _ in range(iterations):
         samples = log_q if real is None else log_q.masked_fill(~real[:, None], -math.inf)
         columns = samples.logsumexp(0, keepdim=True)  # (1, K)

@@ -28,7 +28,7 @@ from analysis.measures import (
 )
 from analysis.probes import image
 from analysis.reporting import features
-from tests.configurations import gaussian, sphere
+from tests.configurations import gaussian, simplex, sphere
 
 N, D, K = 12, 5, 3
 LABELS = torch.arange(N) % K
@@ -280,6 +280,41 @@ def test_degenerate_features_have_a_value_or_a_reason(case):
         else:
             assert not value.isnan().any(), kind
             assert value.isinf().any() == (kind in infinite), kind
+
+
+# --- Where a loss would be: finite gradients at ties, at the optimum, at lost rank
+
+EYE = torch.eye(D, dtype=torch.float64)
+SPECIAL = {
+    **DEGENERATE,
+    "orthonormal": EYE,
+    "tight frame": EYE.repeat(2, 1),
+    "uneven frame": EYE.repeat(3, 1)[:N],
+    "opposite rows": torch.cat((EYE, -EYE)),
+    "the other set": OTHER,
+    "pairs of equal rows": sphere(6, D).repeat(2, 1),
+    "rows of integers": torch.tensor([[i % 3, i % 2, 1, 0, 2] for i in range(N)]) / 3,
+    "more columns than rows": sphere(N, 30),
+    "rank 2": torch.nn.functional.normalize(gaussian(N, 2) @ gaussian(2, D, seed=3), dim=1),
+    "one point for each class": sphere(K, D).repeat(N // K, 1),
+    "classes on a simplex": simplex(K, D).repeat(N // K, 1),
+    "equal class means": sphere(N // K, D).repeat_interleave(K, 0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_finite_where_values_are(case):
+    for kind, z in SPECIAL.items():
+        z = z.double().clone().requires_grad_()
+        try:
+            value = torch.as_tensor(CASES[case][0](z)).double()
+        except ValueError:  # refused, as above
+            continue
+        finite = value[value.isfinite()]
+        if value.requires_grad and len(finite):
+            (gradient,) = torch.autograd.grad(finite.sum(), z)
+            assert gradient.isfinite().all(), kind
+            assert gradient.abs().max() < 1e6, kind  # and no rounding that is divided by rounding
 
 
 # --- Labels, views, streams

@@ -18,6 +18,7 @@ from simdino.losses import check_numbers
 from .. import theory
 from ..measures.alignment_uniformity import uniformity, uniformity_optimum
 from ..measures.collapse import feature_std, mean_collapse
+from ..measures.gradients import thin_svd
 from ..measures.inputs import Array, as_features, labeled_features, require_unit_rows, unit_rows
 from ..measures.neighbors import KNN_TEMP, knn_accuracy
 from ..measures.rates import coding_rate_of_spectrum
@@ -53,11 +54,13 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
         raise ValueError(f"z and target must have one shape, got {tuple(z.shape)} and {tuple(target.shape)}")
     check_numbers(share=share)
     target = target.to(z.device)
-    lam, directions = torch.linalg.eigh(target.mT @ target)
-    basis = directions[:, lam > 1e-9 * lam[-1]]  # (d, k)
+    _, s, directions = thin_svd(target)
+    basis = directions[s.square() > 1e-9 * s[0].square()].mT  # (d, k)
     if basis.shape[1] == z.shape[1]:
         raise ValueError("target spans the whole space: nothing is left that could collapse to it")
     rest = z - (z @ basis) @ basis.mT
+    if (rest.norm(dim=1) <= 1e-12 * z.norm(dim=1)).any():
+        raise ValueError("z has a row that target spans: nothing of it is left that could collapse")
     return math.sqrt(share) * target + math.sqrt(1 - share) * unit_rows(rest)
 
 

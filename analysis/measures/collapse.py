@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simdino.losses import check_numbers
 
+from .gradients import square_root
 from .inputs import Array, as_features, as_floating, as_views, unit_rows
 from .moments import Moments
 from .spectra import effective_rank, effective_ranks
@@ -255,5 +256,6 @@ def center_drift(logits: Array, *, running_center: Array) -> Float[Tensor, ""]:
         raise ValueError(f"running_center must have shape ({logits.shape[1]},), got {tuple(running_center.shape)}")
     scores = logits - running_center
     scores = scores - scores.mean(1, keepdim=True)  # (n, K)
-    lag, spread = scores.mean(0).norm(), (scores - scores.mean(0)).square().sum(1).mean().sqrt()
-    return torch.where(lag > 0, lag / spread, 0.0)
+    lag, spread = scores.mean(0).norm(), square_root((scores - scores.mean(0)).square().sum(1).mean())
+    ratio = torch.where(spread > 0, lag / torch.where(spread > 0, spread, 1.0), math.inf)
+    return torch.where(lag > 0, ratio, 0.0)

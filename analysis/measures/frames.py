@@ -18,6 +18,7 @@ from torch import Tensor
 from simdino.losses import check_numbers
 
 from .. import theory
+from .gradients import square_root
 from .inputs import Array, as_features
 from .moments import Moments, features_or_moments, gram
 from .pair_tiles import pair_max, pair_mean, unit_features
@@ -255,10 +256,10 @@ def tight_frame_distance(x: Array | Moments) -> Float[Tensor, ""]:
     >>> round(tight_frame_distance(torch.ones(9, 4)).item(), 4)  # one line: √(3/4)
     0.866
     """
-    sigma = _singular_values(eigenvalues(x))
+    sigma = square_root(eigenvalues(x))
     energy = sigma.square().sum()
     share = (sigma - sigma.mean()).square().sum() / torch.where(energy > 0, energy, 1.0)
-    return torch.where(energy > 0, share, 1 - 1 / len(sigma)).sqrt()
+    return square_root(torch.where(energy > 0, share, 1 - 1 / len(sigma)))
 
 
 def orthonormal_distance(z: Array) -> Float[Tensor, ""]:
@@ -283,7 +284,7 @@ def orthonormal_distance(z: Array) -> Float[Tensor, ""]:
     z = as_features(z)
     if len(z) > z.shape[1]:
         raise ValueError(f"z has more rows than dimensions, {tuple(z.shape)}: they cannot be orthonormal")
-    return (_singular_values(len(z) * eigenvalues(z)) - 1).square().mean().sqrt()
+    return square_root((square_root(len(z) * eigenvalues(z)) - 1).square().mean())
 
 
 def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
@@ -310,10 +311,6 @@ def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
     if d < 2:
         raise ValueError("self_clustering needs d ≥ 2: in one dimension all rows lie on one line")
     return (d * frame_potential(z, normalize=normalize) - 1) / (d - 1)
-
-
-def _singular_values(lam: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
-    return torch.where(lam > 0, torch.where(lam > 0, lam, 1.0).sqrt(), 0.0)  # √ has no gradient at 0
 
 
 def _check_order(order: int) -> None:

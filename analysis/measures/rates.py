@@ -64,7 +64,9 @@ def coding_rate_of_spectrum(
         d = x.d if isinstance(x, Moments) else x.shape[1]
     else:
         if d is None or d < len(lam):
-            raise ValueError(f"d, the dimension of the features, must be {len(lam)} or more for this spectrum, got {d}")
+            raise ValueError(
+                f"d, the dimension of the features, must be at least {len(lam)} for this spectrum, got {d}"
+            )
         check_numbers(d=d)
     return (d / eps**2 * lam).log1p().sum() / 2
 

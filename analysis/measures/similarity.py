@@ -13,6 +13,7 @@ from torch import Tensor
 
 from simdino.losses import check_numbers
 
+from .gradients import square_root, thin_svd
 from .inputs import Array, as_features, centered, paired_features, unit_rows
 from .pair_tiles import gram_cosines
 
@@ -208,14 +209,15 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
     x, y = ((centered(z) if center else z) for z in paired_features(x, y))
     norms = torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y)
     # With more dimensions than samples, the (n, n) triangular factor has the same Gram matrix as the features.
-    x, y = (torch.linalg.qr(z.mT, mode="r").R.mT if z.shape[1] > len(z) else z for z in (x, y))
+    # This factor alone has no gradient.
+    x, y = (torch.linalg.qr(z.mT, mode="r").R.mT if z.shape[1] > len(z) and not z.requires_grad else z for z in (x, y))
     nuclear = torch.linalg.svdvals(x.mT @ y).sum()
-    return (2 - 2 * (nuclear / torch.where(norms > 0, norms, 1.0)).clamp(max=1)).sqrt()
+    return square_root(2 - 2 * (nuclear / torch.where(norms > 0, norms, 1.0)).clamp(max=1))
 
 
 def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tensor, "n r"]:
     """Orthonormal basis of what the leading principal directions of centered rows span in ℝⁿ."""
-    u, s, _ = torch.linalg.svd(z, full_matrices=False)
+    u, s, _ = thin_svd(z)
     numerical = int((s > FEATURE_ROUNDING * min(z.shape) ** 0.5 * s[0]).sum())
     explained = s.detach().square().cumsum(0) / s.detach().square().sum().clamp_min(torch.finfo(s.dtype).tiny)
     return u[:, : min(numerical, int((explained < share * (1 - 1e-12)).sum()) + 1)]
@@ -250,7 +252,7 @@ def _unbiased_hsic(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Te
 
 
 def _leading_directions(z: Float[Tensor, "n d"], rank: int | None, name: str) -> Float[Tensor, "d r"]:
-    _, s, directions = torch.linalg.svd(z, full_matrices=False)
+    _, s, directions = thin_svd(z)
     numerical = int((s > FEATURE_ROUNDING * min(z.shape) ** 0.5 * s[0]).sum())
     if not numerical:
         raise ValueError(f"{name} is zero and spans no subspace")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from simdino.losses import check_numbers
 
+from .gradients import square_root
 from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
 from .moments import Moments, dual_gram, features_or_moments, gram
 
@@ -558,7 +559,7 @@ def _values(x: Array | Moments, of: Of, center: bool, normalize: bool) -> Float[
     lam = eigenvalues(x, center=center, normalize=normalize)
     if of == "eigenvalues":
         return lam
-    return torch.where(lam > 0, torch.where(lam > 0, lam, 1.0).sqrt(), 0.0)  # √ has no gradient at 0
+    return square_root(lam)
 
 
 def _entropy(values: Float[Tensor, "*b r"], order: int | float, shift: int | float = 0.0) -> Float[Tensor, "*b"]:
