@@ -55,6 +55,7 @@ CALLS = {
     "condition_number": call(analysis.condition_number, Z),
     "covariance_energy": call(analysis.covariance_energy, Z),
     "debiased_cka": call(analysis.debiased_cka, Z, OTHER),
+    "minibatch_cka": call(lambda x, y: analysis.minibatch_cka([(x, y)]), Z, OTHER),
     "dime": call(analysis.dime, Z, OTHER),
     "effective_rank": call(analysis.effective_rank, Z),
     "eigenvalues": call(analysis.eigenvalues, Z),

@@ -211,7 +211,12 @@ def coding_rate(z: RealArray[Tensor | np.ndarray, "*b n d"], *, eps: float) -> F
     tensor(3.2189)
     """
     check_numbers(eps=eps)
-    z = torch.as_tensor(z)
+    if not isinstance(z, Tensor):  # arrays of any byte order, type and layout; frames and lists
+        z = np.asarray(z)
+        if z.dtype.kind not in "biuf":
+            raise ValueError(f"coding_rate: z must be numeric and real, got {z.dtype}")
+        double = z.dtype.kind == "f" and z.dtype.itemsize >= 8
+        z = torch.from_numpy(np.ascontiguousarray(z, np.float64 if double else np.float32))
     z = z if z.dtype == torch.float64 else z.float()
     with torch.autocast(z.device.type, enabled=False):
         rate = _rate(z, eps=eps)

@@ -105,6 +105,7 @@ FEATURES = {
         "variance_hinge": covariance.variance_hinge,
         "covariance_energy": covariance.covariance_energy,
         "debiased_cka": lambda x: similarity.debiased_cka(x, OTHER),
+        "minibatch_cka": lambda x: similarity.minibatch_cka([(x, OTHER)] * 2),
         "svcca": lambda x: similarity.svcca(x, OTHER),
         "rsa": lambda x: similarity.rsa(x, OTHER),
         "neighbor_overlap": lambda x: neighbors.neighbor_overlap(x, OTHER, k=2),
@@ -118,6 +119,7 @@ FEATURES = {
     "y": {
         "alignment": lambda y: alignment_uniformity.alignment(OTHER, y),
         "debiased_cka": lambda y: similarity.debiased_cka(OTHER, y),
+        "minibatch_cka": lambda y: similarity.minibatch_cka([(OTHER, y)]),
         "svcca": lambda y: similarity.svcca(OTHER, y),
         "rsa": lambda y: similarity.rsa(OTHER, y),
         "neighbor_overlap": lambda y: neighbors.neighbor_overlap(OTHER, y, k=2),
@@ -353,6 +355,37 @@ BAD_LABELS = {
 def test_bad_labels_are_named(name):
     f = partial(LABELED[name], sphere(N, D))
     assert [kind for kind, labels in BAD_LABELS.items() if "labels" not in raised(f, labels)] == []
+
+
+@pytest.mark.parametrize("name", LABELED.keys() - {"Moments.update", "report"})
+def test_names_of_classes_count_as_integers_do(name):
+    """In every function that takes labels; so do integers with gaps, whose size costs nothing."""
+    f = partial(LABELED[name], sphere(N, D))
+    numbered = torch.as_tensor([0, 1, 2])[LABELS]
+    if "knn" in name or name in ("few_shot_accuracy", "linear_probe", "logistic_regression"):
+        with pytest.raises(ValueError, match="train_labels and test_labels must both be names"):
+            f(np.array(["ant", "bee", "cat"])[LABELS])  # the other set has numbers
+        return
+    expected = told(f(numbered))
+    assert told(f(np.array(["ant", "bee", "cat"])[LABELS])) == expected
+    assert told(f(torch.tensor([3, 10, 10**12])[LABELS])) == expected
+
+
+def told(value):
+    """The numbers of a result, but for the labels that it names."""
+    if isinstance(value, moments.Moments):
+        return [part.mean.tolist() for part in value.by_class]
+    parts = value if isinstance(value, tuple) else (value,)
+    return [part.tolist() for part in parts if part.is_floating_point()]
+
+
+def test_report_and_nearest_neighbors_take_names():
+    z, names = sphere(N, D), np.array(["ant", "bee", "cat"])[LABELS]
+    assert repr(features.report(z, labels=names, blocks=2)) == repr(features.report(z, labels=LABELS, blocks=2))
+    accuracy = neighbors.knn_accuracy(OTHER, names, z, list(names), k=3)
+    assert accuracy == neighbors.knn_accuracy(OTHER, LABELS, z, LABELS, k=3)
+    with pytest.raises(ValueError, match="test_labels has class 'dog', of which train_labels has no sample"):
+        neighbors.knn_accuracy(OTHER, names, z, np.full(N, "dog"), k=3)
 
 
 def test_labels_out_of_range_are_named_where_the_range_is_known():

@@ -5,6 +5,7 @@ dimension that is shared, and the rows may be of any samples. Results are float6
 and carry gradients, except for `rsa` of ranks.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -45,12 +46,43 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
     >>> round(debiased_cka(x, 7 - 2 * x.flip(1)).item(), 6)
     1.0
     """
-    x, y = (centered(z) for z in paired_features(x, y, min_rows=4))
-    x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    floors = (FEATURE_ROUNDING**2 * len(z) * z.detach().square().sum(1).square().sum() for z in (x, y))
-    resolved = torch.stack([own > floor for own, floor in zip((x_own, y_own), floors, strict=True)]).all()
-    norm = torch.where(resolved, x_own * y_own, 1.0).sqrt()
-    return torch.where(resolved, _unbiased_hsic(x, y) / norm, 0.0)
+    return minibatch_cka([(x, y)])
+
+
+def minibatch_cka(batches: Iterable[tuple[Array, Array]]) -> Float[Tensor, ""]:
+    """Debiased linear CKA of two representations from batches of samples, one after another: nothing is kept of them.
+
+    Σ_b HSIC(x_b, y_b) / √(Σ_b HSIC(x_b, x_b) · Σ_b HSIC(y_b, y_b)), with the unbiased HSIC of `debiased_cka`
+
+    Each HSIC is unbiased whatever the size of its batch, and so the value does not drift with it. Its noise falls with
+    the number of samples, and is that of `debiased_cka` for one batch. The memory is that of a batch.
+
+    Args:
+        batches: pairs (x, y) of features (n, d) and (n, e) of the same samples, n ≥ 4 in each.
+
+    Raises:
+        ValueError: no batch, or one as `debiased_cka` refuses.
+
+    Source: Nguyen, Raghu & Kornblith 2021 (arXiv 2010.15327) eq. 5.
+
+    >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(minibatch_cka(zip(x.split(16), (7 - 2 * x.flip(1)).split(16))).item(), 6)
+    1.0
+    """
+    totals, floors = None, None
+    for x, y in batches:
+        x, y = (centered(z) for z in paired_features(x, y, min_rows=4))
+        weight = 1 / (len(x) * (len(x) - 3))
+        here = weight * torch.stack((_unbiased_hsic(x, y), _unbiased_hsic(x, x), _unbiased_hsic(y, y)))
+        spread = torch.stack([z.detach().square().sum(1).square().sum() for z in (x, y)])
+        rounding = weight * FEATURE_ROUNDING**2 * len(x) * spread
+        totals = here if totals is None else totals + here.to(totals)
+        floors = rounding if floors is None else floors + rounding.to(floors)
+    if totals is None:
+        raise ValueError("minibatch_cka needs at least one batch")
+    resolved = (totals[1:] > floors).all()
+    norm = torch.where(resolved, totals[1] * totals[2], 1.0).sqrt()
+    return torch.where(resolved, totals[0] / norm, 0.0)
 
 
 def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]:

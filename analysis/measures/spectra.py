@@ -12,6 +12,7 @@ spectrum of zeros (constant features, centered) has rank 0 and entropy −∞. F
 import inspect
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ PRESETS = {
         "skean2025": {},
         "stable-pretraining": {"of": "singular_values", "shift": 1e-5},  # its RankMe
         "req-metrics": {"of": "singular_values", "center": True},
-        "reptrix": {"center": True},  # its rankme
+        "reptrix": {"center": True, "shift": 1e-7},  # its rankme
     },
     "rankme": {
         "garrido2023": {},
@@ -54,6 +55,8 @@ PRESETS = {
     },
     "alpha_req": {
         "agrawal2022": {"center": True},  # of the covariance; the range of the fit is an argument
+        "stringer2019": {"center": True, "weighted": True},  # as in its code
+        "reptrix": {"center": True, "weighted": True},  # by the authors of α-ReQ
     },
     "isoscore": {
         "rudman2022": {},
@@ -295,13 +298,14 @@ def alpha_req(
     x: Array | Moments,
     *,
     fit: tuple[int, int],
+    weighted: bool = False,
     center: bool = False,
     normalize: bool = False,
     preset: str | None = None,
 ) -> Float[Tensor, ""]:
     """Decay exponent α of a power-law spectrum λⱼ ∝ j^(−α).
 
-    α = minus the slope of log λⱼ on log j, by least squares over lo ≤ j ≤ hi
+    α = minus the slope of log λⱼ on log j, by least squares over lo ≤ j ≤ hi, with weights 1 or 1/j
 
     The paper centers the features and reads α ≈ 1 as healthy: a larger exponent means collapsed directions, a smaller
     one a spectrum that is flat. White noise alone gives 0.3 to 0.5 at n/d ≤ 2.
@@ -309,9 +313,11 @@ def alpha_req(
     Args:
         x: features (n, d), `Moments` or a spectrum (r,).
         fit: (lo, hi), the first and the last index of the fit; indices start at 1, and both are included.
+        weighted: whether index j has the weight 1/j, which makes up for their density in log j, as in Stringer's code
+            and that of the authors of α-ReQ. The paper's text has no weights.
         center: subtract the mean of the rows.
         normalize: divide each row by its norm first.
-        preset: a definition of `PRESETS` instead of center and normalize.
+        preset: a definition of `PRESETS` instead of weighted, center and normalize.
 
     Raises:
         ValueError: the range holds fewer than two eigenvalues or one that vanishes.
@@ -322,14 +328,16 @@ def alpha_req(
     1.0
     """
     if preset is not None:
-        return alpha_req(x, fit=fit, **_preset(alpha_req, preset, center=center, normalize=normalize))
+        keywords = _preset(alpha_req, preset, weighted=weighted, center=center, normalize=normalize)
+        return alpha_req(x, fit=fit, **keywords)
     lam, (lo, hi) = eigenvalues(x, center=center, normalize=normalize), fit
     positive = int((lam > 0).sum())
-    if not 1 <= lo < hi <= positive:
+    if not (isinstance(lo, Integral) and isinstance(hi, Integral) and 1 <= lo < hi <= positive):
         raise ValueError(f"fit must satisfy 1 <= lo < hi <= {positive} (the positive eigenvalues), got {fit}")
-    log_j = torch.arange(lo, hi + 1, dtype=lam.dtype, device=lam.device).log()
-    log_j = log_j - log_j.mean()
-    return -(log_j @ lam[lo - 1 : hi].log()) / log_j.square().sum()
+    j = torch.arange(lo, hi + 1, dtype=lam.dtype, device=lam.device)
+    log_j, weights = j.log(), 1 / j if weighted else torch.ones_like(j)
+    log_j = log_j - (weights @ log_j) / weights.sum()
+    return -((weights * log_j) @ lam[lo - 1 : hi].log()) / (weights @ log_j.square())
 
 
 def condition_number(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, ""]:
@@ -572,6 +580,12 @@ def _entropy(values: Float[Tensor, "*b r"], order: int | float, shift: int | flo
         entropy = -(safe * safe.log()).sum(-1)
     elif order == math.inf:
         entropy = -p.amax(-1).log()
-    else:
-        entropy = torch.where(support, order * safe.log(), -math.inf).logsumexp(-1) / (1 - order)
+    elif abs(order - 1) < 1e-3 and not shift:  # log Σ p·pᵃ⁻¹, whose digits the quotient would lose
+        entropy = torch.log1p((safe * torch.expm1((order - 1) * safe.log()) * support).sum(-1)) / (1 - order)
+    else:  # from the largest on, so that no power is too small
+        top = p.amax(-1, keepdim=True)
+        top = torch.where(top > 0, top, 1.0)
+        logs = torch.where(support, (safe / top).log(), 0.0)
+        terms = torch.where(support, order * logs, -math.inf).logsumexp(-1)
+        entropy = order / (1 - order) * top.log().squeeze(-1) + terms / (1 - order)
     return torch.where(total[..., 0] > 0, entropy, -math.inf)

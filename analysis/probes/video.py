@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simdino.losses import check_numbers
 
-from ..measures.inputs import Array, as_masks, as_patches, unit_rows
+from ..measures.inputs import Array, as_masks, as_patches, as_tensor, unit_rows
 from .segmentation import patch_labels
 
 SIMILARITY_ELEMENTS = 2**24  # of the largest matrix of cosines: 64 MiB
@@ -58,7 +58,7 @@ def propagate_masks(
     True
     """
     z = unit_rows(as_patches(patches), "patches")
-    mask = as_masks(torch.as_tensor(mask)[None], 1, "mask", device=z.device)
+    mask = as_masks(as_tensor(mask, "mask")[None], 1, "mask", device=z.device)
     check_numbers(neighbors=neighbors, context=context, temp=temp, radius=radius)
     t, gh, gw, _ = z.shape
     z = z.flatten(1, 2)  # (t, p, d)
@@ -201,8 +201,8 @@ def davis_scores(predicted: Array, truth: Array) -> DavisScores:
     >>> davis_scores(truth, truth).j  # one object in two frames
     tensor([[1., 1.]], dtype=torch.float64)
     """
-    predicted = torch.as_tensor(predicted)
-    truth = torch.as_tensor(truth, device=predicted.device)
+    predicted = as_tensor(predicted, "predicted")
+    truth = as_tensor(truth, "truth", device=predicted.device)
     truth = as_masks(truth, len(truth), "truth")
     predicted = as_masks(predicted, len(truth), "predicted")
     if predicted.shape != truth.shape:
