@@ -122,9 +122,9 @@ under the definitions that papers and public implementations use, each reproduce
   manifold, its curvature and its edges. Levina and Bickel's mean is (k - 1)/(k - 2) too large besides.
 - *Two averages of Levina and Bickel.* Theirs is the mean of m_k over rows and k; scikit-dimension combines rows by the
   harmonic mean, as MacKay and Ghahramani do, and reads about 5 % less.
-- *n - 1 in GRIDE.* DADApy and req-metrics have n - 1 where the likelihood has n: at k = 1 theirs is (1 - 1/n) times ours.
-- *Weights in α-ReQ.* The paper fits log λ to log j without weights (`preset='agrawal2022'`). The code of Stringer et al.
-  and of reptrix gives index j the weight 1/j (`preset='stringer2019'`, `'reptrix'`): over the indices 11 to 60 of the
+- *n - 1 in GRIDE.* DADApy and req-metrics have n - 1 where the likelihood has n: at k = 1 theirs is 1 - 1/n times ours.
+- *Weights in α-ReQ.* The paper fits log λ to log j without weights (`preset='agrawal2022'`). The code of Stringer and
+  that of reptrix give index j the weight 1/j (`preset='stringer2019'`, `'reptrix'`): over the indices 11 to 60 of the
   digits the exponent is 4.448 without the weights and 3.508 with them.
 - *Classes in NC1.* Here every class counts alike, whatever its size. Where Σ_W is the covariance of all samples around
   their class means, as in many implementations, a class counts by its number of samples; balanced classes agree.

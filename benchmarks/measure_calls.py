@@ -51,7 +51,7 @@ CALLS = {
     "coding_rate": call(analysis.coding_rate, Z, **EPS),
     "coding_rate_of_spectrum": call(analysis.coding_rate_of_spectrum, Z, **EPS),
     "coherence": call(analysis.coherence, Z),
-    "collapsed": call(analysis.collapsed, Z, Z[:1].expand(N, D), share=0.5),
+    "collapsed": call(analysis.collapsed, Z, OTHER[:1].expand(N, D), share=0.5),
     "condition_number": call(analysis.condition_number, Z),
     "covariance_energy": call(analysis.covariance_energy, Z),
     "debiased_cka": call(analysis.debiased_cka, Z, OTHER),

@@ -34,21 +34,23 @@ def _full_precision(loss: Callable) -> Callable:
 
 
 # What a number must be, by its name: words for the refusal, its least and its largest value, and of which kind it is.
-_POSITIVE = ("be positive, between 1e-30 and 1e+30", 1e-30, 1e30, Real)  # squares and inverses are numbers, too
-_WEIGHT = ("not be negative, nor above 1e+30", 0, 1e30, Real)  # of all other names
+_POSITIVE = ("be positive, between 1e-30 and 1e+18", 1e-30, 1e18, Real)  # squares and inverses are numbers, too
+_RESOLUTION = ("be positive, between 1e-30 and 1e+6", 1e-30, 1e6, Real)  # of a larger ε rates tell nothing apart
+_WEIGHT = ("not be negative, nor above 1e+18", 0, 1e18, Real)  # of all other names
 _EXPONENT = ("not be negative, nor above 1000", 0, 1000, Real)
 _SHARE = ("lie in [0, 1]", 0, 1, Real)
-_COUNT = ("be a positive integer", 1, math.inf, Integral)
+_COUNT = ("be a positive integer", 1, 10**18, Integral)
+_REPEATS = ("be a positive integer, at most 1e+6", 1, 10**6, Integral)  # each of which takes its time
 _KINDS = {
-    **dict.fromkeys(["eps", "temp", "delta", "beta", "bandwidth", "l2"], _POSITIVE),
+    **dict.fromkeys(["eps", "t"], _RESOLUTION),
+    **dict.fromkeys(["temp", "delta", "beta", "bandwidth", "l2"], _POSITIVE),
     **dict.fromkeys(["share", "center_momentum", "discard"], _SHARE),
     **dict.fromkeys(["power", "s"], _EXPONENT),
-    "t": ("be positive, between 1e-30 and 1e+6", 1e-30, 1e6, Real),
     "order": ("not be negative", 0, math.inf, Real),
     "floor": _WEIGHT,
-    **dict.fromkeys(["n", "d", "k", "rank", "top", "chunk", "directions", "permutations", "draws", "shots"], _COUNT),
-    **dict.fromkeys(["steps", "epochs", "batch", "pixels", "neighbors", "context", "iterations", "crops"], _COUNT),
-    **dict.fromkeys(["world_size", "targets", "classes"], _COUNT),
+    **dict.fromkeys(["n", "d", "k", "rank", "top", "chunk", "shots", "batch", "pixels"], _COUNT),
+    **dict.fromkeys(["neighbors", "context", "crops", "world_size", "targets", "classes"], _COUNT),
+    **dict.fromkeys(["directions", "permutations", "draws", "steps", "epochs", "iterations"], _REPEATS),
 }
 
 
@@ -63,13 +65,14 @@ def check_numbers(**numbers: object) -> None:
     >>> check_numbers(eps=0.5, k=20, share=1)
     >>> check_numbers(eps=float("nan"))
     Traceback (most recent call last):
-    ValueError: eps must be positive, between 1e-30 and 1e+30, got nan
+    ValueError: eps must be positive, between 1e-30 and 1e+6, got nan
     """
     for name, x in numbers.items():
         if isinstance(x, Tensor):
             continue
         words, least, largest, kind = _KINDS.get(name, _POSITIVE if name.endswith("temp") else _WEIGHT)
-        if not isinstance(x, kind) or isinstance(x, bool) or not least <= x <= largest:
+        endless = isinstance(x, Integral) and x > 10**18  # no tensor takes it
+        if not isinstance(x, kind) or isinstance(x, bool) or endless or not least <= x <= largest:
             raise ValueError(f"{name} must {words}, got {x}")
 
 

@@ -110,7 +110,7 @@ def collapse_sweep(
         one row for each collapse, share and measure, with `measured` of n features and `predicted` for infinitely many.
 
     Raises:
-        ValueError: a share outside (0, 1).
+        ValueError: a share outside (0, 1), or more classes than dimensions.
 
     >>> table = collapse_sweep(128, 8, classes=4, rank=2, shares=[0.99])
     >>> table["measure"][(table["collapse"] == "to a point") & (table["measured"] > 0.8)].tolist()  # blind
@@ -119,6 +119,8 @@ def collapse_sweep(
     import pandas as pd
 
     check_numbers(n=n, d=d, classes=classes, rank=rank, eps=eps)
+    if classes > d:
+        raise ValueError(f"classes must be at most d={d}, for a simplex, got {classes}")
     if not all(0 < share < 1 for share in shares):
         raise ValueError(f"shares must lie in (0, 1), got {shares}")
     generator = torch.Generator().manual_seed(seed)

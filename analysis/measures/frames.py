@@ -314,7 +314,7 @@ def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
 
 
 def _check_order(order: int) -> None:
-    if not isinstance(order, Integral) or order < 2 or order % 2:
+    if not isinstance(order, Integral) or not 2 <= order <= 10**18 or order % 2:
         raise ValueError(f"order must be even and at least 2, got {order}")
 
 

@@ -6,7 +6,7 @@ features move to the device of the first argument.
 
 import math
 import warnings
-from numbers import Number
+from numbers import Integral, Number
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -562,3 +562,22 @@ def as_spectrum(x: Array, name: str = "spectrum") -> Float[Tensor, " r"]:
     if x.min() < -torch.finfo(x.dtype).eps * len(x) * x.abs().max():
         raise ValueError(f"{name} must not be negative, got {x.min().item():.3g}")
     return x.double().sort(descending=True).values.clamp(min=0)
+
+
+def as_ends(given: tuple[int, int], name: str) -> tuple[int, int]:
+    """The two ends of a range of positive integers, both included.
+
+    Args:
+        given: (first, last).
+        name: what messages call it.
+
+    Raises:
+        ValueError: not two positive integers in order.
+
+    >>> as_ends((3, 20), "fit")
+    (3, 20)
+    """
+    whole = isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(end, Integral) for end in given)
+    if not whole or not 1 <= given[0] <= given[1]:
+        raise ValueError(f"{name} must be two positive integers in order, got {given}")
+    return int(given[0]), int(given[1])

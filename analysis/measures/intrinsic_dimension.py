@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simdino.losses import check_numbers
 
-from .inputs import Array, as_features, centered
+from .inputs import Array, as_ends, as_features, centered
 from .neighbors import nearest_neighbors
 
 DISTANCE_ROUNDING = 1e-5  # relative differences of distances below this are those of rows stored in float32
@@ -141,10 +141,8 @@ def levina_bickel(z: Array, *, k: tuple[int, int] = (10, 20)) -> IntrinsicDimens
     >>> round(levina_bickel(plane).dimension.item())  # in 50 dimensions
     2
     """
-    low, high = k
-    for end in k:
-        check_numbers(k=end)
-    if not 2 <= low <= high:
+    low, high = as_ends(k, "k")
+    if low < 2:
         raise ValueError(f"k must satisfy 2 <= k[0] <= k[1], got {k}")
     distances, duplicates = _distances(z, high)
     logs = distances.log()  # (n, k)

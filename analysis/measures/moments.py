@@ -1,5 +1,6 @@
 """Streaming moments of features: what every spectral diagnostic needs of n rows, in O(d²) memory."""
 
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -111,7 +112,7 @@ class Moments:
         device: where the sums are kept; the CPU for MPS, which has no float64.
 
     Raises:
-        ValueError: a precision of another name, or one block.
+        ValueError: a precision of another name, one block, or what is no number of them.
 
     Source: Chan, Golub & LeVeque 1983, eq. 2.1b (merging); Chun et al. 2025, arXiv 2509.26560 (the use of quartic).
 
@@ -137,6 +138,8 @@ class Moments:
     ):
         if precision not in ("exact", "fast"):
             raise ValueError(f'precision must be "exact" or "fast", got {precision!r}')
+        if not all(isinstance(x, Integral) and x >= least for x, least in ((d, 1), (classes, 0), (blocks, 0))):
+            raise ValueError(f"d, classes and blocks must be integers, d positive, got {d}, {classes} and {blocks}")
         if blocks == 1:
             raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
         device = "cpu" if device is not None and torch.device(device).type == "mps" else device  # which has no float64

@@ -99,7 +99,9 @@ def dime(
         require_unit_rows(views, "x or y" if y is not None else "views")
         kernels = [inner_products(z, z) for z in views]
     else:
-        kernels = [(-squared_distances(c, c) / (2 * bandwidth**2)).exp() for c in views - views.mean(1, keepdim=True)]
+        kernels = [
+            (-squared_distances(c, c) / (2 * float(bandwidth) ** 2)).exp() for c in views - views.mean(1, keepdim=True)
+        ]
     n, generator = views.shape[1], torch.Generator().manual_seed(seed)
     orders = [torch.randperm(n, generator=generator).to(views.device) for _ in range(permutations)]
 

@@ -4,6 +4,7 @@
 α = d/ε². `simdino.losses.official_scaling` translates the numbers of the official code.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -62,12 +63,8 @@ def coding_rate_of_spectrum(
     lam = eigenvalues(x, center=center, normalize=normalize)
     if isinstance(x, Moments) or x.ndim == 2:
         d = x.d if isinstance(x, Moments) else x.shape[1]
-    else:
-        if d is None or d < len(lam):
-            raise ValueError(
-                f"d, the dimension of the features, must be at least {len(lam)} for this spectrum, got {d}"
-            )
-        check_numbers(d=d)
+    elif not isinstance(d, Integral) or d < len(lam):
+        raise ValueError(f"d, the dimension of the features, must be an integer, at least {len(lam)}, got {d}")
     return (d / eps**2 * lam).log1p().sum() / 2
 
 

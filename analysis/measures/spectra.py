@@ -12,7 +12,6 @@ spectrum of zeros (constant features, centered) has rank 0 and entropy −∞. F
 import inspect
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch import Tensor
 from simdino.losses import check_numbers
 
 from .gradients import square_root
-from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
+from .inputs import Array, as_ends, as_features, as_spectrum, centered, require_unit_rows
 from .moments import Moments, dual_gram, features_or_moments, gram
 
 Of = Literal["eigenvalues", "singular_values"]
@@ -330,9 +329,9 @@ def alpha_req(
     if preset is not None:
         keywords = _preset(alpha_req, preset, weighted=weighted, center=center, normalize=normalize)
         return alpha_req(x, fit=fit, **keywords)
-    lam, (lo, hi) = eigenvalues(x, center=center, normalize=normalize), fit
+    lam, (lo, hi) = eigenvalues(x, center=center, normalize=normalize), as_ends(fit, "fit")
     positive = int((lam > 0).sum())
-    if not (isinstance(lo, Integral) and isinstance(hi, Integral) and 1 <= lo < hi <= positive):
+    if not lo < hi <= positive:
         raise ValueError(f"fit must satisfy 1 <= lo < hi <= {positive} (the positive eigenvalues), got {fit}")
     j = torch.arange(lo, hi + 1, dtype=lam.dtype, device=lam.device)
     log_j, weights = j.log(), 1 / j if weighted else torch.ones_like(j)

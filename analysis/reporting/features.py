@@ -8,6 +8,7 @@ import math
 import textwrap
 from dataclasses import asdict, dataclass, field
 from html import escape
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -267,6 +268,8 @@ def wrapped(text: str, bullet: str = "") -> list[str]:
 def _check(shape: tuple[int, ...], blocks: int) -> None:
     if len(shape) != 2:
         raise ValueError(f"z must have shape (n, d), got {shape}")
+    if not isinstance(blocks, Integral):
+        raise ValueError(f"blocks must be an integer, got {blocks}")
     if shape[1] == 0:
         raise ValueError(f"z must not be empty, got shape {shape}")
     if shape[0] < max(blocks, 2):

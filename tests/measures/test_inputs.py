@@ -188,7 +188,7 @@ def test_names_of_two_sets_are_numbered_together():
     assert (first.tolist(), second.tolist(), names) == ([1, 2], [2, 0, 2], ["a", "b", "c"])
     with pytest.raises(ValueError, match="train_labels and test_labels must both be names"):
         paired_labels(["b", "c"], [0, 1], sizes=(2, 2))
-    with pytest.raises(ValueError, match="class indices where classes is given"):
+    with pytest.raises(ValueError, match="class indices where batches come one by one"):
         as_labels(["b", "c"], 2, classes=3)  # of a batch: the next one may have other names
 
 

@@ -522,6 +522,8 @@ def test_numbers_are_checked_by_their_name():
         "order": (-1, math.nan, "a"),
         "k": (0, -3, 2.0, math.nan, None, True),
         "rank": (0, 1.5),
+        "permutations": (10**12,),
+        "temp": (10**30,),
         "share": (-0.1, 1.1, math.nan, "half"),
         "gamma": (-0.1, math.inf, None),
         "t": (0, 1e7),
@@ -530,4 +532,4 @@ def test_numbers_are_checked_by_their_name():
         for value in values:
             with pytest.raises(ValueError, match=f"^{name} must "):
                 check_numbers(**{name: value})
-    check_numbers(eps=np.float32(0.5), k=np.int64(3), order=math.inf, share=1, gamma=0, rank=10**30, t=2)
+    check_numbers(eps=np.float32(0.5), k=np.int64(3), order=math.inf, share=1, gamma=0, rank=10**18, t=2)
