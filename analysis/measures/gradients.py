@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-GAP = 1e-9  # of squared singular values, as a share of the largest: what is closer counts as equal
+_GAP = 1e-9  # of squared singular values, as a share of the largest: what is closer counts as equal
 
 
 def square_root(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -36,9 +36,9 @@ class _ThinSVD(torch.autograd.Function):
         u, s, vh = ctx.saved_tensors
         squares = s.square()
         gaps = squares - squares[:, None]  # (r, r)
-        apart = gaps.abs() > GAP * squares[0]
+        apart = gaps.abs() > _GAP * squares[0]
         inverse = torch.where(apart, 1 / torch.where(apart, gaps, 1.0), 0.0)
-        large = s > GAP**0.5 * s[0]
+        large = s > _GAP**0.5 * s[0]
         over = torch.where(large, 1 / torch.where(large, s, 1.0), 0.0)
         left, right = u.mT @ gu, vh @ gvh.mT
         inner = (left - left.mT) * inverse * s + s[:, None] * (right - right.mT) * inverse + gs.diag()
