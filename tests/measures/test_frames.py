@@ -299,6 +299,6 @@ def test_potential_of_the_sphere_at_any_order():
         assert sphere_potential(3, order=order) * (order + 1) == pytest.approx(1, rel=1e-9)
     assert sphere_potential(1, order=10**12) == 1
     assert frame_potential(torch.eye(3), order=10**12).item() == 0
-    for order in (1e12, 3, 0, None, math.nan):
+    for order in (3, 0, -2, 10**30):
         with pytest.raises(ValueError, match="order must be even"):
             sphere_potential(3, order=order)
