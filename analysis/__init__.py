@@ -76,7 +76,7 @@ from .measures.mutual_information import dime, infonce_bound
 from .measures.neighbors import information_imbalance, knn_accuracy, nearest_neighbors, neighbor_overlap
 from .measures.normality import bhep, sliced_normality
 from .measures.rates import class_rates, coding_rate, coding_rate_of_spectrum, rate_optimality, rate_reduction
-from .measures.similarity import debiased_cka, principal_angles, procrustes_distance, rsa, svcca
+from .measures.similarity import debiased_cka, minibatch_cka, principal_angles, procrustes_distance, rsa, svcca
 from .measures.spectra import (
     alpha_req,
     anisotropy,
@@ -141,6 +141,7 @@ __all__ = [
     "marchenko_pastur_edge",
     "mean_collapse",
     "mean_cosine",
+    "minibatch_cka",
     "nc1",
     "nc2",
     "nc3",

@@ -43,12 +43,12 @@ class Convention(NamedTuple):
 
 CONVENTIONS = {
     "effective rank": [
-        Convention("p = σ/Σσ", "Roy & Vetterli 2007; embedding-quality", effective_rank, {"preset": "roy2007"}),
-        Convention("p = σ/Σσ + 1e-7", "RankMe's paper", effective_rank, {"preset": "garrido2023"}),
+        Convention("p = σ/Σσ", "Roy & Vetterli 2007", effective_rank, {"preset": "roy2007"}),
+        Convention("p = σ/Σσ + 1e-7", "RankMe's paper; embedding-quality", effective_rank, {"preset": "garrido2023"}),
         Convention("p = σ/Σσ + 1e-5", "stable-pretraining's RankMe", effective_rank, {"preset": "stable-pretraining"}),
         Convention("p = σ/Σσ, centered", "req-metrics, nngeom", effective_rank, {"preset": "req-metrics"}),
         Convention("p = λ/Σλ", "Skean et al. 2025", effective_rank, {"preset": "skean2025"}),
-        Convention("p = λ/Σλ, centered", "reptrix's rankme", effective_rank, {"preset": "reptrix"}),
+        Convention("p = λ/Σλ + 1e-7, centered", "reptrix's rankme", effective_rank, {"preset": "reptrix"}),
         Convention(
             "entropy over log d", "the RankMe of sirbastiano/RankMe", effective_rank, SINGULAR, "log({}) / log(d)"
         ),
@@ -120,6 +120,23 @@ under the definitions that papers and public implementations use, each reproduce
 - *Normalized versions* (entropy over log d, rank over d, one minus it) have another scale, and the last another sign.
 - *Scales in the intrinsic dimension.* The nearest neighbors see noise, which fills all of space, farther ones the
   manifold, its curvature and its edges. Levina and Bickel's mean is (k - 1)/(k - 2) too large besides.
+- *Two averages of Levina and Bickel.* Theirs is the mean of m_k over rows and k; scikit-dimension combines rows by the
+  harmonic mean, as MacKay and Ghahramani do, and reads about 5 % less.
+- *n - 1 in GRIDE.* DADApy and req-metrics have n - 1 where the likelihood has n: at k = 1 theirs is 1 - 1/n times ours.
+- *Weights in α-ReQ.* The paper fits log λ to log j without weights (`preset='agrawal2022'`). The code of Stringer and
+  that of reptrix give index j the weight 1/j (`preset='stringer2019'`, `'reptrix'`): over the indices 11 to 60 of the
+  digits the exponent is 4.448 without the weights and 3.508 with them.
+- *Classes in NC1.* Here every class counts alike, whatever its size. Where Σ_W is the covariance of all samples around
+  their class means, as in many implementations, a class counts by its number of samples; balanced classes agree.
+- *The share in SVCCA.* `share` is one of the variance, Σσ². google/svcca and req-metrics take it of Σσ, and keep more
+  directions: 0.73 and 0.89 where both are told to keep a half.
+- *Centering in NRC1.* The directions are those of centered features, and the rows are not centered, as in the paper's
+  code; with `center=True` both are.
+- *The scale of SIGReg.* `sliced_normality` has the factor n and the standard normal density as weight, and is exact to
+  10⁻¹⁰. LeJEPA's code takes a grid of few points and a weight of its own scale: its values are comparable among
+  themselves only.
+- *CKA of batches.* `minibatch_cka` averages the unbiased HSIC over batches before it divides; a mean of the CKA of each
+  batch, or of biased ones, depends on the size of the batches.
 - *ε or ε² in the coding rate.* The papers have α = d/ε², the code of SimDINO and EMP-SSL d/ε under the same name.
   Here `eps` is the papers' everywhere; `simdino.losses.official_scaling` translates.
 - *The diagonal in uniformity.* The n pairs of a row with itself add 1/n inside the logarithm, which matters where

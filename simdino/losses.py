@@ -3,13 +3,15 @@
 import functools
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float
+from jaxtyping import Real as RealArray
 from torch import Tensor
 
 Parts = dict[str, Tensor]
@@ -31,19 +33,47 @@ def _full_precision(loss: Callable) -> Callable:
     return run
 
 
-def _check(**numbers: float | Tensor) -> None:
-    """Refuse a number that is out of its range, by its name; a tensor is not looked at, as that would wait for it."""
+# What a number must be, by its name: words for the refusal, its least and its largest value, and of which kind it is.
+_POSITIVE = ("be positive, between 1e-30 and 1e+18", 1e-30, 1e18, Real)  # squares and inverses are numbers, too
+_RESOLUTION = ("be positive, between 1e-30 and 1e+6", 1e-30, 1e6, Real)  # of a larger ε rates tell nothing apart
+_WEIGHT = ("not be negative, nor above 1e+18", 0, 1e18, Real)  # of all other names
+_EXPONENT = ("not be negative, nor above 1000", 0, 1000, Real)
+_SHARE = ("lie in [0, 1]", 0, 1, Real)
+_COUNT = ("be a positive integer", 1, 10**18, Integral)
+_REPEATS = ("be a positive integer, at most 1e+6", 1, 10**6, Integral)  # each of which takes its time
+_KINDS = {
+    **dict.fromkeys(["eps", "t"], _RESOLUTION),
+    **dict.fromkeys(["temp", "delta", "beta", "bandwidth", "l2"], _POSITIVE),
+    **dict.fromkeys(["share", "center_momentum", "discard"], _SHARE),
+    **dict.fromkeys(["power", "s"], _EXPONENT),
+    "order": ("not be negative", 0, math.inf, Real),
+    "floor": _WEIGHT,
+    **dict.fromkeys(["n", "d", "k", "rank", "top", "chunk", "shots", "batch", "pixels"], _COUNT),
+    **dict.fromkeys(["neighbors", "context", "crops", "world_size", "targets", "classes"], _COUNT),
+    **dict.fromkeys(["directions", "permutations", "draws", "steps", "epochs", "iterations"], _REPEATS),
+}
+
+
+def check_numbers(**numbers: object) -> None:
+    """Refuse a number that is out of its range or of another type, by its name.
+
+    A tensor is not looked at, as that would wait for a GPU.
+
+    Raises:
+        ValueError: one of them is out of its range, NaN, or no number.
+
+    >>> check_numbers(eps=0.5, k=20, share=1)
+    >>> check_numbers(eps=float("nan"))
+    Traceback (most recent call last):
+    ValueError: eps must be positive, between 1e-30 and 1e+6, got nan
+    """
     for name, x in numbers.items():
         if isinstance(x, Tensor):
             continue
-        if name == "eps" or name.endswith("temp"):
-            fits, range_ = 0 < x < math.inf, "positive and finite"
-        elif name == "center_momentum":
-            fits, range_ = 0 <= x <= 1, "between 0 and 1"
-        else:
-            fits, range_ = 0 <= x < math.inf, "finite and not negative"
-        if not fits:
-            raise ValueError(f"{name} must be {range_}, got {x}")
+        words, least, largest, kind = _KINDS.get(name, _POSITIVE if name.endswith("temp") else _WEIGHT)
+        endless = isinstance(x, Integral) and x > 10**18  # no tensor takes it
+        if not isinstance(x, kind) or isinstance(x, bool) or endless or not least <= x <= largest:
+            raise ValueError(f"{name} must {words}, got {x}")
 
 
 def _summed(x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
@@ -114,6 +144,24 @@ class _CodingRate(torch.autograd.Function):
             return weight @ z if wide else z @ weight, None, None
 
 
+class _DualCodingRate(_CodingRate):
+    """`_CodingRate` with its forward derivative, c·⟨z(I + c·zᵀz)⁻¹, ż⟩, which `torch.compile` does not take."""
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        _CodingRate.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output[1])
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        if ctx.group is not None:
+            raise NotImplementedError("a rate over several ranks has no forward derivative")
+        z, inverse = ctx.saved_tensors
+        with torch.autocast(z.device.type, enabled=False):
+            pulled = inverse @ z if inverse.shape[-1] != z.shape[-1] else z @ inverse
+            return ctx.c * (pulled * tangent).sum((-2, -1)), None
+
+
 def _rate(z: Tensor, *, eps: float, group: "dist.ProcessGroup | None" = None) -> Tensor:
     """Compute `coding_rate` of the rows of all ranks of a group, with neither checks nor waiting: a failure is NaN.
 
@@ -126,11 +174,22 @@ def _rate(z: Tensor, *, eps: float, group: "dist.ProcessGroup | None" = None) ->
     n, d = z.shape[-2:]
     c = d / eps**2 / (n if group is None else n * dist.get_world_size(group))
     if z.requires_grad and torch.is_grad_enabled():
-        return _CodingRate.apply(z, c, group)[0]
+        function = _CodingRate if torch.compiler.is_compiling() else _DualCodingRate
+        return function.apply(z, c, group)[0]
     return _logdet(_shifted_gram(z, c, group))[0]
 
 
-def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[Tensor, "*b"]:
+def _can_look(x: Tensor) -> bool:
+    """Whether what a tensor holds may decide what is computed: not while it is compiled, nor under vmap."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return bool((x == x).any()) or True
+    except RuntimeError:
+        return False
+
+
+def coding_rate(z: RealArray[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[Tensor, "*b"]:
     """Compute the coding rate of features: the nats that it takes to code them up to a distortion ε.
 
     R = ½ logdet(I + α·zᵀz/n),  α = d/ε²
@@ -140,7 +199,7 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
     normalized here. It is computed in float32 at least, whatever the autocast, as half-precision Gram matrices turn
     indefinite on collapsed features. float32 itself loses digits only where ε² < 10⁻³, or as TF32 if that is switched
     on; float64 input is computed in float64. The losses take the same rate without its checks, for which a GPU would
-    have to be waited for.
+    have to be waited for; `torch.vmap` and `torch.compile` leave them out, too, and what they would refuse is then NaN.
 
     Args:
         z: features (n, d), or a batch of such.
@@ -154,12 +213,17 @@ def coding_rate(z: Real[Tensor | np.ndarray, "*b n d"], *, eps: float) -> Float[
     >>> coding_rate(torch.eye(4), eps=0.5)  # its maximum, 4/2·log(1 + 4)
     tensor(3.2189)
     """
-    _check(eps=eps)
-    z = torch.as_tensor(z)
+    check_numbers(eps=eps)
+    if not isinstance(z, Tensor):  # arrays of any byte order, type and layout; frames and lists
+        z = np.asarray(z)
+        if z.dtype.kind not in "biuf":
+            raise ValueError(f"coding_rate: z must be numeric and real, got {z.dtype}")
+        double = z.dtype.kind == "f" and z.dtype.itemsize >= 8
+        z = torch.from_numpy(np.ascontiguousarray(z, np.float64 if double else np.float32))
     z = z if z.dtype == torch.float64 else z.float()
     with torch.autocast(z.device.type, enabled=False):
         rate = _rate(z, eps=eps)
-        if rate.isfinite().all():
+        if not _can_look(rate) or rate.isfinite().all():
             return rate
         c = z.shape[-1] / eps**2 / z.shape[-2]
         if not _shifted_gram(z, c).isfinite().all():
@@ -221,7 +285,7 @@ def simdino_loss(
     (tensor(-0.3219), {'alignment': tensor(0.), 'rate': tensor(3.2189)})
     """
     _check_views(student, teacher, rate_of)
-    _check(eps=eps, gamma=gamma)
+    check_numbers(eps=eps, gamma=gamma)
     v, g = len(student), len(teacher)
     distance = (student[:, None] - teacher[None]).square().sum(-1).mean(-1) / 2  # (v, g)
     alignment = (distance * (1 - torch.eye(v, g, device=student.device))).sum() / (g * (v - 1))
@@ -286,7 +350,7 @@ def simdinov2_loss(
     >>> parts["patches"]  # one crop of eight is masked, and each of its tokens has ½‖s − t‖² = 2
     tensor(0.2500)
     """
-    _check(patch_weight=patch_weight, patch_gamma=patch_gamma, gram_weight=gram_weight)
+    check_numbers(patch_weight=patch_weight, patch_gamma=patch_gamma, gram_weight=gram_weight)
     loss, parts = simdino_loss(student, teacher, eps=eps, gamma=gamma, rate_of=rate_of, group=group)
     patches = (patch_weights * (student_patches - teacher_patches).square().sum(-1)).sum() / 2
     loss, parts = loss + patch_weight * patches, parts | {"patches": patches}
@@ -382,7 +446,7 @@ def patch_rates(
     >>> patch_rates(tokens, weights, eps=0.5, crops=2)  # at their bounds, log(1 + 16/2) both
     PatchRates(within=tensor(2.1972), across=tensor(2.1972))
     """
-    _check(eps=eps)
+    check_numbers(eps=eps, crops=crops)
     m, size = len(z), max(most_patches or len(z), 1)
     weights = weights * crops  # those of a crop sum to 1
     real = weights > 0
@@ -449,7 +513,7 @@ def dino_loss(
     tensor(1.3863)
     """
     _check_views(student, teacher)
-    _check(student_temp=student_temp)
+    check_numbers(student_temp=student_temp)
     v, g = len(student), len(teacher)
     options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
     before = center
@@ -489,7 +553,7 @@ def _targets(
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Turn the teacher's scores (n, K) into probabilities, and move the center; rows of weight 0 are padding."""
-    _check(teacher_temp=teacher_temp, center_momentum=center_momentum)
+    check_numbers(teacher_temp=teacher_temp, center_momentum=center_momentum)
     real = None if weights is None else weights > 0  # (n,)
     if centering == "sinkhorn":
         return sinkhorn_knopp(scores, temp=teacher_temp, real=real).to(scores.dtype), center
@@ -533,8 +597,8 @@ def sinkhorn_knopp(
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    _check(temp=temp)
-    log_q, everyone = scores.float() / temp, _everyone()
+    check_numbers(temp=temp, iterations=iterations)
+    log_q, everyone = scores.detach().float() / temp, _everyone()
     for _ in range(iterations):
         samples = log_q if real is None else log_q.masked_fill(~real[:, None], -math.inf)
         columns = samples.logsumexp(0, keepdim=True)  # (1, K)
@@ -626,7 +690,7 @@ def dinov2_loss(
     >>> dinov2_loss(scores, scores, patches, patches, torch.full((2,), 0.5), torch.eye(3).expand(2, 3, 3), **options)[0]
     tensor(2.7726)
     """
-    _check(patch_weight=patch_weight, koleo_weight=koleo_weight)
+    check_numbers(patch_weight=patch_weight, koleo_weight=koleo_weight)
     options = {"teacher_temp": teacher_temp, "center_momentum": center_momentum, "centering": centering}
     loss, parts = dino_loss(student, teacher, center=center, student_temp=student_temp, **options)
     q, patch_center = _targets(teacher_patches, patch_center, weights=patch_weights, **options)
@@ -659,12 +723,16 @@ def official_scaling(d: int, n: int, eps: float, *, world_size: int = 1, gathere
         world_size: N, the number of ranks.
         gathered: whether the rate is taken of all N·n features together (its `reduce_cov`).
 
+    Raises:
+        ValueError: a number that is not positive and finite.
+
     Source: MCRLoss in the official code, both versions.
 
     >>> eps, gamma = official_scaling(256, 64, 0.05, world_size=8)
     >>> round(eps**2, 3), round(gamma, 5)
     (0.4, 0.00586)
     """
+    check_numbers(d=d, n=n, eps=eps, world_size=world_size)
     return Scaling(math.sqrt(eps if gathered else world_size * eps), (d + world_size * n) / (d * world_size * n))
 
 
@@ -704,7 +772,7 @@ def rescaled(eps: float, gamma: float, lr: float, *, d: int, rows: tuple[int, in
     >>> [round(x, 4) for x in rescaled(0.5, 0.01, 4e-3, d=64, rows=(64, 128), batch=(64, 256))]
     [0.6672, 0.01, 0.008]
     """
-    _check(eps=eps, gamma=gamma, lr=lr)
+    check_numbers(eps=eps, gamma=gamma, lr=lr)
     if min(d, *rows, *batch) < 1:
         raise ValueError(f"d, rows and batch must be positive, got {d}, {rows} and {batch}")
     before, after = (d / n for n in rows)

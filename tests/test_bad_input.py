@@ -28,7 +28,7 @@ from analysis.measures import (
 )
 from analysis.probes import image
 from analysis.reporting import features
-from tests.configurations import gaussian, sphere
+from tests.configurations import gaussian, simplex, sphere
 
 N, D, K = 12, 5, 3
 LABELS = torch.arange(N) % K
@@ -105,6 +105,7 @@ FEATURES = {
         "variance_hinge": covariance.variance_hinge,
         "covariance_energy": covariance.covariance_energy,
         "debiased_cka": lambda x: similarity.debiased_cka(x, OTHER),
+        "minibatch_cka": lambda x: similarity.minibatch_cka([(x, OTHER)] * 2),
         "svcca": lambda x: similarity.svcca(x, OTHER),
         "rsa": lambda x: similarity.rsa(x, OTHER),
         "neighbor_overlap": lambda x: neighbors.neighbor_overlap(x, OTHER, k=2),
@@ -118,6 +119,7 @@ FEATURES = {
     "y": {
         "alignment": lambda y: alignment_uniformity.alignment(OTHER, y),
         "debiased_cka": lambda y: similarity.debiased_cka(OTHER, y),
+        "minibatch_cka": lambda y: similarity.minibatch_cka([(OTHER, y)]),
         "svcca": lambda y: similarity.svcca(OTHER, y),
         "rsa": lambda y: similarity.rsa(OTHER, y),
         "neighbor_overlap": lambda y: neighbors.neighbor_overlap(OTHER, y, k=2),
@@ -282,6 +284,41 @@ def test_degenerate_features_have_a_value_or_a_reason(case):
             assert value.isinf().any() == (kind in infinite), kind
 
 
+# --- Where a loss would be: finite gradients at ties, at the optimum, at lost rank
+
+EYE = torch.eye(D, dtype=torch.float64)
+SPECIAL = {
+    **DEGENERATE,
+    "orthonormal": EYE,
+    "tight frame": EYE.repeat(2, 1),
+    "uneven frame": EYE.repeat(3, 1)[:N],
+    "opposite rows": torch.cat((EYE, -EYE)),
+    "the other set": OTHER,
+    "pairs of equal rows": sphere(6, D).repeat(2, 1),
+    "rows of integers": torch.tensor([[i % 3, i % 2, 1, 0, 2] for i in range(N)]) / 3,
+    "more columns than rows": sphere(N, 30),
+    "rank 2": torch.nn.functional.normalize(gaussian(N, 2) @ gaussian(2, D, seed=3), dim=1),
+    "one point for each class": sphere(K, D).repeat(N // K, 1),
+    "classes on a simplex": simplex(K, D).repeat(N // K, 1),
+    "equal class means": sphere(N // K, D).repeat_interleave(K, 0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_finite_where_values_are(case):
+    for kind, z in SPECIAL.items():
+        z = z.double().clone().requires_grad_()
+        try:
+            value = torch.as_tensor(CASES[case][0](z)).double()
+        except ValueError:  # refused, as above
+            continue
+        finite = value[value.isfinite()]
+        if value.requires_grad and len(finite):
+            (gradient,) = torch.autograd.grad(finite.sum(), z)
+            assert gradient.isfinite().all(), kind
+            assert gradient.abs().max() < 1e6, kind  # and no rounding that is divided by rounding
+
+
 # --- Labels, views, streams
 
 LABELED = {
@@ -318,6 +355,37 @@ BAD_LABELS = {
 def test_bad_labels_are_named(name):
     f = partial(LABELED[name], sphere(N, D))
     assert [kind for kind, labels in BAD_LABELS.items() if "labels" not in raised(f, labels)] == []
+
+
+@pytest.mark.parametrize("name", LABELED.keys() - {"Moments.update", "report"})
+def test_names_of_classes_count_as_integers_do(name):
+    """In every function that takes labels; so do integers with gaps, whose size costs nothing."""
+    f = partial(LABELED[name], sphere(N, D))
+    numbered = torch.as_tensor([0, 1, 2])[LABELS]
+    if "knn" in name or name in ("few_shot_accuracy", "linear_probe", "logistic_regression"):
+        with pytest.raises(ValueError, match="train_labels and test_labels must both be names"):
+            f(np.array(["ant", "bee", "cat"])[LABELS])  # the other set has numbers
+        return
+    expected = told(f(numbered))
+    assert told(f(np.array(["ant", "bee", "cat"])[LABELS])) == expected
+    assert told(f(torch.tensor([3, 10, 10**12])[LABELS])) == expected
+
+
+def told(value):
+    """The numbers of a result, but for the labels that it names."""
+    if isinstance(value, moments.Moments):
+        return [part.mean.tolist() for part in value.by_class]
+    parts = value if isinstance(value, tuple) else (value,)
+    return [part.tolist() for part in parts if part.is_floating_point()]
+
+
+def test_report_and_nearest_neighbors_take_names():
+    z, names = sphere(N, D), np.array(["ant", "bee", "cat"])[LABELS]
+    assert repr(features.report(z, labels=names, blocks=2)) == repr(features.report(z, labels=LABELS, blocks=2))
+    accuracy = neighbors.knn_accuracy(OTHER, names, z, list(names), k=3)
+    assert accuracy == neighbors.knn_accuracy(OTHER, LABELS, z, LABELS, k=3)
+    with pytest.raises(ValueError, match="test_labels has class 'dog', of which train_labels has no sample"):
+        neighbors.knn_accuracy(OTHER, names, z, np.full(N, "dog"), k=3)
 
 
 def test_labels_out_of_range_are_named_where_the_range_is_known():

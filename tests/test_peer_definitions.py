@@ -62,7 +62,7 @@ NAIVE = [
     entropy_rank(sigma(Z), 1e-5),
     entropy_rank(sigma(CENTERED)),
     entropy_rank(np.linalg.eigvalsh(Z.T @ Z)),
-    entropy_rank(np.linalg.eigvalsh(np.cov(Z.T))),
+    entropy_rank(np.linalg.eigvalsh(np.cov(Z.T)), 1e-7),
     np.log(entropy_rank(sigma(Z))) / np.log(D),
     entropy_rank(sigma(UNIT)) / min(N, D),
     1 - entropy_rank(sigma(CENTERED)) / min(N - 1, D),

@@ -13,10 +13,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from simdino.config import PUBLISHED_EPS
+from simdino.losses import check_numbers
 
 from .. import theory
 from ..measures.alignment_uniformity import uniformity, uniformity_optimum
 from ..measures.collapse import feature_std, mean_collapse
+from ..measures.gradients import thin_svd
 from ..measures.inputs import Array, as_features, labeled_features, require_unit_rows, unit_rows
 from ..measures.neighbors import KNN_TEMP, knn_accuracy
 from ..measures.rates import coding_rate_of_spectrum
@@ -50,14 +52,15 @@ def collapsed(z: Array, target: Array, *, share: float) -> Float[Tensor, "n d"]:
     require_unit_rows(target, "target")
     if z.shape != target.shape:
         raise ValueError(f"z and target must have one shape, got {tuple(z.shape)} and {tuple(target.shape)}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], got {share}")
+    check_numbers(share=share)
     target = target.to(z.device)
-    lam, directions = torch.linalg.eigh(target.mT @ target)
-    basis = directions[:, lam > 1e-9 * lam[-1]]  # (d, k)
+    _, s, directions = thin_svd(target)
+    basis = directions[s.square() > 1e-9 * s[0].square()].mT  # (d, k)
     if basis.shape[1] == z.shape[1]:
         raise ValueError("target spans the whole space: nothing is left that could collapse to it")
     rest = z - (z @ basis) @ basis.mT
+    if (rest.norm(dim=1) <= 1e-12 * z.norm(dim=1)).any():
+        raise ValueError("z has a row that target spans: nothing of it is left that could collapse")
     return math.sqrt(share) * target + math.sqrt(1 - share) * unit_rows(rest)
 
 
@@ -72,11 +75,12 @@ def collapsed_spectrum(share: float, rank: int, d: int) -> Float64[Tensor, " d"]
         d: the dimension of the features.
 
     Raises:
-        ValueError: rank out of range.
+        ValueError: share or rank out of range.
 
     >>> collapsed_spectrum(0.75, 1, 3).tolist()
     [0.75, 0.125, 0.125]
     """
+    check_numbers(share=share, rank=rank, d=d)
     if not 1 <= rank < d:
         raise ValueError(f"rank must lie between 1 and d - 1 = {d - 1}, got {rank}")
     parts = [torch.full((rank,), share / rank), torch.full((d - rank,), (1 - share) / (d - rank))]
@@ -106,7 +110,7 @@ def collapse_sweep(
         one row for each collapse, share and measure, with `measured` of n features and `predicted` for infinitely many.
 
     Raises:
-        ValueError: a share outside (0, 1).
+        ValueError: a share outside (0, 1), or more classes than dimensions.
 
     >>> table = collapse_sweep(128, 8, classes=4, rank=2, shares=[0.99])
     >>> table["measure"][(table["collapse"] == "to a point") & (table["measured"] > 0.8)].tolist()  # blind
@@ -114,6 +118,9 @@ def collapse_sweep(
     """
     import pandas as pd
 
+    check_numbers(n=n, d=d, classes=classes, rank=rank, eps=eps)
+    if classes > d:
+        raise ValueError(f"classes must be at most d={d}, for a simplex, got {classes}")
     if not all(0 < share < 1 for share in shares):
         raise ValueError(f"shares must lie in (0, 1), got {shares}")
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from scipy.special import gammaln, logsumexp
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, paired_views, require_unit_rows
 from .pair_tiles import pair_mean, squared_distances, unit_features
 
@@ -38,12 +40,13 @@ def alignment(
     >>> round(alignment(x, x.roll(1, 0)).item(), 6)  # every pair of views is orthogonal
     2.0
     """
+    check_numbers(power=power)
     views = paired_views(x, y, normalize=normalize)
     if not normalize:
         require_unit_rows(views, "views" if y is None else "x or y")
     i, j = torch.combinations(torch.arange(len(views), device=views.device)).T  # (v(v−1)/2,) each
     distances = torch.stack([torch.linalg.vector_norm(views[a] - views[b], dim=-1) for a, b in zip(i, j, strict=True)])
-    return distances.pow(power).mean(dtype=torch.float64)
+    return distances.double().pow(power).mean()
 
 
 def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Float[Tensor, ""]:
@@ -68,6 +71,7 @@ def uniformity(z: Array, *, t: int | float = 2, normalize: bool = False) -> Floa
     >>> round(uniformity(torch.eye(5)).item(), 6)  # all squared distances are 2
     -4.0
     """
+    check_numbers(t=t)
     z = unit_features(z, normalize=normalize, min_rows=2)
     return pair_mean(z - z.mean(0), lambda r2: torch.exp(-t * r2), pairing=squared_distances).log()
 
@@ -91,8 +95,7 @@ def uniformity_optimum(d: int, *, t: int | float = 2) -> float:
     >>> round(uniformity_optimum(3), 6), round(-4 + np.log(np.sinh(4) / 4).item(), 6)
     (-2.079777, -2.079777)
     """
-    if d < 1 or t <= 0:
-        raise ValueError(f"uniformity_optimum needs d ≥ 1 and t > 0, got d={d}, t={t}")
+    check_numbers(d=d, t=t)
     k = np.arange(int(2 * t) + 100)  # the largest term has k ≤ t
     return float(-2 * t + logsumexp(2 * k * np.log(t) - gammaln(k + 1) - gammaln(d / 2 + k) + gammaln(d / 2)))
 
@@ -144,8 +147,7 @@ def hyperspherical_energy(z: Array, *, s: int | float = 0, normalize: bool = Fal
     >>> round(hyperspherical_energy(torch.eye(4)).item(), 6), round(hyperspherical_energy(torch.eye(4), s=2).item(), 6)
     (-0.346574, 0.5)
     """
-    if s < 0:
-        raise ValueError(f"s must not be negative, got {s}")
+    check_numbers(s=s)
     z = unit_features(z, normalize=normalize, min_rows=2).double()
 
     def potential(r2: Tensor) -> Tensor:

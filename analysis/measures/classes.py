@@ -15,13 +15,15 @@ classes are a ValueError. Values are 0-d float64 tensors. From features they car
 """
 
 import math
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, centered, labeled_features, unit_rows
+from .gradients import matrix_root, square_root, thin_svd
+from .inputs import Array, as_features, as_floating, centered, labeled_features, unit_rows
 from .moments import Moments, gram
 from .pair_tiles import squared_distances
 from .spectra import effective_rank
@@ -63,15 +65,15 @@ def nc1(
         raise ValueError(f'form must be "pseudo_inverse" or "traces", got {form!r}')
     means, within, _ = _class_statistics(x, labels)
     spread = centered(means)  # (K, d)
-    _, s, directions = torch.linalg.svd(spread, full_matrices=False)
-    floor = torch.finfo(s.dtype).eps * len(means) * torch.linalg.matrix_norm(means.detach())
-    spanned = (s > RTOL * s[0]) & (s > floor)  # at most K − 1 of them
-    v, s = directions[spanned], s[spanned]
-    if not len(s):
+    floor = torch.finfo(means.dtype).eps * len(means) * torch.linalg.matrix_norm(means.detach())
+    if not torch.linalg.matrix_norm(spread.detach(), 2) > floor:
         return torch.full((), torch.inf, dtype=means.dtype, device=means.device)
     if form == "traces":
         return within.trace() / (spread.square().sum() / len(means))
-    return (torch.einsum("rd,de,re->r", v, within, v) / s.square()).sum()
+    inverse = torch.linalg.pinv(
+        spread, atol=floor, rtol=RTOL
+    )  # (d, K), of rank K − 1 at most; Σ_B⁺/K = inverse·inverseᵀ
+    return (within @ inverse * inverse).sum()
 
 
 def cdnv(x: Array | Moments, labels: Array | None = None) -> Float[Tensor, ""]:
@@ -149,9 +151,10 @@ def simplex_distance(z: Array) -> Float[Tensor, ""]:
     """
     z = as_features(z, min_rows=2).double()
     n = len(z)
-    norm = gram(z if n >= z.shape[1] else z.mT).square().sum().sqrt()  # ‖G‖_F
+    norm = gram(z if n >= z.shape[1] else z.mT).square().sum()
+    norm = square_root(norm)  # ‖G‖_F
     overlap = (z.square().sum() - z.sum(0).square().sum() / n) / math.sqrt(n - 1)  # ⟨G, E⟩/‖E‖_F
-    return (2 - 2 * (overlap / torch.where(norm > 0, norm, 1.0)).clamp(0, 1)).sqrt()
+    return square_root(2 - 2 * (overlap / torch.where(norm > 0, norm, 1.0)).clamp(0, 1))
 
 
 def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Float[Tensor, ""]:
@@ -181,7 +184,7 @@ def nc3(x: Array | Moments, labels: Array | None = None, *, weight: Array) -> Fl
     spread = centered(means)
     norms = torch.linalg.matrix_norm(spread) * torch.linalg.matrix_norm(weight)
     cosine = (spread * weight).sum() / torch.where(norms > 0, norms, 1.0)
-    return (2 - 2 * cosine.clamp(-1, 1)).sqrt()
+    return square_root(2 - 2 * cosine.clamp(-1, 1))
 
 
 def nc4(z: Array, labels: Array, *, weight: Array, bias: Array | None = None) -> Float[Tensor, ""]:
@@ -211,7 +214,7 @@ def nc4(z: Array, labels: Array, *, weight: Array, bias: Array | None = None) ->
     z, weight = as_features(z).double(), _row_per_class(weight, means)
     scores = z @ weight.mT
     if bias is not None:
-        bias = torch.as_tensor(bias, dtype=means.dtype, device=means.device)
+        bias = as_floating(bias, "bias", "k", device=means.device).to(means.dtype)
         if bias.shape != (len(means),):
             raise ValueError(f"bias must have shape ({len(means)},), got {tuple(bias.shape)}")
         scores = scores + bias
@@ -243,11 +246,14 @@ def nc5(x: Array | Moments, labels: Array | None = None, *, outside: Array | Mom
     """
     means = _class_statistics(x, labels).means
     if not isinstance(outside, Moments):
-        other = as_features(outside, "outside", device=means.device).double().mean(0)
+        rows = as_features(outside, "outside", device=means.device).double()
+        other, energy = rows.mean(0), rows.detach().square().sum(1).mean()
     elif outside.n == 0:
         raise ValueError("outside needs Moments that have seen rows")
     else:
-        other = outside.mean.to(means)
+        other, energy = outside.mean.to(means), outside.second_moment.trace().to(means)
+    if other.detach().square().sum() <= (16 * torch.finfo(means.dtype).eps) ** 2 * energy:
+        other = 0 * other  # a mean that is nothing but rounding
     if other.shape != means.shape[1:]:
         raise ValueError(f"outside must have d={means.shape[1]} columns, got {len(other)}")
     norms = means.norm(dim=1) * other.norm()
@@ -385,10 +391,10 @@ def nrc1(z: Array, *, targets: int, center: bool = False) -> Float[Tensor, ""]:
     0.75
     """
     z = as_features(z, min_rows=2).double()
-    if not 1 <= targets <= z.shape[1]:
+    if not isinstance(targets, Integral) or not 1 <= targets <= z.shape[1]:
         raise ValueError(f"targets must lie between 1 and d={z.shape[1]}, got {targets}")
     spread = centered(z)
-    _, s, directions = torch.linalg.svd(spread, full_matrices=False)
+    _, s, directions = thin_svd(spread)
     varies = s > torch.finfo(torch.float32).eps * min(z.shape) ** 0.5 * s[0]
     directions = directions[varies][:targets]  # (targets or fewer, d)
     return _outside(unit_rows(spread if center else z), directions)
@@ -418,7 +424,7 @@ def nrc2(z: Array, *, weight: Array, center: bool = False) -> Float[Tensor, ""]:
     weight = as_features(weight, "weight", device=z.device).double()
     if weight.shape[1] != z.shape[1]:
         raise ValueError(f"weight must have d={z.shape[1]} columns, got {weight.shape[1]}")
-    _, s, directions = torch.linalg.svd(weight, full_matrices=False)
+    _, s, directions = thin_svd(weight)
     if len(weight) > weight.shape[1] or not s[-1] > torch.finfo(torch.float32).eps * s[0]:
         raise ValueError("weight must have full rank: its rows depend on one another")
     return _outside(unit_rows(centered(z) if center else z), directions)
@@ -453,11 +459,12 @@ def nrc3(weight: Array, *, targets: Array) -> Float[Tensor, ""]:
     if t < 2 or len(weight) != t:
         raise ValueError(f"targets needs 2 columns or more, and weight a row for each, got {t} and {len(weight)}")
     targets = centered(targets)
-    lam, vectors = torch.linalg.eigh(targets.mT @ targets / len(targets))
-    products, deviation = weight @ weight.mT, lam.clamp(min=0).sqrt()  # (t, t), (t,)
+    covariance = targets.mT @ targets / len(targets)
+    lam = torch.linalg.eigvalsh(covariance)
+    products, deviation = weight @ weight.mT, square_root(lam)  # (t, t), (t,)
     if not lam[-1] > 0 or not products.trace() > 0:
         raise ValueError("targets must vary, and weight must not be zero: they have no form to compare")
-    root = (vectors * deviation) @ vectors.mT
+    root = matrix_root(covariance)
     a, e, c = (products * root).sum(), products.trace(), deviation.sum()
     flat = (a * c - e * lam.sum()) / (t * a - e * c)  # the slope of the cosine in √γ has one root
     ends = torch.stack((0 * deviation[0], deviation[0], flat.nan_to_num(0).clamp(min=0).minimum(deviation[0])))

@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
+from .gradients import square_root
 from .inputs import Array, as_features, as_floating, as_views, unit_rows
 from .moments import Moments
 from .spectra import effective_rank, effective_ranks
@@ -104,8 +107,7 @@ def lidar(views: Array, *, delta: int | float = 1e-4) -> Float[Tensor, ""]:
     >>> round(lidar(torch.stack((z, z))).item(), 6)  # views that agree: the centered effective rank
     3.0
     """
-    if delta <= 0:
-        raise ValueError(f"delta must be positive, got {delta}")
+    check_numbers(delta=delta)
     views = as_views(views).double()
     views = views - views[:1, :1].detach()  # measured from one row, equal rows are exactly zero
     means = views.mean(0)  # (n, d)
@@ -193,8 +195,7 @@ def prototype_entropy(logits: Array, *, temp: int | float = 1.0) -> PrototypeEnt
     >>> round(prototype_entropy(1000 * torch.eye(8)).information.item(), 6)  # each sample has its prototype: log 8
     2.079442
     """
-    if temp <= 0:
-        raise ValueError(f"temp must be positive, got {temp}")
+    check_numbers(temp=temp)
     logits = as_floating(logits, "logits", "n K")
     mean, conditional = 0.0, 0.0
     for rows in logits.split(max(1, 2**24 // logits.shape[1])):  # K may be 65536: no second copy of the whole
@@ -255,5 +256,6 @@ def center_drift(logits: Array, *, running_center: Array) -> Float[Tensor, ""]:
         raise ValueError(f"running_center must have shape ({logits.shape[1]},), got {tuple(running_center.shape)}")
     scores = logits - running_center
     scores = scores - scores.mean(1, keepdim=True)  # (n, K)
-    lag, spread = scores.mean(0).norm(), (scores - scores.mean(0)).square().sum(1).mean().sqrt()
-    return torch.where(lag > 0, lag / spread, 0.0)
+    lag, spread = scores.mean(0).norm(), square_root((scores - scores.mean(0)).square().sum(1).mean())
+    ratio = torch.where(spread > 0, lag / torch.where(spread > 0, spread, 1.0), math.inf)
+    return torch.where(lag > 0, ratio, 0.0)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, centered_features
 from .moments import Moments
 
@@ -26,13 +28,14 @@ def variance_hinge(x: Array | Moments, *, target: int | float = 1.0, floor: int 
         floor: the constant under the root, VICReg's ε.
 
     Raises:
-        ValueError: fewer than two rows, NaN.
+        ValueError: fewer than two rows, a negative target or floor, NaN.
 
     Source: Bardes, Ponce & LeCun 2022 (arXiv 2105.04906) eq. 1-2.
 
     >>> round(variance_hinge(torch.ones(5, 3)).item(), 6)  # total collapse
     0.99
     """
+    check_numbers(target=target, floor=floor)
     deviation = (_covariance(x).diagonal() + floor).sqrt()
     return (target - deviation).clamp(min=0).mean()
 

@@ -7,17 +7,24 @@ are also invariant to the sign of each row, since a frame is a set of lines.
 """
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.special import betaln
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .. import theory
+from .gradients import square_root
 from .inputs import Array, as_features
-from .moments import Moments, gram
+from .moments import Moments, features_or_moments, gram
 from .pair_tiles import pair_max, pair_mean, unit_features
 from .spectra import eigenvalues
+
+_EXACT = 128  # largest order whose potential on the sphere is computed as a product
 
 
 def coherence(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
@@ -123,13 +130,18 @@ def sphere_potential(d: int, *, order: int = 2) -> float:
         order: p, even and at least 2.
 
     Raises:
-        ValueError: an odd order.
+        ValueError: an odd order, or a d that is no positive integer.
 
     >>> sphere_potential(2, order=4)  # the mean of cos⁴ on a circle
     0.375
     """
     _check_order(order)
-    return math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2))
+    check_numbers(d=d)
+    if d == 1:
+        return 1.0
+    if order <= _EXACT:
+        return math.prod((2 * j + 1) / (d + 2 * j) for j in range(order // 2))
+    return math.exp(betaln((order + 1) / 2, (d - 1) / 2) - betaln(1 / 2, (d - 1) / 2))
 
 
 def frame_potential_bound(n: int, d: int, *, order: int = 2) -> float:
@@ -168,6 +180,7 @@ def frame_potential_excess(z: Array, *, order: int = 2, normalize: bool = False)
     >>> frame_potential_excess(torch.eye(4)).item()
     0.0
     """
+    z = as_features(z)
     potential = frame_potential(z, order=order, normalize=normalize)
     return potential - frame_potential_bound(*z.shape, order=order)
 
@@ -199,6 +212,7 @@ def frame_bounds(x: Array | Moments) -> FrameBounds:
     >>> round(lower.item(), 6), round(upper.item(), 6)
     (1.0, 4.0)
     """
+    x = features_or_moments(x)
     if not isinstance(x, Moments) and x.ndim != 2:
         raise ValueError(f"x must be Moments or features of shape (n, d), got {tuple(x.shape)}: a spectrum has lost n")
     lam = eigenvalues(x)
@@ -242,10 +256,10 @@ def tight_frame_distance(x: Array | Moments) -> Float[Tensor, ""]:
     >>> round(tight_frame_distance(torch.ones(9, 4)).item(), 4)  # one line: √(3/4)
     0.866
     """
-    sigma = _singular_values(eigenvalues(x))
+    sigma = square_root(eigenvalues(x))
     energy = sigma.square().sum()
     share = (sigma - sigma.mean()).square().sum() / torch.where(energy > 0, energy, 1.0)
-    return torch.where(energy > 0, share, 1 - 1 / len(sigma)).sqrt()
+    return square_root(torch.where(energy > 0, share, 1 - 1 / len(sigma)))
 
 
 def orthonormal_distance(z: Array) -> Float[Tensor, ""]:
@@ -270,7 +284,7 @@ def orthonormal_distance(z: Array) -> Float[Tensor, ""]:
     z = as_features(z)
     if len(z) > z.shape[1]:
         raise ValueError(f"z has more rows than dimensions, {tuple(z.shape)}: they cannot be orthonormal")
-    return (_singular_values(len(z) * eigenvalues(z)) - 1).square().mean().sqrt()
+    return square_root((square_root(len(z) * eigenvalues(z)) - 1).square().mean())
 
 
 def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
@@ -299,15 +313,11 @@ def self_clustering(z: Array, *, normalize: bool = False) -> Float[Tensor, ""]:
     return (d * frame_potential(z, normalize=normalize) - 1) / (d - 1)
 
 
-def _singular_values(lam: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
-    return torch.where(lam > 0, torch.where(lam > 0, lam, 1.0).sqrt(), 0.0)  # √ has no gradient at 0
-
-
 def _check_order(order: int) -> None:
-    if order < 2 or order % 2:
+    if not isinstance(order, Integral) or not 2 <= order <= 10**18 or order % 2:
         raise ValueError(f"order must be even and at least 2, got {order}")
 
 
 def _check_size(n: int, d: int) -> None:
-    if n < 2 or d < 1:
+    if not isinstance(n, Integral) or not isinstance(d, Integral) or n < 2 or d < 1:
         raise ValueError(f"a bound on pairs needs n ≥ 2 and d ≥ 1, got n={n}, d={d}")

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .inputs import Array, as_features, centered
+from simdino.losses import check_numbers
+
+from .inputs import Array, as_ends, as_features, centered
 from .neighbors import nearest_neighbors
 
 DISTANCE_ROUNDING = 1e-5  # relative differences of distances below this are those of rows stored in float32
@@ -55,7 +57,8 @@ def twonn(z: Array, *, discard: int | float = 0.1) -> IntrinsicDimension:
     >>> round(twonn(plane).dimension.item())  # in 50 dimensions
     2
     """
-    if not 0 <= discard < 1:
+    check_numbers(discard=discard)
+    if discard == 1:
         raise ValueError(f"discard must lie in [0, 1), got {discard}")
     distances, duplicates = _distances(z, 2)
     log_mu, n = _log_ratio(distances, 2, 1).sort().values, len(distances)
@@ -88,8 +91,7 @@ def gride(z: Array, *, k: int = 1) -> IntrinsicDimension:
     >>> round(gride(plane, k=4).dimension.item())  # in 50 dimensions
     2
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_numbers(k=k)
     distances, duplicates = _distances(z, 2 * k)
     log_mu, n = _log_ratio(distances, 2 * k, k), len(distances)
     total = log_mu.sum()
@@ -139,8 +141,8 @@ def levina_bickel(z: Array, *, k: tuple[int, int] = (10, 20)) -> IntrinsicDimens
     >>> round(levina_bickel(plane).dimension.item())  # in 50 dimensions
     2
     """
-    low, high = k
-    if not 2 <= low <= high:
+    low, high = as_ends(k, "k")
+    if low < 2:
         raise ValueError(f"k must satisfy 2 <= k[0] <= k[1], got {k}")
     distances, duplicates = _distances(z, high)
     logs = distances.log()  # (n, k)

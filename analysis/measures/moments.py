@@ -1,15 +1,16 @@
 """Streaming moments of features: what every spectral diagnostic needs of n rows, in O(d²) memory."""
 
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy.linalg import blas
 from torch import Tensor
 from torch import distributed as dist
 
-from .inputs import Array, as_features, as_labels, centered
+from .inputs import Array, as_features, as_labels, as_tensor, centered
 
 CHUNK = 2**20  # entries of a chunk in float64, 8 MiB: long enough for the product to dominate, short enough for a cache
 COLUMNS = 2**17  # entries of a chunk of columns: 1 MiB in float64, for a second-level cache
@@ -111,7 +112,7 @@ class Moments:
         device: where the sums are kept; the CPU for MPS, which has no float64.
 
     Raises:
-        ValueError: a precision of another name, or one block.
+        ValueError: a precision of another name, one block, or what is no number of them.
 
     Source: Chan, Golub & LeVeque 1983, eq. 2.1b (merging); Chun et al. 2025, arXiv 2509.26560 (the use of quartic).
 
@@ -137,6 +138,8 @@ class Moments:
     ):
         if precision not in ("exact", "fast"):
             raise ValueError(f'precision must be "exact" or "fast", got {precision!r}')
+        if not all(isinstance(x, Integral) and x >= least for x, least in ((d, 1), (classes, 0), (blocks, 0))):
+            raise ValueError(f"d, classes and blocks must be integers, d positive, got {d}, {classes} and {blocks}")
         if blocks == 1:
             raise ValueError("blocks must be 0 or at least 2: one block says nothing about the spread")
         device = "cpu" if device is not None and torch.device(device).type == "mps" else device  # which has no float64
@@ -162,8 +165,8 @@ class Moments:
 
         Args:
             z: (n, d).
-            labels: (n,) class indices.
-            classes: number of classes; with labels alone it is the largest label plus 1.
+            labels: (n,) class of each row. Without `classes` the k-th class is the k-th of those that occur, in order.
+            classes: number of classes; labels are then class indices below it.
             blocks: number of blocks.
             precision: "exact" or "fast", as above.
 
@@ -171,9 +174,9 @@ class Moments:
         [0.0, 0.0, 0.5, 0.5]
         """
         z = as_features(z)
-        if labels is not None:
-            labels = as_labels(labels, len(z))
-            classes = classes or int(labels.max()) + 1
+        if labels is not None and not classes:
+            found, labels = as_labels(labels, len(z)).unique(return_inverse=True)
+            classes = len(found)
         out = cls(z.shape[1], classes=classes, blocks=blocks, precision=precision, device=z.device)
         return out._add_rows(*out._checked(z, labels))
 
@@ -429,3 +432,12 @@ class Moments:
         pulled, trace, square = self.scatter @ delta, self.scatter.trace(), delta @ delta
         quartic = self.quartic + 4 * (delta @ pulled + self.cubic @ delta) + 2 * trace * square + self.n * square**2
         return self.cubic + 2 * pulled + (trace + self.n * square) * delta, quartic
+
+
+def features_or_moments(x: Array) -> Shaped[Tensor, "..."] | Moments:
+    """What a measure of either is given: `Moments` as they are, and anything else as a tensor (`inputs.as_tensor`).
+
+    >>> features_or_moments([1.0, 2.0])
+    tensor([1., 2.], dtype=torch.float64)
+    """
+    return x if isinstance(x, Moments) else as_tensor(x, "z")

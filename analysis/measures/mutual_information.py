@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, paired_views, require_unit_rows
 from .pair_tiles import PAIR_TILE, inner_products, squared_distances
 from .spectra import renyi_entropy
@@ -42,8 +44,7 @@ def infonce_bound(x: Array, y: Array | None = None, *, temp: int | float, normal
     >>> round(infonce_bound(z, z, temp=0.02).item(), 6)  # log 8, all that eight samples can show
     2.079442
     """
-    if not temp > 0:
-        raise ValueError(f"temp must be positive, got {temp}")
+    check_numbers(temp=temp)
     views = _views(x, y, normalize)
     require_unit_rows(views, "x or y" if y is not None else "views")
     values = []
@@ -92,16 +93,15 @@ def dime(
     >>> abs(dime(classes, classes).item() - math.log(4)) < 0.1
     True
     """
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    if permutations < 1:
-        raise ValueError(f"permutations must be at least 1, got {permutations}")
+    check_numbers(order=order, permutations=permutations, **({} if bandwidth is None else {"bandwidth": bandwidth}))
     views = _views(x, y, normalize)
     if bandwidth is None:
         require_unit_rows(views, "x or y" if y is not None else "views")
         kernels = [inner_products(z, z) for z in views]
     else:
-        kernels = [(-squared_distances(c, c) / (2 * bandwidth**2)).exp() for c in views - views.mean(1, keepdim=True)]
+        kernels = [
+            (-squared_distances(c, c) / (2 * float(bandwidth) ** 2)).exp() for c in views - views.mean(1, keepdim=True)
+        ]
     n, generator = views.shape[1], torch.Generator().manual_seed(seed)
     orders = [torch.randperm(n, generator=generator).to(views.device) for _ in range(permutations)]
 

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_labels, centered, centered_features, paired_features
+from simdino.losses import check_numbers
+
+from .inputs import Array, as_features, centered, centered_features, paired_features, paired_labels
 from .pair_tiles import squared_distances
 
 NEIGHBORS, KNN_TEMP = 20, 0.07  # of a k-NN classifier, unless it is asked for others; the temperature is DINO's
@@ -177,12 +179,10 @@ def knn_accuracy(
     0.75
     """
     train, train_labels, test, test_labels = as_train_and_test(train, train_labels, test, test_labels, normalize=True)
-    ks = sorted({int(k)} if isinstance(k, Integral) else set(map(int, k)))
-    if not ks or ks[0] < 1 or ks[-1] > len(train):
+    check_numbers(temp=temp, top=top, chunk=chunk)
+    ks = as_counts(k, "k")
+    if ks[-1] > len(train):
         raise ValueError(f"k must be between 1 and the number of training samples, {len(train)}, got {k}")
-    for name, value in (("temp", temp), ("top", top), ("chunk", chunk)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
 
     classes = int(train_labels.max()) + 1
     index = torch.arange(classes, device=train.device)
@@ -226,8 +226,8 @@ def knn_accuracy_with_misses(
     """
     if train_labels is None or test_labels is None:
         return math.nan
-    train_labels = as_labels(train_labels, len(train), device=train.device)
-    test, test_labels = test.to(train.device), as_labels(test_labels, len(test), device=train.device)
+    sizes, test = (len(train), len(test)), test.to(train.device)
+    train_labels, test_labels, _ = paired_labels(train_labels, test_labels, sizes=sizes, device=train.device)
     given = train.any(1)
     train, train_labels = train[given], train_labels[given]
     known = torch.isin(test_labels, train_labels) & test.any(1)
@@ -261,7 +261,7 @@ def as_train_and_test(
 
     Args:
         train: (m, d) features.
-        train_labels: (m,) class of each, any non-negative integers.
+        train_labels: (m,) class of each, any non-negative integers, or names.
         test: (n, d) features.
         test_labels: (n,) class of each.
         normalize: puts all rows on the unit sphere.
@@ -277,15 +277,37 @@ def as_train_and_test(
     test = as_features(test, "test", normalize=normalize, device=train.device)
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"train and test must have the same dimension, got {train.shape[1]} and {test.shape[1]}")
-    train_labels = as_labels(train_labels, len(train), device=train.device)
-    test_labels = as_labels(test_labels, len(test), device=train.device)
+    sizes = len(train), len(test)
+    train_labels, test_labels, names = paired_labels(train_labels, test_labels, sizes=sizes, device=train.device)
     classes, train_labels = train_labels.unique(return_inverse=True)
     test_labels = test_labels.contiguous()
     missing = test_labels[~torch.isin(test_labels, classes)]
     if len(missing):
-        raise ValueError(f"test_labels has class {missing[0].item()}, of which train_labels has no sample")
+        shown = missing[0].item() if names is None else repr(names[missing[0]])
+        raise ValueError(f"test_labels has class {shown}, of which train_labels has no sample")
     test_labels = torch.searchsorted(classes, test_labels)
     return TrainAndTest(train.detach(), train_labels, test.detach().to(train.dtype), test_labels)
+
+
+def as_counts(given: Integral | Iterable[Integral], name: str) -> list[int]:
+    """One number or several, each of them once, ascending.
+
+    Args:
+        given: positive integers.
+        name: what messages call them.
+
+    Raises:
+        ValueError: none, or one that is no positive integer.
+
+    >>> as_counts(5, "k"), as_counts([20, 5, 5], "k")
+    ([5], [5, 20])
+    """
+    several = list(given) if isinstance(given, Iterable) else [given]
+    for count in several:
+        check_numbers(**{name: count})
+    if not several:
+        raise ValueError(f"{name} must be a positive integer, or several, got none")
+    return sorted({int(count) for count in several})
 
 
 class TopK(NamedTuple):
@@ -326,8 +348,7 @@ def _centered_pair(x: Array, y: Array, k: int) -> tuple[Float[Tensor, "n d"], Fl
 
 def _rows_needed(k: int) -> int:
     """How many rows a sample with k neighbors takes."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_numbers(k=k)
     return k + 1
 
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, as_features, centered
 from .pair_tiles import pair_mean, squared_distances
 
@@ -62,8 +64,7 @@ def sliced_normality(
     """
     if statistic not in STATISTICS:
         raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got {statistic!r}")
-    if directions < 1:
-        raise ValueError(f"directions must be at least 1, got {directions}")
+    check_numbers(directions=directions)
     z = as_features(z).double()
     if statistic in ("jarque_bera", "shapiro_francia"):
         z = z - z[:1].detach()  # of the shape alone; measured from a row, equal rows have projections of exactly zero
@@ -101,8 +102,7 @@ def bhep(z: Array, *, beta: int | float | None = None, standardize: bool = True)
     z = as_features(z).double()
     n, d = z.shape
     beta = (n * (2 * d + 1) / 4) ** (1 / (d + 4)) / math.sqrt(2) if beta is None else beta
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}")
+    check_numbers(beta=beta)
     if standardize:
         z = centered(z)
         covariance = z.mT @ z / n

@@ -4,17 +4,18 @@
 α = d/ε². `simdino.losses.official_scaling` translates the numbers of the official code.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simdino.losses import coding_rate
+from simdino.losses import check_numbers, coding_rate
 
 from .. import theory
 from .inputs import Array, as_features, labeled_features, require_unit_rows
-from .moments import Moments
+from .moments import Moments, features_or_moments
 from .spectra import eigenvalues
 
 __all__ = [
@@ -57,11 +58,13 @@ def coding_rate_of_spectrum(
     >>> round(coding_rate_of_spectrum(torch.tensor([0.5, 0.5]), eps=1.0, d=2).item(), 6)  # log 2
     0.693147
     """
+    check_numbers(eps=eps)
+    x = features_or_moments(x)
     lam = eigenvalues(x, center=center, normalize=normalize)
     if isinstance(x, Moments) or x.ndim == 2:
         d = x.d if isinstance(x, Moments) else x.shape[1]
-    elif d is None or d < len(lam):
-        raise ValueError(f"d, the dimension of the features, must be at least {len(lam)} for this spectrum, got {d}")
+    elif not isinstance(d, Integral) or d < len(lam):
+        raise ValueError(f"d, the dimension of the features, must be an integer, at least {len(lam)}, got {d}")
     return (d / eps**2 * lam).log1p().sum() / 2
 
 
@@ -112,6 +115,7 @@ def rate_optimality(x: Array | Moments, *, eps: float, normalize: bool = False) 
     >>> round(rate_optimality(torch.eye(8), eps=0.5).of_ceiling.item(), 6)  # orthonormal rows are optimal
     1.0
     """
+    check_numbers(eps=eps)
     if isinstance(x, Moments):
         measured, n, d = coding_rate_of_spectrum(x, eps=eps, normalize=normalize), x.n, x.d
         if not x.has_unit_energy:
@@ -134,11 +138,11 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
 
     Args:
         x: features (n, d), or `Moments` with classes.
-        labels: (n,) class indices, for features.
+        labels: (n,) class of each row, for features.
         eps: the paper's ε.
 
     Returns:
-        (k,) rates, k = largest label + 1; 0 for an empty class.
+        (k,) rates of the classes that have samples, in the order of the labels.
 
     Raises:
         ValueError: features without labels, `Moments` without classes, NaN.
@@ -150,13 +154,12 @@ def class_rates(x: Array | Moments, labels: Array | None = None, *, eps: float) 
     tensor([0.5493, 0.6931])
     """
     if isinstance(x, Moments):
-        if not x.by_class or labels is not None:
+        if not any(part.n for part in x.by_class) or labels is not None:
             raise ValueError("class_rates needs Moments with classes and then no labels")
-        rates = [coding_rate_of_spectrum(part, eps=eps) if part.n else x.quartic * 0 for part in x.by_class]
+        rates = [coding_rate_of_spectrum(part, eps=eps) for part in x.by_class if part.n]
     else:
         z, labels = labeled_features(x, labels)
-        parts = [z[labels == k] for k in range(int(labels.max()) + 1)]
-        rates = [coding_rate(part, eps=eps) if len(part) else z.new_zeros(()) for part in parts]
+        rates = [coding_rate(z[labels == k], eps=eps) for k in labels.unique()]
     return torch.stack(rates)
 
 
@@ -171,7 +174,7 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
 
     Args:
         x: features (n, d), or `Moments` with classes.
-        labels: (n,) class indices, for features.
+        labels: (n,) class of each row, for features.
         eps: the paper's ε.
 
     Raises:
@@ -185,8 +188,9 @@ def rate_reduction(x: Array | Moments, labels: Array | None = None, *, eps: floa
     """
     rates = class_rates(x, labels, eps=eps)
     if isinstance(x, Moments):
-        counts, rate = rates.new_tensor([part.n for part in x.by_class]), coding_rate_of_spectrum(x, eps=eps)
+        counts = rates.new_tensor([part.n for part in x.by_class if part.n])
+        rate = coding_rate_of_spectrum(x, eps=eps)
     else:
         z, labels = labeled_features(x, labels)
-        counts, rate = labels.bincount(minlength=len(rates)).to(rates), coding_rate(z, eps=eps)
+        counts, rate = labels.unique(return_counts=True)[1].to(rates), coding_rate(z, eps=eps)
     return rate - (counts @ rates) / counts.sum()

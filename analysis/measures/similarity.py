@@ -5,12 +5,16 @@ dimension that is shared, and the rows may be of any samples. Results are float6
 and carry gradients, except for `rsa` of ranks.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
+from .gradients import square_root, thin_svd
 from .inputs import Array, as_features, centered, paired_features, unit_rows
 from .pair_tiles import gram_cosines
 
@@ -42,12 +46,43 @@ def debiased_cka(x: Array, y: Array) -> Float[Tensor, ""]:
     >>> round(debiased_cka(x, 7 - 2 * x.flip(1)).item(), 6)
     1.0
     """
-    x, y = (centered(z) for z in paired_features(x, y, min_rows=4))
-    x_own, y_own = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    floors = (FEATURE_ROUNDING**2 * len(z) * z.detach().square().sum(1).square().sum() for z in (x, y))
-    resolved = torch.stack([own > floor for own, floor in zip((x_own, y_own), floors, strict=True)]).all()
-    norm = torch.where(resolved, x_own * y_own, 1.0).sqrt()
-    return torch.where(resolved, _unbiased_hsic(x, y) / norm, 0.0)
+    return minibatch_cka([(x, y)])
+
+
+def minibatch_cka(batches: Iterable[tuple[Array, Array]]) -> Float[Tensor, ""]:
+    """Debiased linear CKA of two representations from batches of samples, one after another: nothing is kept of them.
+
+    Σ_b HSIC(x_b, y_b) / √(Σ_b HSIC(x_b, x_b) · Σ_b HSIC(y_b, y_b)), with the unbiased HSIC of `debiased_cka`
+
+    Each HSIC is unbiased whatever the size of its batch, and so the value does not drift with it. Its noise falls with
+    the number of samples, and is that of `debiased_cka` for one batch. The memory is that of a batch.
+
+    Args:
+        batches: pairs (x, y) of features (n, d) and (n, e) of the same samples, n ≥ 4 in each.
+
+    Raises:
+        ValueError: no batch, or one as `debiased_cka` refuses.
+
+    Source: Nguyen, Raghu & Kornblith 2021 (arXiv 2010.15327) eq. 5.
+
+    >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(minibatch_cka(zip(x.split(16), (7 - 2 * x.flip(1)).split(16))).item(), 6)
+    1.0
+    """
+    totals, floors = None, None
+    for x, y in batches:
+        x, y = (centered(z) for z in paired_features(x, y, min_rows=4))
+        weight = 1 / (len(x) * (len(x) - 3))
+        here = weight * torch.stack((_unbiased_hsic(x, y), _unbiased_hsic(x, x), _unbiased_hsic(y, y)))
+        spread = torch.stack([z.detach().square().sum(1).square().sum() for z in (x, y)])
+        rounding = weight * FEATURE_ROUNDING**2 * len(x) * spread
+        totals = here if totals is None else totals + here.to(totals)
+        floors = rounding if floors is None else floors + rounding.to(floors)
+    if totals is None:
+        raise ValueError("minibatch_cka needs at least one batch")
+    resolved = (totals[1:] > floors).all()
+    norm = torch.where(resolved, totals[1] * totals[2], 1.0).sqrt()
+    return torch.where(resolved, totals[0] / norm, 0.0)
 
 
 def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]:
@@ -75,7 +110,8 @@ def svcca(x: Array, y: Array, *, share: int | float = 0.99) -> Float[Tensor, ""]
     >>> round(svcca(x, 3 - 2 * x).item(), 6), round(svcca(x, y).item(), 6), round(svcca(x, x + y).item(), 6)
     (1.0, 0.0, 0.707107)
     """
-    if not 0 < share <= 1:
+    check_numbers(share=share)
+    if share == 0:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     x, y = (_leading_columns(centered(z), share) for z in paired_features(x, y, min_rows=2))
     if not x.shape[1] or not y.shape[1]:
@@ -164,6 +200,8 @@ def principal_angles(
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got {x.shape[1]} and {y.shape[1]}")
     ranks = rank if isinstance(rank, tuple) else (rank, rank)
+    for r in ranks:
+        check_numbers(**({} if r is None else {"rank": r}))
     u, v = (
         _leading_directions(centered(z) if center else z, r, name)
         for z, r, name in zip((x, y), ranks, "xy", strict=True)
@@ -203,14 +241,15 @@ def procrustes_distance(x: Array, y: Array, *, center: bool = False) -> Float[Te
     x, y = ((centered(z) if center else z) for z in paired_features(x, y))
     norms = torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y)
     # With more dimensions than samples, the (n, n) triangular factor has the same Gram matrix as the features.
-    x, y = (torch.linalg.qr(z.mT, mode="r").R.mT if z.shape[1] > len(z) else z for z in (x, y))
+    # This factor alone has no gradient.
+    x, y = (torch.linalg.qr(z.mT, mode="r").R.mT if z.shape[1] > len(z) and not z.requires_grad else z for z in (x, y))
     nuclear = torch.linalg.svdvals(x.mT @ y).sum()
-    return (2 - 2 * (nuclear / torch.where(norms > 0, norms, 1.0)).clamp(max=1)).sqrt()
+    return square_root(2 - 2 * (nuclear / torch.where(norms > 0, norms, 1.0)).clamp(max=1))
 
 
 def _leading_columns(z: Float[Tensor, "n d"], share: int | float) -> Float[Tensor, "n r"]:
     """Orthonormal basis of what the leading principal directions of centered rows span in ℝⁿ."""
-    u, s, _ = torch.linalg.svd(z, full_matrices=False)
+    u, s, _ = thin_svd(z)
     numerical = int((s > FEATURE_ROUNDING * min(z.shape) ** 0.5 * s[0]).sum())
     explained = s.detach().square().cumsum(0) / s.detach().square().sum().clamp_min(torch.finfo(s.dtype).tiny)
     return u[:, : min(numerical, int((explained < share * (1 - 1e-12)).sum()) + 1)]
@@ -245,7 +284,7 @@ def _unbiased_hsic(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> Float[Te
 
 
 def _leading_directions(z: Float[Tensor, "n d"], rank: int | None, name: str) -> Float[Tensor, "d r"]:
-    _, s, directions = torch.linalg.svd(z, full_matrices=False)
+    _, s, directions = thin_svd(z)
     numerical = int((s > FEATURE_ROUNDING * min(z.shape) ** 0.5 * s[0]).sum())
     if not numerical:
         raise ValueError(f"{name} is zero and spans no subspace")

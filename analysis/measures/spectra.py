@@ -19,8 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import Array, as_features, as_spectrum, centered, require_unit_rows
-from .moments import Moments, dual_gram, gram
+from simdino.losses import check_numbers
+
+from .gradients import square_root
+from .inputs import Array, as_ends, as_features, as_spectrum, centered, require_unit_rows
+from .moments import Moments, dual_gram, features_or_moments, gram
 
 Of = Literal["eigenvalues", "singular_values"]
 # What papers and public packages compute under these names, in our keywords: {measure: {preset: keywords}}.
@@ -35,7 +38,7 @@ PRESETS = {
         "skean2025": {},
         "stable-pretraining": {"of": "singular_values", "shift": 1e-5},  # its RankMe
         "req-metrics": {"of": "singular_values", "center": True},
-        "reptrix": {"center": True},  # its rankme
+        "reptrix": {"center": True, "shift": 1e-7},  # its rankme
     },
     "rankme": {
         "garrido2023": {},
@@ -51,6 +54,8 @@ PRESETS = {
     },
     "alpha_req": {
         "agrawal2022": {"center": True},  # of the covariance; the range of the fit is an argument
+        "stringer2019": {"center": True, "weighted": True},  # as in its code
+        "reptrix": {"center": True, "weighted": True},  # by the authors of α-ReQ
     },
     "isoscore": {
         "rudman2022": {},
@@ -95,6 +100,7 @@ def eigenvalues(x: Array | Moments, *, center: bool = False, normalize: bool = F
     >>> eigenvalues(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
     tensor([8., 2.], dtype=torch.float64)
     """
+    x = features_or_moments(x)
     if not isinstance(x, Moments) and x.ndim == 1:
         if center or normalize:
             raise ValueError("a spectrum cannot be centered or normalized any more: pass features")
@@ -136,8 +142,7 @@ def renyi_entropy(
     if preset is not None:
         keywords = _preset(renyi_entropy, preset, of=of, center=center, normalize=normalize)
         return renyi_entropy(x, order=order, **keywords)
-    if order < 0:
-        raise ValueError(f"order must not be negative, got {order}")
+    check_numbers(order=order)
     return _entropy(_values(x, of, center, normalize), order)
 
 
@@ -175,6 +180,7 @@ def effective_rank(
     if preset is not None:
         keywords = _preset(effective_rank, preset, of=of, shift=shift, center=center, normalize=normalize)
         return effective_rank(x, **keywords)
+    check_numbers(shift=shift)
     return _entropy(_values(x, of, center, normalize), 1.0, shift=shift).exp()
 
 
@@ -242,6 +248,7 @@ def participation_ratio(
     if preset is not None:
         keywords = _preset(participation_ratio, preset, unbiased=unbiased, center=center, normalize=normalize)
         return participation_ratio(x, **keywords)
+    x = features_or_moments(x)
     if not unbiased:
         return _entropy(eigenvalues(x, center=center, normalize=normalize), 2.0).exp()
     if not isinstance(x, Moments) and x.ndim == 1:
@@ -290,13 +297,14 @@ def alpha_req(
     x: Array | Moments,
     *,
     fit: tuple[int, int],
+    weighted: bool = False,
     center: bool = False,
     normalize: bool = False,
     preset: str | None = None,
 ) -> Float[Tensor, ""]:
     """Decay exponent α of a power-law spectrum λⱼ ∝ j^(−α).
 
-    α = minus the slope of log λⱼ on log j, by least squares over lo ≤ j ≤ hi
+    α = minus the slope of log λⱼ on log j, by least squares over lo ≤ j ≤ hi, with weights 1 or 1/j
 
     The paper centers the features and reads α ≈ 1 as healthy: a larger exponent means collapsed directions, a smaller
     one a spectrum that is flat. White noise alone gives 0.3 to 0.5 at n/d ≤ 2.
@@ -304,9 +312,11 @@ def alpha_req(
     Args:
         x: features (n, d), `Moments` or a spectrum (r,).
         fit: (lo, hi), the first and the last index of the fit; indices start at 1, and both are included.
+        weighted: whether index j has the weight 1/j, which makes up for their density in log j, as in Stringer's code
+            and that of the authors of α-ReQ. The paper's text has no weights.
         center: subtract the mean of the rows.
         normalize: divide each row by its norm first.
-        preset: a definition of `PRESETS` instead of center and normalize.
+        preset: a definition of `PRESETS` instead of weighted, center and normalize.
 
     Raises:
         ValueError: the range holds fewer than two eigenvalues or one that vanishes.
@@ -317,14 +327,16 @@ def alpha_req(
     1.0
     """
     if preset is not None:
-        return alpha_req(x, fit=fit, **_preset(alpha_req, preset, center=center, normalize=normalize))
-    lam, (lo, hi) = eigenvalues(x, center=center, normalize=normalize), fit
+        keywords = _preset(alpha_req, preset, weighted=weighted, center=center, normalize=normalize)
+        return alpha_req(x, fit=fit, **keywords)
+    lam, (lo, hi) = eigenvalues(x, center=center, normalize=normalize), as_ends(fit, "fit")
     positive = int((lam > 0).sum())
-    if not 1 <= lo < hi <= positive:
+    if not lo < hi <= positive:
         raise ValueError(f"fit must satisfy 1 <= lo < hi <= {positive} (the positive eigenvalues), got {fit}")
-    log_j = torch.arange(lo, hi + 1, dtype=lam.dtype, device=lam.device).log()
-    log_j = log_j - log_j.mean()
-    return -(log_j @ lam[lo - 1 : hi].log()) / log_j.square().sum()
+    j = torch.arange(lo, hi + 1, dtype=lam.dtype, device=lam.device)
+    log_j, weights = j.log(), 1 / j if weighted else torch.ones_like(j)
+    log_j = log_j - (weights @ log_j) / weights.sum()
+    return -((weights * log_j) @ lam[lo - 1 : hi].log()) / (weights @ log_j.square())
 
 
 def condition_number(x: Array | Moments, *, center: bool = False, normalize: bool = False) -> Float[Tensor, ""]:
@@ -343,6 +355,7 @@ def condition_number(x: Array | Moments, *, center: bool = False, normalize: boo
     >>> round(condition_number(torch.diag(torch.tensor([3.0, 1.0]))).item(), 6)
     9.0
     """
+    x = features_or_moments(x)
     lam = eigenvalues(x, center=center, normalize=normalize)
     if center:
         lam = lam[: max((x.n if isinstance(x, Moments) else len(x)) - 1, 1)]
@@ -376,6 +389,7 @@ def isoscore(
     """
     if preset is not None:
         return isoscore(x, **_preset(isoscore, preset, center=center, normalize=normalize))
+    x = features_or_moments(x)
     d = x.d if isinstance(x, Moments) else x.shape[-1]
     if d < 2:
         raise ValueError("isoscore needs d >= 2")
@@ -456,11 +470,15 @@ def marchenko_pastur_edge(n: int, d: int, *, variance: int | float = 1.0) -> flo
         d: dimension of the features.
         variance: σ², the variance of the noise in each direction; it is 1/d for unit rows.
 
+    Raises:
+        ValueError: n or d that is no positive integer, or a negative variance.
+
     Source: Marchenko & Pastur 1967.
 
     >>> marchenko_pastur_edge(400, 100)
     2.25
     """
+    check_numbers(n=n, d=d, variance=variance)
     return variance * (1 + math.sqrt(d / n)) ** 2
 
 
@@ -481,6 +499,7 @@ def eigenvalues_above_edge(
     >>> eigenvalues_above_edge(z).item()
     1
     """
+    x = features_or_moments(x)
     if not isinstance(x, Moments) and x.ndim == 1:
         raise ValueError("eigenvalues_above_edge needs features or Moments: the edge depends on n")
     lam = eigenvalues(x, center=center, normalize=normalize)
@@ -547,7 +566,7 @@ def _values(x: Array | Moments, of: Of, center: bool, normalize: bool) -> Float[
     lam = eigenvalues(x, center=center, normalize=normalize)
     if of == "eigenvalues":
         return lam
-    return torch.where(lam > 0, torch.where(lam > 0, lam, 1.0).sqrt(), 0.0)  # √ has no gradient at 0
+    return square_root(lam)
 
 
 def _entropy(values: Float[Tensor, "*b r"], order: int | float, shift: int | float = 0.0) -> Float[Tensor, "*b"]:
@@ -560,6 +579,12 @@ def _entropy(values: Float[Tensor, "*b r"], order: int | float, shift: int | flo
         entropy = -(safe * safe.log()).sum(-1)
     elif order == math.inf:
         entropy = -p.amax(-1).log()
-    else:
-        entropy = torch.where(support, order * safe.log(), -math.inf).logsumexp(-1) / (1 - order)
+    elif abs(order - 1) < 1e-3 and not shift:  # log Σ p·pᵃ⁻¹, whose digits the quotient would lose
+        entropy = torch.log1p((safe * torch.expm1((order - 1) * safe.log()) * support).sum(-1)) / (1 - order)
+    else:  # from the largest on, so that no power is too small
+        top = p.amax(-1, keepdim=True)
+        top = torch.where(top > 0, top, 1.0)
+        logs = torch.where(support, (safe / top).log(), 0.0)
+        terms = torch.where(support, order * logs, -math.inf).logsumexp(-1)
+        entropy = order / (1 - order) * top.log().squeeze(-1) + terms / (1 - order)
     return torch.where(total[..., 0] > 0, entropy, -math.inf)

@@ -61,12 +61,22 @@ MOMENT_MEASURES: dict[str, Callable[[Moments], Tensor]] = {
     "variance_hinge": variance_hinge,
     "covariance_energy": covariance_energy,
 }
+
+
+def _mean_overlap(moments: Moments) -> Tensor:
+    return class_overlap(moments).mean
+
+
+def _worst_rank(moments: Moments) -> Tensor:
+    return class_effective_rank(moments, center=True).worst
+
+
 CLASS_MEASURES: dict[str, Callable[[Moments], Tensor]] = {
     "nc1": nc1,
     "nc2": nc2,
     "cdnv": cdnv,
-    "class_overlap": lambda m: class_overlap(m).mean,
-    "rank_of_the_worst_class": lambda m: class_effective_rank(m, center=True).worst,
+    "class_overlap": _mean_overlap,  # functions with a name, which other processes can be sent
+    "rank_of_the_worst_class": _worst_rank,
 }
 # Rank, with and without the mean, and the mean.
 DEFAULT = ("effective_rank", "effective_rank_centered", "mean_collapse")
@@ -75,7 +85,8 @@ DEFAULT = ("effective_rank", "effective_rank_centered", "mean_collapse")
 class FeatureMonitor:
     """Diagnostics of whatever passes through a module, for any training code: a forward hook while the block is open.
 
-    All forward passes count, in training and in evaluation mode, until `reset`. The values of the module stay as they
+    All forward passes count, in training and in evaluation mode, until `reset`, but for those that gradient
+    checkpointing repeats in the backward pass. The values of the module stay as they
     are, no gradients are kept, and memory is O(d²·(1 + blocks)). `moments` are the `Moments` themselves:
     `reporting.features.verdict(monitor.moments)` judges them in a sentence, and with blocks=16 and unit rows
     `report(monitor.moments)` makes the whole table, with errors. In a distributed run call `all_reduce` once, on every
@@ -147,6 +158,8 @@ class FeatureMonitor:
             self.moments.all_reduce(group)
 
     def _take(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:  # in a backward pass, which computes again what it has not kept
+            return
         z = output if self.features is None else self.features(output)
         if not isinstance(z, Tensor) or z.ndim != 2:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
@@ -206,7 +219,8 @@ class FeatureCallback(Callback or object):
 
     It logs backbone/effective_rank and so on, and warns, by the judgement of `report` for a backbone, of features that
     have collapsed. Every forward pass of the layer during validation counts, but for the sanity check, and ranks are
-    merged. Give it to the trainer:
+    merged. Of several validation loaders each has its own numbers, with /dataloader_idx_0 and so on after the names, as
+    Lightning's own logs have. Give it to the trainer:
 
         Trainer(callbacks=[FeatureCallback("backbone")])
 
@@ -234,7 +248,8 @@ class FeatureCallback(Callback or object):
             raise ImportError("FeatureCallback needs lightning: pip install 'simdino[integrations]'")
         self.options = {"measures": _chosen(measures), "features": features, "precision": precision}
         self.layer = layer
-        self.monitor: FeatureMonitor | None = None
+        self.monitors: list[FeatureMonitor] = []  # one for each validation loader
+        self.open: FeatureMonitor | None = None  # that of the loader whose turn it is
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the layer exists, before anything is trained."""
@@ -244,27 +259,45 @@ class FeatureCallback(Callback or object):
             raise ValueError(f"layer must be a submodule, got {self.layer!r}; did you mean {close!r}?")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to listen."""
-        self.monitor = FeatureMonitor(pl_module.get_submodule(self.layer), **self.options).__enter__()
+        """A monitor for each loader."""
+        module = pl_module.get_submodule(self.layer)
+        self.monitors = [FeatureMonitor(module, **self.options) for _ in range(max(len(trainer.num_val_batches), 1))]
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Listen for the loader that the batch is of."""
+        if self.open is not self.monitors[dataloader_idx]:
+            self._close()
+            self.open = self.monitors[dataloader_idx].__enter__()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening, merge the ranks and log."""
-        self.monitor.__exit__()
+        self._close()
         if trainer.sanity_checking:
             return
-        if trainer.world_size > 1:
-            self.monitor.all_reduce()
-        name, values = self.layer or "features", self.monitor.compute()
-        # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
-        pl_module.log_dict({f"{name}/{k}": v for k, v in values.items()}, sync_dist=True)
-        judgement, reason = verdict(self.monitor.moments, judged_as="backbone")
-        if judgement.is_collapse:
-            rank_zero_warn(f"{name}: {judgement}. {reason}", category=UserWarning)
+        for index, monitor in enumerate(self.monitors):
+            if trainer.world_size > 1:
+                monitor.all_reduce()
+            if not trainer.num_val_batches[index]:  # an empty loader beside others
+                continue
+            name, values = self.layer or "features", monitor.compute()
+            of = f"/dataloader_idx_{index}" if len(self.monitors) > 1 else ""
+            # Equal on all ranks: sync_dist changes nothing, and keeps Lightning from warning.
+            logged = {f"{name}/{k}{of}": v for k, v in values.items()}
+            pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
+            judgement, reason = verdict(monitor.moments, judged_as="backbone")
+            if judgement.is_collapse:
+                rank_zero_warn(f"{name}{of}: {judgement}. {reason}", category=UserWarning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
-        if self.monitor is not None:
-            self.monitor.__exit__()
+        self._close()
+
+    def _close(self) -> None:
+        if self.open is not None:
+            self.open.__exit__()
+        self.open = None
 
 
 def _chosen(measures: Measures) -> dict[str, Callable[[Moments], Tensor]]:

@@ -21,7 +21,7 @@ from simdino.vit import ConvNet, Network, ViT, usable_device
 from simdino.weights import load_weights
 
 from ..files import is_name
-from ..measures.inputs import Array
+from ..measures.inputs import Array, as_tensor
 
 BASELINES = ("pixels", "random")  # names of backbones that nobody trained
 # DINOv2's ViT-S/14: the shape of "random", and the patch of "pixels", where nothing else is said.
@@ -251,7 +251,7 @@ def preprocess(backbone: Backbone, images: Array, *, size: Size = None) -> Float
     >>> [round(value, 2) for value in x[0, :, 0, 0].tolist()]
     [2.25, 2.43, 2.64]
     """
-    images = torch.as_tensor(images)
+    images = as_tensor(images, "images")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8 or not len(images):
         what = f"{images.dtype} {tuple(images.shape)}"
         raise ValueError(f"images must be uint8 (n, 1 or 3, h, w), n at least 1, not {what}")
@@ -268,7 +268,7 @@ def preprocess(backbone: Backbone, images: Array, *, size: Size = None) -> Float
 
 def _batches(backbone: Backbone, images: Array | Files, size: Size, batch: int, progress: bool) -> Iterator[Features]:
     """Features of the images, a batch at a time."""
-    images = images if isinstance(images, Files) else torch.as_tensor(images)
+    images = images if isinstance(images, Files) else as_tensor(images, "images")
     shown = {"desc": f"features of {backbone.name}", "unit": "batch", "leave": False}
     starts = range(0, len(images), batch) if len(images) else [0]
     for start in tqdm(starts, **shown, disable=None if progress else True):

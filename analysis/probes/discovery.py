@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.linalg import eigh
 from torch import Tensor
 
-from ..measures.inputs import Array, as_masks, as_patches, unit_rows
+from ..measures.inputs import Array, as_masks, as_patches, as_tensor, unit_rows
 from ..measures.uncertainty import Interval, leave_one_out_interval
 
 WEAK_EDGE = 1e-5  # between patches that are not alike, where the papers have it
@@ -60,7 +60,7 @@ def normalized_cut(weights: Array) -> Cut:
     >>> round(eigenvalue, 6)  # 0.4/4.4 + 0.4/4.4
     0.181818
     """
-    weights = torch.as_tensor(weights)
+    weights = as_tensor(weights, "weights")
     w = weights.numpy(force=True).astype(np.float64)
     if w.ndim != 2 or len(w) < 2 or w.shape[0] != w.shape[1] or not (w > 0).all() or not np.allclose(w, w.T):
         raise ValueError(f"weights must be symmetric, positive and (p, p) with p at least 2, got shape {w.shape}")
@@ -169,7 +169,7 @@ def connected_regions(mask: Array, *, classes: Sequence[int], min_area: int | fl
     >>> connected_regions(mask, classes=(1,)).sum((1, 2)).tolist()
     [2, 1]
     """
-    mask = as_masks(torch.as_tensor(mask)[None], 1, "mask")[0]
+    mask = as_masks(as_tensor(mask, "mask")[None], 1, "mask")[0]
     pixels, found = mask.numpy(force=True), []
     for c in np.intersect1d(pixels, classes):
         labels, count = ndimage.label(pixels == c, np.ones((3, 3)))

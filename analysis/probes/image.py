@@ -19,8 +19,10 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
+from simdino.losses import check_numbers
+
 from ..measures.inputs import Array
-from ..measures.neighbors import as_train_and_test
+from ..measures.neighbors import as_counts, as_train_and_test
 from ..measures.uncertainty import Interval
 
 # Learning rates that `linear_probe` tries, for batches of 256.
@@ -73,9 +75,8 @@ def few_shot_accuracy(
     """
     x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels, normalize=True)
     counts = y.bincount()
-    wanted = sorted({int(shots)} if isinstance(shots, Integral) else set(map(int, shots)))
-    if not wanted or wanted[0] < 1 or draws < 1:
-        raise ValueError(f"shots and draws must be positive, got {shots} and {draws}")
+    wanted = as_counts(shots, "shots")
+    check_numbers(draws=draws)
     if counts.min() < wanted[-1]:
         raise ValueError(f"{wanted[-1]} shots are more than the {counts.min().item()} training samples of a class")
     accuracies = {k: [] for k in wanted}
@@ -150,9 +151,8 @@ def linear_probe(
     (1.0, 0.1)
     """
     x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels)
-    lrs = sorted(set(map(float, lrs)))
-    if not lrs or not lrs[0] > 0 or not math.isfinite(lrs[-1]) or epochs < 1 or batch < 1:
-        raise ValueError(f"lrs, epochs and batch must be positive, got {lrs}, {epochs}, {batch}")
+    check_numbers(epochs=epochs, batch=batch)
+    lrs = _positive(lrs, "lrs")
     held = _held_out(y, held_out, seed)
     options = {"epochs": epochs, "batch": batch, "seed": seed, "progress": progress}
     weight, bias = _sgd(x[~held], y[~held], int(y.max()) + 1, lrs, **options)
@@ -203,9 +203,7 @@ def logistic_regression(
     (1.0, 0.1)
     """
     x, y, test, test_labels = as_train_and_test(train, train_labels, test, test_labels)
-    l2 = sorted(set(map(float, l2)), reverse=True)
-    if not l2 or not l2[-1] > 0 or not math.isfinite(l2[0]):
-        raise ValueError(f"l2 must be positive, got {l2}")
+    l2 = _positive(l2, "l2")[::-1]
     held = _held_out(y, held_out, seed)
     classes = int(y.max()) + 1
     solutions = _lbfgs(x[~held], y[~held], classes, l2, progress=progress)
@@ -269,6 +267,14 @@ def _hits(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], weight: Tensor, bias: T
         logits = some.to(weight) @ weight + bias  # (c, classes)
         hits.append((logits.argmax(1) == label) & logits.isfinite().all(1))
     return torch.cat(hits)
+
+
+def _positive(values: Sequence[float], name: str) -> list[float]:
+    """What a probe tries, each once, ascending."""
+    values = sorted(set(map(float, values)))
+    if not values or not values[0] > 0 or not math.isfinite(values[-1]):
+        raise ValueError(f"{name} must be positive and finite, got {values}")
+    return values
 
 
 def _held_out(labels: Int[Tensor, " m"], share: float, seed: int) -> Bool[Tensor, " m"]:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from ..measures.inputs import Array, as_masks, as_patches, unit_rows
 from ..measures.neighbors import largest_products
 from ..measures.uncertainty import Interval, leave_one_out_interval
@@ -66,9 +68,7 @@ def linear_segmenter(
     True
     """
     patches, masks = _training_set(patches, masks, classes, ignore)
-    for name, value in (("steps", steps), ("lr", lr), ("batch", batch), ("pixels", pixels)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    check_numbers(steps=steps, lr=lr, weight_decay=weight_decay, batch=batch, pixels=pixels)
     labeled = torch.ones_like(masks, dtype=torch.bool) if ignore is None else masks != ignore
     labels, targets = masks[labeled].unique(return_inverse=True)  # the classes that are to be told apart
     targets = torch.full_like(masks, UNLABELED).masked_scatter(labeled, targets.to(masks.dtype))
@@ -138,11 +138,9 @@ def knn_segmenter(
     True
     """
     z, shares = _labeled_patches(patches, masks, classes, ignore)
-    if not 1 <= k <= len(z):
+    check_numbers(k=k, temp=temp, chunk=chunk)
+    if k > len(z):
         raise ValueError(f"k must be between 1 and the number of training patches with labels, {len(z)}, got {k}")
-    for name, value in (("temp", temp), ("chunk", chunk)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
 
     @torch.no_grad()
     def scores(patches: Array) -> Float[Tensor, "n k gh gw"]:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..measures.inputs import Array, as_masks, as_patches, unit_rows
+from simdino.losses import check_numbers
+
+from ..measures.inputs import Array, as_masks, as_patches, as_tensor, unit_rows
 from .segmentation import patch_labels
 
 SIMILARITY_ELEMENTS = 2**24  # of the largest matrix of cosines: 64 MiB
@@ -56,12 +58,8 @@ def propagate_masks(
     True
     """
     z = unit_rows(as_patches(patches), "patches")
-    mask = as_masks(torch.as_tensor(mask)[None], 1, "mask", device=z.device)
-    for name, value in (("neighbors", neighbors), ("context", context), ("temp", temp)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if radius < 0:
-        raise ValueError(f"radius must not be negative, got {radius}")
+    mask = as_masks(as_tensor(mask, "mask")[None], 1, "mask", device=z.device)
+    check_numbers(neighbors=neighbors, context=context, temp=temp, radius=radius)
     t, gh, gw, _ = z.shape
     z = z.flatten(1, 2)  # (t, p, d)
     small = F.interpolate(mask[None].float(), (gh, gw), mode="nearest-exact")[0, 0].to(mask.dtype)
@@ -203,8 +201,8 @@ def davis_scores(predicted: Array, truth: Array) -> DavisScores:
     >>> davis_scores(truth, truth).j  # one object in two frames
     tensor([[1., 1.]], dtype=torch.float64)
     """
-    predicted = torch.as_tensor(predicted)
-    truth = torch.as_tensor(truth, device=predicted.device)
+    predicted = as_tensor(predicted, "predicted")
+    truth = as_tensor(truth, "truth", device=predicted.device)
     truth = as_masks(truth, len(truth), "truth")
     predicted = as_masks(predicted, len(truth), "predicted")
     if predicted.shape != truth.shape:

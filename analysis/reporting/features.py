@@ -8,6 +8,7 @@ import math
 import textwrap
 from dataclasses import asdict, dataclass, field
 from html import escape
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simdino.config import PUBLISHED_EPS
+from simdino.losses import check_numbers
 
 from ..files import Stream
 from ..measures.collapse import mean_collapse
-from ..measures.inputs import Array, as_features, as_labels, as_views, unit_rows
+from ..measures.inputs import Array, as_features, as_labels, as_tensor, as_views, unit_rows
 from ..measures.moments import CHUNK, Moments
 from ..measures.rates import coding_rate_of_spectrum
 from ..measures.spectra import effective_rank, eigenvalues
@@ -117,7 +119,7 @@ def report(
         z: (n, d), rows are samples. A memory map is read in chunks once, in O(blocks·d²) memory; measures of pairs and
             of classes take 4,096 random rows, and say so. Or `Moments` of unit rows, with blocks, gathered during
             training: then those measures are left out.
-        labels: (n,), adds what can be said of classes.
+        labels: (n,) integers, names or categories, adds what can be said of classes.
         views: (v, m, d) of any m samples, adds what can be said of augmentations.
         tokens: (k, t, d), adds what can be said of the patches of k images.
         eps: the paper's ε, the resolution at which features count as different.
@@ -160,8 +162,7 @@ def report_of_rows(
     judged_as: JudgedAs = "head",
 ) -> Report:
     """`report` of features that `read_unit_rows` has read; arguments as there."""
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    check_numbers(eps=eps)
     moments, zeros, sample, index = rows
     n, d = moments.n, moments.d
     warnings = []
@@ -239,6 +240,8 @@ def read_unit_rows(z: Array | Stream, blocks: int) -> UnitRows:
 
     ValueError: fewer rows than blocks, NaN, wrong shapes.
     """
+    in_parts = isinstance(z, Stream) or (type(z) in (np.ndarray, np.memmap) and z.ndim == 2)
+    z = z if in_parts else as_tensor(z, "z")
     _check(tuple(z.shape), blocks)
     n, d = z.shape
     index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values
@@ -265,6 +268,8 @@ def wrapped(text: str, bullet: str = "") -> list[str]:
 def _check(shape: tuple[int, ...], blocks: int) -> None:
     if len(shape) != 2:
         raise ValueError(f"z must have shape (n, d), got {shape}")
+    if not isinstance(blocks, Integral):
+        raise ValueError(f"blocks must be an integer, got {blocks}")
     if shape[1] == 0:
         raise ValueError(f"z must not be empty, got shape {shape}")
     if shape[0] < max(blocks, 2):

@@ -291,3 +291,14 @@ def test_self_clustering_is_the_papers_formula():
     assert self_clustering(z).item() == pytest.approx(expected.item())
     with pytest.raises(ValueError, match="d ≥ 2"):
         self_clustering(torch.ones(4, 1))
+
+
+def test_potential_of_the_sphere_at_any_order():
+    """In ℝ³ the cosine is uniform on [−1, 1], and E cosᵖ = 1/(p + 1)."""
+    for order in (2, 128, 130, 10**6, 10**12):
+        assert sphere_potential(3, order=order) * (order + 1) == pytest.approx(1, rel=1e-9)
+    assert sphere_potential(1, order=10**12) == 1
+    assert frame_potential(torch.eye(3), order=10**12).item() == 0
+    for order in (3, 0, -2, 10**30):
+        with pytest.raises(ValueError, match="order must be even"):
+            sphere_potential(3, order=order)

@@ -137,7 +137,7 @@ def test_bad_options_are_named():
     z = gaussian(30, 3)
     with pytest.raises(ValueError, match="discard must lie"):
         twonn(z, discard=1.0)
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k must be a positive integer"):
         gride(z, k=0)
     for k in ((1, 5), (6, 5)):
         with pytest.raises(ValueError, match=r"k must satisfy 2 <= k\[0\] <= k\[1\]"):

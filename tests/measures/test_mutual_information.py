@@ -154,7 +154,7 @@ def test_bad_options_are_named():
     for f, options, message in [
         (infonce_bound, {"temp": 0}, "temp must be positive"),
         (dime, {"bandwidth": 0.0}, "bandwidth must be positive"),
-        (dime, {"permutations": 0}, "permutations must be at least 1"),
+        (dime, {"permutations": 0}, "permutations must be a positive integer"),
         (dime, {"order": -1}, "order must not be negative"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -95,7 +95,7 @@ def test_total_collapse():
 
 def test_bad_input_is_named():
     x = gaussian(10, 3)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be a positive integer, got 0"):
         nearest_neighbors(x, k=0)
     with pytest.raises(ValueError, match="z needs at least 11 rows, got 10"):
         nearest_neighbors(x, k=10)

@@ -10,7 +10,14 @@ import torch
 from scipy import stats
 from scipy.spatial.distance import pdist
 
-from analysis.measures.similarity import debiased_cka, principal_angles, procrustes_distance, rsa, svcca
+from analysis.measures.similarity import (
+    debiased_cka,
+    minibatch_cka,
+    principal_angles,
+    procrustes_distance,
+    rsa,
+    svcca,
+)
 from tests.configurations import D, gaussian, rotation
 
 # ---------------------------------------------------------------- debiased CKA
@@ -50,6 +57,25 @@ def test_cka_of_independent_features_is_zero_on_average_and_keeps_its_sign():
     x, y = x - x.mean(0), y - y.mean(0)
     biased = (x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
     assert biased.item() > 0.5  # what the ordinary estimate makes of nothing
+
+
+def test_cka_of_batches_is_the_ratio_of_their_mean_statistics():
+    x = gaussian(50, 6)
+    y = x[:, :4] + gaussian(50, 4, seed=2)
+    parts = list(zip(x.split([20, 14, 16]), y.split([20, 14, 16]), strict=True))
+    sums = [sum(naive_hsic(*pair) for pair in pairs) for pairs in (parts, [(a, a) for a, _ in parts])]
+    sums += [sum(naive_hsic(b, b) for _, b in parts)]
+    assert minibatch_cka(iter(parts)).item() == pytest.approx((sums[0] / (sums[1] * sums[2]).sqrt()).item())
+    assert minibatch_cka([(x, y)]).item() == pytest.approx(debiased_cka(x, y).item())
+    with pytest.raises(ValueError, match="at least one batch"):
+        minibatch_cka([])
+
+
+def test_cka_of_batches_does_not_drift_with_their_size():
+    x = gaussian(4096, 8)
+    y = x + gaussian(4096, 8, seed=1)  # population: tr(ΣxyΣyx)/(‖Σx‖‖Σy‖) = 8/(√8·√32) = ½
+    for size in (16, 256):
+        assert minibatch_cka(zip(x.split(size), y.split(size), strict=True)).item() == pytest.approx(0.5, abs=0.03)
 
 
 def test_cka_of_collapsed_features_is_zero():

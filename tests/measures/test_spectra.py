@@ -149,6 +149,22 @@ def test_alpha_req_of_a_power_law_is_its_exponent(alpha):
     assert_value(alpha_req(lam, fit=(6, 64)), alpha)
 
 
+@pytest.mark.parametrize("order", [1 - 1e-9, 1 + 1e-9, 1 + 1e-5, 1e6, 1e15, 1e300])
+def test_entropies_of_extreme_orders_tend_to_their_limits(order):
+    lam = torch.full((100,), 0.01, dtype=torch.float64)
+    assert_value(renyi_entropy(lam, order=order), math.log(100), 1e-9)
+    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    limit = -(p * p.log()).sum().item() if order < 2 else -math.log(0.6) * order / (order - 1)
+    assert_value(renyi_entropy(p, order=order), limit, 1e-5)
+
+
+def test_weights_of_alpha_req_make_up_for_the_density_of_large_indices():
+    lam = torch.tensor([1.0, 0.5, 0.4, 0.2], dtype=torch.float64)
+    assert_value(alpha_req(lam, fit=(1, 4), weighted=True), weighted_decay(lam.numpy(), 1, 4))
+    power_law = torch.arange(1, 65, dtype=torch.float64) ** -0.7
+    assert_value(alpha_req(power_law, fit=(3, 64), weighted=True), 0.7)
+
+
 def test_alpha_req_is_the_regression(z):
     lam = eigenvalues(z).numpy()
     slope = np.polyfit(np.log(np.arange(2, 6)), np.log(lam[1:5]), 1)[0]
@@ -259,6 +275,13 @@ def unbiased_ratio(z):
 
 
 # The definition as the paper states it or the package runs it, written with numpy.
+def weighted_decay(lam, lo, hi):
+    """Weighted least squares by its normal equations, as in the code of Stringer et al. and in reptrix."""
+    j = np.arange(lo, hi + 1)
+    x, y, w = np.stack((-np.log(j), np.ones(len(j))), 1), np.log(lam[lo - 1 : hi]), 1 / j[:, None]
+    return np.linalg.solve(x.T @ (x * w), (w * x).T @ y)[0]
+
+
 PEERS = {
     ("renyi_entropy", "skean2025"): lambda z: np.log(squared_ratio(singular_values(z) ** 2)),
     ("effective_rank", "roy2007"): lambda z: entropy_rank(singular_values(z)),
@@ -266,7 +289,7 @@ PEERS = {
     ("effective_rank", "skean2025"): lambda z: entropy_rank(singular_values(z) ** 2),
     ("effective_rank", "stable-pretraining"): lambda z: entropy_rank(singular_values(z), 1e-5),
     ("effective_rank", "req-metrics"): lambda z: entropy_rank(singular_values(z - z.mean(0))),
-    ("effective_rank", "reptrix"): lambda z: entropy_rank(covariance_values(z)),
+    ("effective_rank", "reptrix"): lambda z: entropy_rank(covariance_values(z), 1e-7),
     ("rankme", "garrido2023"): lambda z: entropy_rank(singular_values(z), 1e-7),
     ("rankme", "stable-pretraining"): lambda z: entropy_rank(singular_values(z), 1e-5),
     ("participation_ratio", "gao2017"): lambda z: squared_ratio(covariance_values(z)),
@@ -274,6 +297,8 @@ PEERS = {
     ("stable_rank", "rudelson2007"): lambda z: np.linalg.norm(z) ** 2 / np.linalg.norm(z, 2) ** 2,
     ("stable_rank", "he2022"): lambda z: covariance_values(z).sum() / covariance_values(z)[0],
     ("alpha_req", "agrawal2022"): lambda z: -np.polyfit(np.log([2, 3, 4]), np.log(covariance_values(z)[1:4]), 1)[0],
+    ("alpha_req", "stringer2019"): lambda z: weighted_decay(covariance_values(z), 2, 4),
+    ("alpha_req", "reptrix"): lambda z: weighted_decay(covariance_values(z), 2, 4),
     ("isoscore", "rudman2022"): lambda z: (squared_ratio(covariance_values(z)) - 1) / (z.shape[1] - 1),
     ("anisotropy", "razzhigaev2024"): lambda z: covariance_values(z)[0] / covariance_values(z).sum(),
     ("mean_cosine", "ethayarajh2019"): cosine_mean,

@@ -242,6 +242,28 @@ def test_two_ranks_with_uneven_shards_give_the_numbers_of_one_pass(tmp_path):
         assert found == {name: approx(EXPECTED) for name in ("uneven", "empty", "monitor", "monitor, empty")}
 
 
+def test_rows_that_checkpointing_computes_again_count_once():
+    from torch.utils.checkpoint import checkpoint
+
+    for reentrant in (False, True):
+        module, x = nn.Linear(D, 4).double(), Z.clone().requires_grad_()
+        with FeatureMonitor(module) as monitor:
+            out = checkpoint(module, x, use_reentrant=reentrant)
+            out.sum().backward()
+            assert monitor.moments.n == N
+            checkpoint(module, x, use_reentrant=reentrant)
+        assert monitor.moments.n == 2 * N
+
+
+def test_metrics_of_every_measure_can_be_sent_to_other_processes():
+    every = [*MOMENT_MEASURES, *CLASS_MEASURES]
+    metric = FeatureMetric(D, classes=3, measures=every)
+    metric.update(Z, LABELS)
+    sent = pickle.loads(pickle.dumps(metric))
+    assert sent.compute() == metric.compute()
+    assert sent.compute().keys() == set(every)
+
+
 # --- Lightning
 
 
@@ -260,7 +282,7 @@ def network():
         def training_step(self, batch):
             return self(batch[0]).square().mean()
 
-        def validation_step(self, batch):
+        def validation_step(self, batch, index, dataloader_idx=0):
             self(batch[0])
 
         def configure_optimizers(self):
@@ -269,16 +291,16 @@ def network():
     return Network()
 
 
-def fit(tmp_path, *callbacks, **options):
+def fit(tmp_path, *callbacks, validation=(Z,), **options):
     from lightning.pytorch import Trainer
 
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, callbacks=list(callbacks), **quiet, **options
     )
-    data = torch.utils.data.TensorDataset(Z.float())
-    model = network()
-    trainer.fit(model, torch.utils.data.DataLoader(data, 50), torch.utils.data.DataLoader(data, 30))
+    data, *others = (torch.utils.data.TensorDataset(z.float()) for z in (Z, *validation))
+    model, loaders = network(), [torch.utils.data.DataLoader(other, 30) for other in others]
+    trainer.fit(model, torch.utils.data.DataLoader(data, 50), loaders if len(loaders) > 1 else loaders[0])
     return model, trainer.callback_metrics
 
 
@@ -299,6 +321,19 @@ def test_callback_warns_of_collapse_and_not_of_health(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*collapse")
         fit(tmp_path, FeatureCallback("backbone", features=lambda z: gaussian(*z.shape)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_validation_loaders_have_their_own_numbers(tmp_path):
+    other = gaussian(70, 1, seed=3) * torch.ones(D)
+    model, logged = fit(tmp_path, FeatureCallback("backbone"), validation=(Z, other))
+    expected = {
+        f"backbone/{name}/dataloader_idx_{i}": MOMENT_MEASURES[name](model.backbone(z.float()).detach())
+        for i, z in enumerate((Z, other))
+        for name in DEFAULT
+    }
+    assert floats(logged) == pytest.approx(floats(expected), rel=1e-5)
+    assert not model.backbone._forward_hooks
 
 
 @pytest.mark.filterwarnings("ignore")

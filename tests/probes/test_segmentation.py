@@ -308,11 +308,11 @@ def test_bad_input_is_named():
         (knn_segmenter, {"k": 211}, "k must be between 1 and the number of training patches with labels, 210"),
         (knn_segmenter, {"k": 0}, "k must be"),
         (knn_segmenter, {"temp": 0}, "temp must be positive"),
-        (knn_segmenter, {"chunk": 0}, "chunk must be positive"),
+        (knn_segmenter, {"chunk": 0}, "chunk must be a positive integer"),
         (knn_segmenter, {"patches": zero}, "patches has a zero row"),
         (prototype_segmenter, {"patches": zero}, "patches has a zero row"),
-        (linear_segmenter, {"steps": 0}, "steps must be positive"),
-        (linear_segmenter, {"pixels": -1}, "pixels must be positive"),
+        (linear_segmenter, {"steps": 0}, "steps must be a positive integer"),
+        (linear_segmenter, {"pixels": -1}, "pixels must be a positive integer"),
     ]:
         with pytest.raises(ValueError, match=message):
             segmenter(**(good | change))

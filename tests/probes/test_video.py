@@ -225,8 +225,8 @@ def test_bad_input_is_named():
         ({"mask": masks}, "mask must have shape"),
         ({"mask": masks[0].float()}, "mask must be integers"),
         ({"mask": masks[0] - 1}, "mask must not be negative"),
-        ({"neighbors": 0}, "neighbors must be positive"),
-        ({"context": 0}, "context must be positive"),
+        ({"neighbors": 0}, "neighbors must be a positive integer"),
+        ({"context": 0}, "context must be a positive integer"),
         ({"temp": 0}, "temp must be positive"),
         ({"radius": -1}, "radius must not be negative"),
     ]:

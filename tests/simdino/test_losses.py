@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from simdino import losses
 from simdino.losses import (
     _check_views,
+    check_numbers,
     coding_rate,
     dino_loss,
     dinov2_loss,
@@ -194,7 +195,7 @@ def test_losses_refuse_numbers_out_of_range_by_name(loss):
     for name in numbers:
         bad = {math.nan, math.inf, -0.1} | ({0.0} if name == "eps" or "temp" in name else set())
         for value in bad | ({1.1} if name == "center_momentum" else set()):
-            with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):
+            with pytest.raises(ValueError, match=rf"^{name} must .*, got {value}$"):
                 loss(*inputs, **numbers | {name: value}, **options)
         if "temp" not in name and name != "eps":
             loss(*inputs, **numbers | {name: 0.0}, **options)
@@ -519,3 +520,23 @@ def test_a_word_that_names_no_rate_is_refused():
     """Of the check itself: while testing, the annotation of the loss refuses such a word before it."""
     with pytest.raises(ValueError, match="rate_of must be 'student' or 'mean', not 'Student'"):
         _check_views(torch.randn(2, 4, 6), torch.randn(2, 4, 6), "Student")
+
+
+def test_numbers_are_checked_by_their_name():
+    bad = {
+        "eps": (0, -1, math.nan, math.inf, 1e308, 1e-200, "a", None, True, 1j),
+        "student_temp": (0, math.nan),
+        "order": (-1, math.nan, "a"),
+        "k": (0, -3, 2.0, math.nan, None, True),
+        "rank": (0, 1.5),
+        "permutations": (10**12,),
+        "temp": (10**30,),
+        "share": (-0.1, 1.1, math.nan, "half"),
+        "gamma": (-0.1, math.inf, None),
+        "t": (0, 1e7),
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} must "):
+                check_numbers(**{name: value})
+    check_numbers(eps=np.float32(0.5), k=np.int64(3), order=math.inf, share=1, gamma=0, rank=10**18, t=2)
