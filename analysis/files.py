@@ -1,7 +1,7 @@
 """Features and labels from files that others wrote: what is taken is said, and what could be meant in two ways refused.
 
 Features come as a `Stream` of chunks of rows, read when they are wanted, so that a file may be larger than the memory.
-Nothing is unpickled; damage is a ValueError of one sentence that names the file. docs/what_can_be_read.md has the rules.
+Nothing is unpickled; damage is a ValueError that names the file. docs/what_can_be_read.md has the rules.
 """
 
 import csv
@@ -28,7 +28,7 @@ TEXT_SUFFIXES = {".txt": None, ".csv": ",", ".tsv": "\t"}  # and what separates 
 
 
 class Stream(NamedTuple):
-    """An array on disk: its shape, a function that yields it in chunks of at most the given number of rows, its name."""
+    """An array on disk: its shape, a function that yields it in chunks of at most the given rows, and its name."""
 
     shape: tuple[int, ...]
     chunks: Callable[[int], Iterator[Tensor | np.ndarray]]
@@ -150,7 +150,9 @@ def read_labels(path: str | Path, *, label: str | None = None) -> LabelFile:
             name, values = _text_labels(path, label)
     else:
         if path.suffix.lower() not in READERS:
-            raise ValueError(f"labels are read from {', '.join({**TEXT_SUFFIXES, **READERS})}, and not from {path.name}")
+            raise ValueError(
+                f"labels are read from {', '.join({**TEXT_SUFFIXES, **READERS})}, and not from {path.name}"
+            )
         with reading(path):
             found = READERS[path.suffix.lower()](path)
         name = _label_name(path, found, None, label)
@@ -315,7 +317,9 @@ def _torch(path: Path) -> _Contents:
         raise ValueError("it is no file of today's torch.save: save it anew, or np.save the array")
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     named = saved if isinstance(saved, dict) else {"the tensor": saved}
-    tensors = {str(name): x.detach() for name, x in named.items() if isinstance(x, Tensor) and x.layout == torch.strided}
+    tensors = {
+        str(name): x.detach() for name, x in named.items() if isinstance(x, Tensor) and x.layout == torch.strided
+    }
     for name, x in tensors.items():
         if x.numel() * x.element_size() > path.stat().st_size:
             raise ValueError(f"its tensor {name} says {tuple(x.shape)}, more than the file has")
@@ -451,7 +455,9 @@ def _values(words: list[str], first: int) -> np.ndarray:
         return np.array(words)
     if not all(numbers):
         line = first + numbers.index(not numbers[0])
-        raise ValueError(f"line {line} is {words[line - first]!r}, and others are {'numbers' if numbers[0] else 'names'}")
+        raise ValueError(
+            f"line {line} is {words[line - first]!r}, and others are {'numbers' if numbers[0] else 'names'}"
+        )
     try:
         return np.array([int(word) for word in words], dtype=np.int64)
     except (ValueError, OverflowError):

@@ -7,14 +7,16 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-MOST_DEFLATED = 1032  # bytes that a byte of a compressed file can become
+# Bytes that one byte in a zip can become, by how it is compressed; of others than these two, about.
+_MOST = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+_MOST_OF_OTHERS = 20_000
 
 
 class ArrayHeader(NamedTuple):
@@ -45,8 +47,8 @@ def reading(path: str | Path) -> Iterator[None]:
         said = " ".join(str(error).split())
         if isinstance(error, ValueError) and said.startswith(f"cannot read {path}"):
             raise
-        plain = isinstance(error, ValueError | OSError | ImportError) and said
-        raise ValueError(f"cannot read {path}: {said if plain else f'{type(error).__name__} {said}'.strip()}") from None
+        said = said if " " in said else f"{type(error).__name__} {said}".strip()
+        raise ValueError(f"cannot read {path}: {said}") from None
 
 
 def npy_header(path: str | Path) -> ArrayHeader:
@@ -103,9 +105,20 @@ def npz_chunks(path: str | Path, name: str, rows: int) -> Iterator[np.ndarray]:
             for start in range(0, shape[0], rows):
                 count = min(rows, shape[0] - start)
                 yield np.frombuffer(_bytes(member, count * header.row_bytes), dtype).reshape(count, *shape[1:])
+            member.read(1)  # to the end, where the values are checked
 
 
-def read_npz(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def npz_names(path: str | Path) -> list[str]:
+    """The names of the arrays in an .npz file.
+
+    Raises:
+        ValueError: damage.
+    """
+    with reading(path), zipfile.ZipFile(path) as file:
+        return [member.removesuffix(".npy") for member in file.namelist() if member.endswith(".npy")]
+
+
+def read_npz(path: str | Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Read some arrays of an .npz file.
 
     Args:
@@ -115,14 +128,23 @@ def read_npz(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: damage, or an array that is not there.
     """
-    names = list(names)
-    with reading(path):
-        headers = npz_headers(path)
-        if missing := [name for name in names if name not in headers]:
-            raise ValueError(f"it has no array {', '.join(sorted(missing))}; it has {', '.join(headers) or 'none'}")
-        if objects := [name for name in names if headers[name] is None]:
-            raise ValueError(f"its array {objects[0]} holds Python objects or fields, which are never read")
-    return {name: next(npz_chunks(path, name, 2**62), np.empty(headers[name].shape, headers[name].dtype)) for name in names}
+    found = {}
+    with reading(path), zipfile.ZipFile(path) as file:
+        known = npz_names(path)
+        if missing := sorted(set(names) - set(known)):
+            few = ", ".join(known[:8]) + " …" * (len(known) > 8)
+            raise ValueError(f"it has no array {', '.join(missing)}; it has {few or 'none'}")
+        for name in names:
+            info = file.getinfo(f"{name}.npy")
+            with file.open(info) as member:
+                try:
+                    shape, dtype, by_columns = _header(member, _length(info))
+                except ValueError as error:
+                    raise ValueError(f"its array {name}: {error}") from None
+                values = _bytes(member, dtype.itemsize * math.prod(shape))
+                member.read(1)  # to the end, where the values are checked
+                found[name] = np.frombuffer(values, dtype).reshape(shape, order="F" if by_columns else "C")
+    return found
 
 
 class _NoNumbersError(ValueError):
@@ -131,7 +153,7 @@ class _NoNumbersError(ValueError):
 
 def _length(info: zipfile.ZipInfo) -> int:
     """The length of a member of a zip, which its compressed bytes have to be able to hold."""
-    if info.file_size > MOST_DEFLATED * info.compress_size + 100:
+    if info.file_size > _MOST.get(info.compress_type, _MOST_OF_OTHERS) * info.compress_size + 100:
         raise ValueError(f"it says {info.file_size} bytes, which its {info.compress_size} compressed ones cannot hold")
     return info.file_size
 

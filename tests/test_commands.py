@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +201,32 @@ def test_damage_found_while_reading_is_one_sentence(tmp_path):
     data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
     (tmp_path / "z.npz").write_bytes(data)
     assert f"cannot read {tmp_path / 'z.npz'}" in refused(tmp_path / "z.npz")
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_read(tmp_path):
+    for path, words in ((tmp_path / "no" / "out.json", "there is no folder"), (tmp_path, "is a folder")):
+        message = refused(tmp_path / "absent.npy", "--json", path)
+        assert words in message
+        assert "absent" not in message
+
+
+def test_what_is_printed_goes_into_any_encoding_and_a_full_disk_is_one_sentence(stored):
+    line = [sys.executable, "-m", "simdino", "report", str(stored[2][0][0])]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert b"HEALTHY" in result.stdout
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == ["simdino report: [Errno 28] No space left on device"]
+
+
+def test_probes_refuse_classes_without_a_training_image_before_they_look_at_any(monkeypatch):
+    monkeypatch.setattr("analysis.probes.labeled.image_features", lambda *_, **__: pytest.fail("featurised"))
+    with pytest.raises(SystemExit) as stopped:
+        probe_command(["pixels", "--data", "digits", "--tasks", "knn", "--size", "28", "--train", "12"])
+    assert re.search(r"no training image of \d+ of its 10 classes.*--train 12 at random is too few", stopped.value.code)
 
 
 # --- Runs

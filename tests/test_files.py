@@ -78,8 +78,10 @@ def test_a_table_that_can_be_read_in_two_ways_is_refused_with_the_option(tmp_pat
         pytest.skip("text has no lists")
     else:
         table.to_csv(path, index=False)
-    assert "say with --label " in refused(read_features, path) if "labels" in name else "--features" in refused(
-        read_features, path
+    assert (
+        "say with --label " in refused(read_features, path)
+        if "labels" in name
+        else "--features" in refused(read_features, path)
     )
 
 

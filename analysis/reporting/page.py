@@ -193,7 +193,11 @@ def several_pages(pages: dict[str, Page]) -> str:
     parts = [table.to_string(float_format="{:.3g}".format, na_rep="-", sparsify=False)]
     for name, page in pages.items():
         says = getattr(page.report, "sentences", ())
-        says = [*page.read, *says, *(f"{of}, {told.judgement.upper()}: {told.reason}" for of, told in page.reports.items())]
+        says = [
+            *page.read,
+            *says,
+            *(f"{of}, {told.judgement.upper()}: {told.reason}" for of, told in page.reports.items()),
+        ]
         lines = [line for sentence in says for line in wrapped(sentence)]
         lines += [line for step in page.next for line in wrapped(step, bullet="- ")]
         parts.append("\n".join([f"=== {name}", *lines]))
@@ -245,7 +249,8 @@ def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> Run
 
 
 def _page_of_run(run: Run) -> Page:
-    log = run.metrics
+    needed = ["rate", "rate_isotropic"] + ["loss_rate"] * ("gamma" in run.config["objective"])
+    log = run.logged(*needed)
     if log.empty:
         raise ValueError(f"{run.path} has logged nothing yet")
     curves = diagnose(run).sel(branch="teacher")
