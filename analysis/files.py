@@ -187,7 +187,9 @@ def class_indices(values: Tensor | np.ndarray, name: str) -> tuple[Int64[np.ndar
         raise ValueError(f"{name} must have one label for each row, and has the shape {x.shape}")
     if x.dtype.kind == "O" and len(x) and all(isinstance(value, str) for value in x):
         x = x.astype(str)
-    if x.dtype.kind in "US":
+    if x.dtype.kind == "S":
+        x = np.char.decode(x, "utf-8", "replace")
+    if x.dtype.kind == "U":
         names, index, counts = np.unique(x, return_inverse=True, return_counts=True)
         if len(names) > 2 and counts.max() == 1:
             raise ValueError(f"{name} has a label of its own for each of {len(x)} rows, such as {names[0]}: no classes")
@@ -341,6 +343,8 @@ def _parquet(path: Path) -> _Contents:
 
     file = parquet.ParquetFile(path)
     n, schema = file.metadata.num_rows, file.schema_arrow
+    if twice := {name for name in schema.names if schema.names.count(name) > 1}:
+        raise ValueError(f"it has two columns that are called {min(twice)}")
     of_pandas = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
     index = {name for name in of_pandas.get("index_columns", []) if isinstance(name, str)}
 

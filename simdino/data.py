@@ -38,7 +38,7 @@ PAGES = {
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 BUILT_IN_SETS = ("photos", "digits")  # that need no files
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # of no class
-PART_NAMES = ("training", "testing", "validation", "valid", "dev", "eval")  # of parts, which are called otherwise here
+PART_NAMES = ("train", "test", "val", "training", "testing", "validation", "valid", "dev", "eval")  # in any letters
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
@@ -200,8 +200,11 @@ def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
     if not classes and not first.loose:
         said = f"; it has {first.left_words()}" if first.left else ""
         raise FileNotFoundError(f"{places[0]} has neither class folders nor images{said}")
-    if wrong := [name for name in classes if name.lower() in PART_NAMES]:
-        raise ValueError(f"{root / wrong[0]} is no class, by its name: parts are called train, and test or val")
+    if len(wrong := [name for name in classes if name.lower() in PART_NAMES]) > 1:  # one can be a class, as of trains
+        found = " and ".join(wrong)
+        raise ValueError(
+            f"{found} in {places[0]} are no classes, by their names: parts are called train, and test or val"
+        )
     if len(classes) == 1 and first.nested == len(first.files[classes[0]]):
         inner = places[0] / classes[0]
         raise ValueError(f"all images lie in folders inside {inner}: if these are the classes, the root is {inner}")

@@ -225,12 +225,14 @@ def _check_log(table: "pandas.DataFrame", path: Path, names: Sequence[str]) -> N
     for name in table:
         if table[name].dtype.kind not in "if":
             numbers = [(isinstance(x, int | float) and not isinstance(x, bool)) or x is None for x in table[name]]
-            line = numbers.index(False) if not all(numbers) else 0
-            raise ValueError(f"cannot read {path}: {name} of line {line + 1} is {table[name].iloc[line]!r}, no number")
+            if not all(numbers):
+                line, value = numbers.index(False), table[name].iloc[numbers.index(False)]
+                raise ValueError(f"cannot read {path}: {name} of line {line + 1} is {value!r}, no number")
+            table[name] = table[name].astype(float)  # None, and numbers that are too large for whole ones
     steps = table["step"].to_numpy()
-    wrong = steps[:1] < 0 if len(steps) == 1 else [steps[0] < 0, *(steps[1:] <= steps[:-1])]
-    if table["step"].dtype.kind != "i" or any(wrong):
-        line = list(wrong).index(True) if any(wrong) else int((steps != steps.round()).argmax())
+    right = [steps[0] >= 0, *(steps[1:] > steps[:-1])]
+    if table["step"].dtype.kind != "i" or not all(right):
+        line = right.index(False) if not all(right) else int((steps != steps.round()).argmax())
         raise ValueError(f"cannot read {path}: step of line {line + 1} is {steps[line]}, and steps are whole and rise")
 
 

@@ -98,7 +98,7 @@ def test_columns_are_named_by_patterns(tmp_path, suffix):
     assert found.labels.tolist() == LABELS.tolist()
     assert "left: score (numbers)" in found.read
     assert array(read_features(path, features="f1,score")).shape == (40, 2)
-    assert "has no g*" in refused(read_features, path, features="f*,g*")
+    assert "has no h*" in refused(read_features, path, features="f*,h*")
     assert "has no kind" in refused(read_features, path, features="f*", label="kind")
 
 

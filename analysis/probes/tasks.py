@@ -265,18 +265,22 @@ def _video_results(
     size: Size,
     sequences: int | None,
     progress: bool,
+    read: list[str],
     **_,
 ) -> Iterator[Result]:
     """J and F of DAVIS: means over objects, intervals over sequences."""
     (task,) = tasks
     scores = [[] for _ in backbones]  # of each sequence, by backbone, since names may be equal
-    for _, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
+    taken = []
+    for name, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
+        taken.append(f"{name} {len(frames)}")
         for backbone, known in zip(backbones, scores, strict=True):
             wanted = whole_patches(frames.shape[2:], backbone.patch)
             truth = _resized_masks(masks, wanted)
             patches = extract_features(backbone, frames, size=wanted, progress=progress).patches
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
             known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
+    read.append(f"{source.root}: {len(taken)} videos of so many frames: {', '.join(taken)}")
     for backbone, each in zip(backbones, scores, strict=True):
         result = partial(Result, shown, backbone.name, task)
         values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in each])  # (objects, J F J&F)

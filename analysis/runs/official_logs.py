@@ -81,7 +81,7 @@ def read_log(path: str | Path) -> pd.DataFrame:
     """Read a log of the official code: step (epoch or iteration), loss, expansion γR, and cosine.
 
     cosine is the mean over pairs of different views, which the code calls `comp`. A last line that is still being
-    written is left out, with a warning.
+    written is left out, with a warning. `attrs["read"]` says which columns were taken; the others are left.
 
     Args:
         path: JSON lines, or a .csv.
@@ -108,7 +108,9 @@ def read_log(path: str | Path) -> pd.DataFrame:
     whole = numbers[found["step"]]
     if (whole != whole.round()).any() or (abs(whole) > 2**53).any():
         raise ValueError(f"cannot read {path}: {found['step']} must be whole numbers")
-    return numbers.set_axis(list(found), axis=1).astype({"step": int})
+    numbers = numbers.set_axis(list(found), axis=1).astype({"step": int})
+    numbers.attrs["read"] = f"{path.name}: " + ", ".join(f"{name} as {ours}" for ours, name in found.items())
+    return numbers
 
 
 def published_log(path: str | Path | None = None) -> pd.DataFrame:

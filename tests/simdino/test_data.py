@@ -321,7 +321,7 @@ def test_parts_and_wrappers_are_not_taken_for_classes(tmp_path):
         load("folder", root=tmp_path / "a")
     two_classes(tmp_path / "b" / "training")
     two_classes(tmp_path / "b" / "validation")
-    with pytest.raises(ValueError, match=r"training is no class, by its name: parts are called train"):
+    with pytest.raises(ValueError, match=r"training and validation in .* are no classes, by their names"):
         load("folder", root=tmp_path / "b")
     two_classes(tmp_path / "c" / "train")
     two_classes(tmp_path / "c" / "test", 1)

@@ -88,6 +88,7 @@ DAMAGE = {  # a file, what is wrong with it, and the words that say so
     "a list": ("metrics.jsonl", '{"step": 0, "rate": [1]}\n', "rate of line 1 is"),
     "steps that do not rise": ("metrics.jsonl", '{"step": 0}\n{"step": 2}\n{"step": 2}\n', "step of line 3 is 2"),
     "half a step": ("metrics.jsonl", '{"step": 0}\n{"step": 0.5}\n', "step of line 2 is 0.5"),
+    "a number that no step has": ("metrics.jsonl", '{"step": 1' + 40 * "0" + "}\n", "step of line 1 is 1e+40"),
     "no steps": ("metrics.jsonl", '{"loss": 0}\n', "it has no step"),
     "a list for a row": ("metrics.jsonl", "[1]\n", "line 1 is damaged"),
     "bytes": ("metrics.jsonl", b"\xff\n", "metrics.jsonl"),
@@ -102,6 +103,11 @@ def test_a_run_is_checked_in_one_place_by_file_and_field(run, name):
     with pytest.raises(ValueError, match=re.escape(file)) as error:
         getattr(Run(run.path), ask[file])
     assert words in str(error.value)
+
+
+def test_a_number_that_is_null_is_missing(run):
+    (run.path / "metrics.jsonl").write_text('{"step": 0, "rate": null}\n{"step": 1, "rate": null}\n')
+    assert run.metrics["rate"].isna().tolist() == [True, True]
 
 
 def test_what_a_file_lacks_is_named_when_it_is_asked_for(run):
