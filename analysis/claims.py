@@ -75,7 +75,7 @@ def _as_declared(name: str, value: object, declared: object) -> object:
         return None
     if isinstance(like, list):
         of = like[0] if like else "text"
-        if isinstance(value, str) and (value.lstrip().startswith("[") or (of != "text" and "," in value)):
+        if isinstance(value, str) and (value.lstrip().startswith("[") or (not isinstance(of, str) and "," in value)):
             try:
                 value = list(ast.literal_eval(f"{value.rstrip(',')}," if value.lstrip()[0] != "[" else value))
             except (ValueError, SyntaxError):

@@ -35,8 +35,8 @@ def columns(**more):
 
 TABLES = {
     "shuffled": (columns().sample(frac=1, random_state=0).sort_index(), "left: __index_level_0__ (the table's index)"),
-    "filtered": (columns()[columns()["f0"] > -9].set_axis(range(5, 45)), "left: __index_level_0__"),
-    "grouped": (columns(person=np.arange(40)).set_index("person"), "left: person (the table's index)"),
+    "filtered": (columns().set_axis([*range(5, 44), 99]), "left: __index_level_0__"),
+    "grouped": (columns(person=np.arange(40)[::-1] ** 2).set_index("person"), "left: person (the table's index)"),
     "label": (columns(label=LABELS), "f0, f1, f2, f3, f4, f5 as features, label as labels"),
     "text": (columns(name="a", labels=LABELS), "left: name ("),
     "lists": (pd.DataFrame({"embedding": list(Z), "label": LABELS, "image_id": range(40)}), "left: image_id (whole"),

@@ -104,7 +104,9 @@ def read_log(path: str | Path) -> pd.DataFrame:
     wrong = np.argwhere((numbers.isna() & (table.notna() | (numbers.columns == found["step"]))).to_numpy())
     if len(wrong):
         row, column = wrong[0]
-        raise ValueError(f"cannot read {path}: {table.columns[column]} of row {row + 1} is {table.iloc[row, column]!r}")
+        value = table.iloc[row, column]
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"cannot read {path}: {table.columns[column]} of row {row + 1} is {shown}")
     whole = numbers[found["step"]]
     if (whole != whole.round()).any() or (abs(whole) > 2**53).any():
         raise ValueError(f"cannot read {path}: {found['step']} must be whole numbers")

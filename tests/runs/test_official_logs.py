@@ -241,7 +241,7 @@ def test_cosines_of_a_run(tmp_path, teacher):
     first, second = torch.eye(2)[:, None].expand(2, 3, 2)  # (3, 2) each
     turned = (first + second) / math.sqrt(2)
     last = "teacher" if teacher else "student"
-    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {"recipe": "made"})
     tensors = {"student/head/test": first, f"{last}/head/views": torch.stack((first, second))}
     write_tensors(snapshot_path(tmp_path, 4), tensors | ({"teacher/head/test": turned} if teacher else {}))
     table = run_cosines(Run.load(tmp_path))
