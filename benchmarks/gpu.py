@@ -229,7 +229,7 @@ def main() -> None:
         parts = [f"## {k}\n\n{table(v)}\n" for k, v in result.items() if k not in ("environment", "left out")]
         head = ", ".join(f"{k} {v}" for k, v in result["environment"].items())
         (given.out / "gpu.md").write_text(
-            "\n".join([head, "", *parts, f"Left out: {result['left out'] or 'nothing'}", ""])
+            "\n".join([head, "", *parts, f"Left out: {result['left out'] or 'nothing'}", ""]), encoding="utf-8"
         )
 
     compared = list(measures(device))
