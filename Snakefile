@@ -51,8 +51,8 @@ for number, group in enumerate(jobs(PLAN.train)):
             runtime=600 if GPUS else 10 + int(sum(map(core_seconds, group)) / 10),  # minutes, for a core six times slower
             gpu=GPUS,
         shell:
-            "TQDM_MININTERVAL=10 {PYTHON} {params.launch} -m simdino batch {output:q} --profile {params.profile}"
-            " > {log} 2>&1"
+            "TQDM_MININTERVAL=10 {PYTHON:q} {params.launch} -m simdino batch {output:q} --profile {params.profile}"
+            " > {log:q} 2>&1"
 
 
 for figure in PLAN.to_make:
@@ -78,5 +78,5 @@ for figure in PLAN.to_make:
             runtime=60,
         retries: 1  # kernels started at the same moment may race for a port
         shell:
-            "{PYTHON} -m papermill {params.notebook} {output[0]} --cwd . --no-progress-bar"
-            " -p profile {params.profile} -p out_dir {params.folder} {params.runs} > {log} 2>&1"
+            "{PYTHON:q} -m papermill {params.notebook} {output[0]:q} --cwd . --no-progress-bar"
+            " -p profile {params.profile} -p out_dir {params.folder:q} {params.runs} > {log:q} 2>&1"

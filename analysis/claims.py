@@ -5,6 +5,7 @@
 
 import ast
 import difflib
+import inspect
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from scipy.special import ndtri, stdtrit
 
 from simdino.config import recognized
 from simdino.recipes import PROFILES
-from simdino.runs import CHECKOUT, Run, environment, write_json, write_text
+from simdino.runs import CHECKOUT, Run, environment, whole_file, write_json, write_text
 
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _KINDS = ("theorem", "observation")
@@ -33,14 +34,18 @@ _STARTED = time.perf_counter()  # a notebook imports this module in its first ce
 
 
 def check_parameters(In: list[str]) -> None:
-    """Refuse parameters that a notebook does not declare: papermill only logs them and runs on with the defaults.
+    """Refuse parameters that a notebook does not declare, or of another type, before any work; write lists out.
 
     `In` is IPython's list of the sources executed so far. papermill puts a cell that begins "# Parameters" right
-    after the cell tagged `parameters`; each name that it assigns must be assigned there too. Without such a cell
-    (a notebook opened by hand) only `profile` is: it is published as typed, and any name but those of `PROFILES`
-    would have run as one of them.
+    after the cell tagged `parameters`; each name that it assigns must be assigned there too, with a value of its type.
+    What is declared as a list can be given as one value, or as text that reads as a list, as `-p seeds 1` and
+    `-p seeds "[1, 2]"` do: the notebook's name then holds the list. `~` in a path becomes the home folder.
 
-    Raises ValueError naming the unknown parameter or profile and the nearest right one.
+    Without such a cell (a notebook opened by hand) only `profile` is checked: it is published as typed, and any name
+    but those of `PROFILES` would have run as one of them.
+
+    Raises:
+        ValueError: an unknown parameter or profile, with the nearest right one; a value of another type.
     """
     profile = re.findall(r"^profile = [\"']([^\"'\n]*)", "\n".join(In), re.MULTILINE)[-1:]
     if profile:
@@ -48,12 +53,71 @@ def check_parameters(In: list[str]) -> None:
     injected = [i for i, source in enumerate(In) if source.startswith("# Parameters\n")]
     if not injected:
         return
-    declared = _assigned(In[injected[0] - 1]) if injected[0] > 0 else []
-    for name in (name for i in injected for name in _assigned(In[i])):
+    declared = _assigned(In[injected[0] - 1]) if injected[0] > 0 else {}
+    for name, value in (item for i in injected for item in _assigned(In[i]).items()):
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1, cutoff=0)
             hint = f"; did you mean {close[0]!r}? Declared: {', '.join(declared)}" if close else "; it declares none"
             raise ValueError(f"the notebook has no parameter {name!r}{hint}")
+        known = _as_declared(name, value, declared[name])
+        if known != value:
+            _notebook_names(In)[name] = known
+
+
+# What a parameter is that is None unless it is given, where it is not a text.
+_UNLESS_TEXT = {"seeds": [0], "eps": 0.2}
+
+
+def _as_declared(name: str, value: object, declared: object) -> object:
+    """A parameter's value in the type of its declared one; ValueError if it has another."""
+    like = _UNLESS_TEXT.get(name, "text") if declared is None else declared
+    if value is None and declared is None:
+        return None
+    if isinstance(like, list):
+        of = like[0] if like else "text"
+        if isinstance(value, str) and (value.lstrip().startswith("[") or (not isinstance(of, str) and "," in value)):
+            try:
+                value = list(ast.literal_eval(f"{value.rstrip(',')}," if value.lstrip()[0] != "[" else value))
+            except (ValueError, SyntaxError):
+                raise ValueError(
+                    f"parameter {name} must be {_kind(like)}, and {value!r} does not read as one"
+                ) from None
+        values = value if isinstance(value, list) else [value]
+        if all(_is_like(x, of) for x in values) and (values or isinstance(of, str)):
+            return [_expanded(x) for x in values]
+    elif _is_like(value, like):
+        return _expanded(value)
+    remedy = f"; -r {name} {value} gives it as text" if isinstance(like, str) and not isinstance(value, list) else ""
+    raise ValueError(f"parameter {name} must be {_kind(like)}, not {value!r}{remedy}")
+
+
+def _is_like(value: object, like: object) -> bool:
+    """Whether a value can stand where another one does: whole numbers for real ones, too."""
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    if isinstance(like, float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, type(like))
+
+
+def _kind(like: object) -> str:
+    """What a parameter is, in words."""
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    if isinstance(like, list):
+        return f"a list of {'text' if not like or isinstance(like[0], str) else 'whole numbers'}, such as {like[:2]}"
+    return words[type(like)]
+
+
+def _expanded(value: object) -> object:
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _notebook_names(In: list[str]) -> dict[str, object]:
+    """The names of the notebook whose executed sources these are."""
+    frame = inspect.currentframe()
+    while frame and frame.f_globals.get("In") is not In:
+        frame = frame.f_back
+    return frame.f_globals if frame else {}
 
 
 class Proportion(NamedTuple):
@@ -203,7 +267,7 @@ def _refuse_unfounded(name: str, claims: list[dict], profile: str) -> None:
     the tolerance of each observation that has one; and why.
     """
     path = CHECKOUT / "docs/expectations.toml"
-    known = tomllib.loads(path.read_text()).get(name, {}) if path.is_file() else {}
+    known = tomllib.loads(path.read_text(encoding="utf-8")).get(name, {}) if path.is_file() else {}
     for c in claims:
         fixed = {}
         if c["kind"] == "observation":
@@ -257,7 +321,7 @@ def publish(
     _refuse_unfounded(name, claims, profile)
     where = environment("cuda" if torch.cuda.is_available() else "cpu")
     notebook = f"notebooks/{name}.ipynb"
-    png = Path(out_dir or CHECKOUT / "build/figures") / f"{name}.png"
+    png = Path(out_dir or CHECKOUT / "build/figures").expanduser() / f"{name}.png"
     if profile == "smoke":
         if png.parent.resolve() == CHECKOUT / "figures":
             raise ValueError("profile smoke is a rehearsal: it does not write into figures/, where results are")
@@ -265,8 +329,8 @@ def publish(
         fig.text(0.5, 0.5, text, fontsize=40, color="gray", alpha=0.3, rotation=25, ha="center", va="center")
     png.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Source": notebook, "Comment": f"profile {profile}, commit {where['commit']}"}
-    fig.savefig(png.with_suffix(".png.tmp"), format="png", dpi=200, metadata=metadata)
-    os.replace(png.with_suffix(".png.tmp"), png)
+    with whole_file(png) as temporary:
+        fig.savefig(temporary, format="png", dpi=200, metadata=metadata)
     made = {"profile": profile, "seeds": list(seeds), **where, "minutes": (time.perf_counter() - _STARTED) / 60}
     if runs:
         made["runs"] = {key: sorted({run.environment[key] for run in runs}) for key in ("commit", "source", "hardware")}
@@ -308,7 +372,7 @@ def gallery(figures_dir: str | Path) -> Path:
 
     Raises ValueError if the folder has no published figure, or a claims file or picture is damaged or missing.
     """
-    folder = Path(figures_dir)
+    folder = Path(figures_dir).expanduser()
     records = [_published(path) for path in sorted(folder.glob("*.json"))]
     if not records:
         raise ValueError(f"{folder} holds no published figures")
@@ -342,15 +406,15 @@ def _draw(records: list[dict], png: Path) -> None:
     use_style()
     fig, ax = plt.subplots(figsize=(9, 1 + 0.32 * len(records)))
     plot_board([record | {"title": _title(record)} for record in records], ax)
-    fig.savefig(png.with_suffix(".tmp"), format="png", dpi=200)
-    os.replace(png.with_suffix(".tmp"), png)
+    with whole_file(png) as temporary:
+        fig.savefig(temporary, format="png", dpi=200)
     plt.close(fig)
 
 
 def _title(record: dict) -> str:
     """The heading of a figure's notebook, or its name without one."""
     path = CHECKOUT / record["notebook"]
-    cells = json.loads(path.read_text())["cells"] if path.is_file() else []
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
     return next((line[2:].strip() for line in lines if line.startswith("# ")), record["name"])
 
@@ -386,7 +450,7 @@ def _published(path: Path) -> dict:
     """A claims file as `publish` wrote it; a damaged one, or one without its picture, is a ValueError that names it."""
     needed = {"name", "notebook", "profile", "seeds", "hardware", "threads", "versions", "commit", "minutes", "claims"}
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if not isinstance(record, dict) or needed - record.keys():
@@ -430,12 +494,16 @@ def _finite(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _assigned(source: str) -> list[str]:
-    """The names that a cell's top level assigns."""
-    targets: list[ast.expr] = []
+def _assigned(source: str) -> dict[str, object]:
+    """The names that a cell's top level assigns, and the literals; what is no literal is a text of it."""
+    found = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign):
-            targets += node.targets
-        elif isinstance(node, ast.AnnAssign):
-            targets.append(node.target)
-    return [t.id for t in targets if isinstance(t, ast.Name)]
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Name):
+                try:
+                    found[target.id] = ast.literal_eval(node.value)
+                except ValueError:  # as float("inf")
+                    found[target.id] = math.nan
+    return found

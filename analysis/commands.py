@@ -6,11 +6,13 @@ exit status that is not 0.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +36,17 @@ def main(arguments: list[str] | None = None) -> None:
         command = COMMANDS[recognized(arguments[0], COMMANDS, "command")]
     except ValueError as error:
         sys.exit(f"simdino: {error}")
+    for stream in (sys.stdout, sys.stderr):  # of a terminal, or a file, that has no Greek letters
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    warnings.formatwarning = lambda message, *_, **__: f"simdino {arguments[0]}: {message}\n"
     try:
         command(arguments[1:])
+        sys.stdout.flush()
+    except OSError as error:  # what is printed goes to a full disk, or who reads it has gone (`| head -1`)
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"simdino {arguments[0]}: {_one_line(error)}")
     except KeyboardInterrupt as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"simdino {arguments[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
@@ -64,18 +75,28 @@ def report_command(arguments: list[str]) -> None:
     parser.add_argument(
         "what",
         nargs="+",
-        help="features (n, d) as .npy, .npz, .safetensors, .parquet, or a run directory; several stand side by side",
+        help="features (n, d) in a file, or a run directory; several stand side by side (docs/what_can_be_read.md)",
     )
-    parser.add_argument("--labels", help="class of each row: .npy, .npz, .safetensors, or text with one in each line")
+    parser.add_argument("--labels", metavar="FILE", help="class of each row: arrays, a table, or text with one a line")
+    parser.add_argument(
+        "--features", metavar="NAMES", help="the array, or the columns A,B or f*, where a file leaves that open"
+    )
+    parser.add_argument(
+        "--label", metavar="NAME", help="the array or column of the labels, where it is called otherwise"
+    )
     parser.add_argument("--eps", type=float, help=f"the paper's ε, for features (default: {PUBLISHED_EPS:.4f})")
     parser.add_argument(
         "--judged-as",
         choices=("head", "backbone"),
         help="judge features as those of a head, which a loss asks to spread (default), or of a backbone",
     )
-    parser.add_argument("--json", type=Path, help="write the report there, too; of several, each by its name")
+    parser.add_argument("--json", type=_path, help="write the report there, too; of several, each by its name")
     given = parser.parse_args(arguments)
-    options = {"labels": given.labels, "eps": given.eps, "judged_as": given.judged_as}
+    options = {name: getattr(given, name) for name in ("labels", "eps", "judged_as", "features", "label")}
+    try:
+        _check_output(given.json)
+    except ValueError as error:
+        sys.exit(f"simdino report: {error}")
     asked, pages, failed = list(dict.fromkeys(given.what)), {}, []
     runs = [what for what in asked if Path(what).expanduser().is_dir()]
     for what in asked:
@@ -86,7 +107,7 @@ def report_command(arguments: list[str]) -> None:
     if pages:
         print(several_pages(pages) if len(asked) > 1 else pages[asked[0]])
     if pages and given.json:
-        told = {name: json.loads(page.report.to_json()) for name, page in pages.items()}
+        told = {name: json.loads(page.to_json()) for name, page in pages.items()}
         try:
             write_json(given.json, told if len(asked) > 1 else told[asked[0]])
         except OSError as error:
@@ -174,14 +195,15 @@ def probe_command(arguments: list[str]) -> None:
     parser.add_argument(
         "--sequences", type=int, metavar="N", help="use only the first N videos of each set (default: all)"
     )
-    parser.add_argument("--ignore", type=int, help="what masks call pixels without a label, say 255")
+    parser.add_argument(
+        "--ignore", type=int, help="what masks call pixels without a label (-1: every value is a class)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of whatever is random (default: 0)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--json", type=Path, help="write the results there, too")
+    parser.add_argument("--json", type=_path, help="write the results there, too")
     given = parser.parse_args(arguments)
     try:
-        if given.json and not given.json.absolute().parent.is_dir():
-            raise ValueError(f"there is no folder {given.json.absolute().parent}")
+        _check_output(given.json)
         (data, sides), notes = as_trained(given.what), []
         if not given.data and len(data) != 1:
             why = f"the runs were trained on {' and on '.join(data)}" if data else "no run is given, which has its own"
@@ -201,10 +223,10 @@ def probe_command(arguments: list[str]) -> None:
             asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
             made = environment(str(backbones[0].device)) | {"asked": asked}
             rows = json.loads(results.to_json(orient="records", double_precision=15))
-            write_json(given.json, made | {"results": rows})
+            write_json(given.json, made | {"read": results.attrs["read"], "results": rows})
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
         sys.exit(f"simdino probe: {_one_line(error)}")
-    print("\n".join([*notes, results_table(results)]))
+    print("\n".join([*results.attrs["read"], *notes, results_table(results)]))
 
 
 def figures_command(arguments: list[str]) -> None:
@@ -242,7 +264,9 @@ def archive_command(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     for study in options.studies:
         try:
-            runs = [Path(options.root) / config.run_name for config in study_configs(study, options.profile)]
+            runs = [
+                Path(options.root).expanduser() / config.run_name for config in study_configs(study, options.profile)
+            ]
             path = archive_study(study, runs, profile=options.profile)
         except (ValueError, OSError) as error:
             sys.exit(f"simdino archive: {_one_line(error)}")
@@ -277,7 +301,7 @@ def recipes_command(arguments: list[str]) -> None:
     _parser("recipes", recipes_command).parse_args(arguments)
     page = CHECKOUT / "docs/recipes.md"
     try:
-        write_text(page, recipes_page(page.read_text()))
+        write_text(page, recipes_page(page.read_text(encoding="utf-8")))
     except OSError as error:
         sys.exit(f"simdino recipes: {_one_line(error)}")
     print(page)
@@ -299,6 +323,18 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def _parser(name: str, command: Callable[[list[str]], None]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"simdino {name}", description=command.__doc__, allow_abbrev=False)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse, before any work, a file that could not be written at its end."""
+    if path and not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.absolute().parent}")
+    if path and path.is_dir():
+        raise ValueError(f"{path} is a folder, and --json names a file")
 
 
 def _one_line(error: BaseException) -> str:

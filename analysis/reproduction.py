@@ -99,7 +99,7 @@ def plan(profile: str = "cpu", *, from_nothing: bool = False) -> Plan:
     runs = build / "runs" if from_nothing else CHECKOUT / "runs"
     code = code_hash(sorted(p for folder in ("simdino", "analysis") for p in (CHECKOUT / folder).rglob("*.py")))
     extra = [CHECKOUT / "analysis/plots/paper.mplstyle", CHECKOUT / "docs/expectations.toml"]
-    shared = code + "".join(path.read_text() for path in extra if path.is_file()) + profile
+    shared = code + "".join(path.read_text(encoding="utf-8") for path in extra if path.is_file()) + profile
     live = recipe(LIVE[0], profile, LIVE[1]).run_name
     figures, train, archived = [], {}, set()
     for notebook in sorted((CHECKOUT / "notebooks").glob("*.ipynb")):
@@ -126,13 +126,13 @@ def plan(profile: str = "cpu", *, from_nothing: bool = False) -> Plan:
 
 def _sources(notebook: Path) -> str:
     """What a notebook says, without its outputs."""
-    return json.dumps([cell["source"] for cell in json.loads(notebook.read_text())["cells"]])
+    return json.dumps([cell["source"] for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]])
 
 
 def _seconds(claims: Path) -> float:
     """How long a notebook took when its committed figure was made."""
     try:
-        return 60.0 * json.loads(claims.read_text())["minutes"]
+        return 60.0 * json.loads(claims.read_text(encoding="utf-8"))["minutes"]
     except (OSError, ValueError, KeyError):
         return NOTEBOOK_SECONDS
 
@@ -202,7 +202,7 @@ def _run(todo: Plan, jobs: int, options: Sequence[str]) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     for figure in todo.to_make:
         figure.log.unlink(missing_ok=True)
-    with open(log, "w") as file, stop_requests() as stop:
+    with open(log, "w", encoding="utf-8") as file, stop_requests() as stop:
         at = {"cwd": CHECKOUT, "stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(command, **at)
         for _ in _display(todo, jobs):
@@ -267,7 +267,7 @@ def _display(todo: Plan, jobs: int) -> Iterator[None]:
 def _last_line(log: Path) -> str:
     """What a log ends with."""
     try:
-        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError:
         return "it was not begun"
     return lines[-1][:300] if lines else "it says nothing"
@@ -286,7 +286,7 @@ def publish_made(todo: Plan) -> list[dict]:
         if not figure.made:
             continue
         _, picture, claims = figure.files
-        record = json.loads(claims.read_text())
+        record = json.loads(claims.read_text(encoding="utf-8"))
         records.append(record)
         kept = todo.published / claims.name
         if record.get("missing") and kept.is_file():
@@ -309,7 +309,7 @@ def _keep_committed(claims: Path) -> None:
     copy = CHECKOUT / "build/committed" / claims.name
     if claims.parent == CHECKOUT / "figures" and claims.is_file() and not copy.is_file():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        write_text(copy, claims.read_text())
+        write_text(copy, claims.read_text(encoding="utf-8"))
 
 
 def committed_record(name: str) -> dict | None:
@@ -321,7 +321,7 @@ def committed_record(name: str) -> dict | None:
         pass
     for folder in ("build/committed", "figures"):
         if (path := CHECKOUT / folder / f"{name}.json").is_file():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
     return None
 
 

@@ -225,11 +225,11 @@ def main() -> None:
         result.setdefault(name, []).append(row)
         print(name, row, flush=True)
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+        (given.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         parts = [f"## {k}\n\n{table(v)}\n" for k, v in result.items() if k not in ("environment", "left out")]
         head = ", ".join(f"{k} {v}" for k, v in result["environment"].items())
         (given.out / "gpu.md").write_text(
-            "\n".join([head, "", *parts, f"Left out: {result['left out'] or 'nothing'}", ""])
+            "\n".join([head, "", *parts, f"Left out: {result['left out'] or 'nothing'}", ""]), encoding="utf-8"
         )
 
     compared = list(measures(device))

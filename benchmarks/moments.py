@@ -84,9 +84,9 @@ def resident(field, *, reset=False):
     try:
         if reset:
             ctypes.CDLL(None).malloc_trim(0)  # what an earlier call has freed must not hide what this one takes
-            with open("/proc/self/clear_refs", "w") as file:
+            with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
                 file.write("5")
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", encoding="utf-8") as file:
             return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
     except (OSError, AttributeError, StopIteration):
         return float("nan")

@@ -7,7 +7,6 @@ damaged or incomplete file, or one of another schema, is a ValueError that says 
 import functools
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from simdino.array_files import npz_names, read_npz
 from simdino.config import Config, Optim
 from simdino.optim import schedules
 from simdino.runs import CHECKOUT, Run
@@ -83,10 +83,10 @@ class ArchivedRun(Run):
         """The run's arrays by name: log (columns, steps), measures, eigenvalues, moments."""
         study = self.path.parent
         try:
-            with np.load(study, allow_pickle=False) as file:
-                found = {name: file[f"{self.name}/{name}"] for name in ARRAYS}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            arrays = read_npz(study, [f"{self.name}/{name}" for name in ARRAYS])
+        except ValueError as error:
             raise _damaged(study, error) from None
+        found = {name: arrays[f"{self.name}/{name}"] for name in ARRAYS}
         if digest(found) != self.record["sha256"]:
             raise _damaged(study, f"the numbers of {self.name} have changed")
         return found
@@ -119,7 +119,7 @@ def archived_run(config: Config, folder: str | Path = ARCHIVE) -> ArchivedRun | 
     Raises:
         ValueError: a damaged file, or one of another schema.
     """
-    for study in sorted(Path(folder).glob("*.npz")):
+    for study in sorted(Path(folder).expanduser().glob("*.npz")):
         if record := _index(study, study.stat().st_mtime_ns).get(config.run_name):
             return ArchivedRun(study / config.run_name, record)
     return None
@@ -134,7 +134,7 @@ def archived_runs(study: str | Path) -> list[ArchivedRun]:
     Raises:
         ValueError: a missing or damaged file, or one of another schema.
     """
-    study = Path(study)
+    study = Path(study).expanduser()
     if not study.is_file():
         raise ValueError(f"there is no {study}")
     index = _index(study, study.stat().st_mtime_ns)
@@ -148,21 +148,26 @@ def archived_runs(study: str | Path) -> list[ArchivedRun]:
 def _index(study: Path, _changed: int) -> dict[str, dict]:
     """The records of a study's runs by their names; read again when the file has changed."""
     try:
-        with np.load(study, allow_pickle=False) as file:
-            index, names = json.loads(file["index"].tobytes()), set(file.files)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        names = set(npz_names(study))
+        index = json.loads(read_npz(study, ["index"])["index"].tobytes())
+    except (ValueError, RecursionError) as error:
         raise _damaged(study, error) from None
+    if not isinstance(index, dict):
+        raise _damaged(study, "its index is no JSON object")
     if index.get("schema") != SCHEMA:
         raise ValueError(
             f"{study} is of schema {index.get('schema')}, and this version reads {SCHEMA}: take the file and the code "
             f"of one version, or move the file away, and its runs are trained anew"
         )
+    if not isinstance(index.get("runs"), dict):
+        raise _damaged(study, "its index has no runs")
     if missing := {f"{run}/{name}" for run in index["runs"] for name in ARRAYS} - names:
         raise _damaged(study, f"it lacks {min(missing)}")
     return index["runs"]
 
 
 def _damaged(study: Path, why: object) -> ValueError:
+    why = str(why).removeprefix(f"cannot read {study}: ")
     return ValueError(
         f"cannot read {study}: {why}; `git checkout {study.parent.name}/{study.name}` or a new download brings it "
         f"back, and without the file its runs are trained anew"

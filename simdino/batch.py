@@ -48,7 +48,7 @@ def get_runs(
     Raises:
         ValueError: training of more than ten minutes without `train`; as in `simdino.train.get_run`.
     """
-    found, folder = {}, Path(root or RUNS)
+    found, folder = {}, Path(root or RUNS).expanduser()
     for config in {config.run_name: config for config in configs}.values():
         if (folder / config.run_name / "DONE").is_file():
             found[config.run_name] = Run.load(folder / config.run_name)
@@ -114,8 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     options, failed = parser.parse_args(arguments), []
     try:
         if not options.runs:
-            print(training_table(sorted(options.notebooks.glob("*.ipynb")), options.profile))
-        paths = [path.parent if path.name == "DONE" else path for path in map(Path, options.runs)]
+            print(training_table(sorted(options.notebooks.expanduser().glob("*.ipynb")), options.profile))
+        paths = [
+            path.parent if path.name == "DONE" else path for path in (Path(run).expanduser() for run in options.runs)
+        ]
         wanted = [(path, config_of_run(path.name, options.profile)) for path in paths]
         join_ranks()
     except ValueError as error:

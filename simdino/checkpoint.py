@@ -91,17 +91,31 @@ def resume(path: Path, branches: dict, optimizer, centers: dict) -> Progress:
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
 
-    for branch, network in branches.items():
-        network.load_state_dict(under(f"{branch}."))
-    for name, p in branches["student"].named_parameters():
-        if state := under(f"optimizer.{name}/"):  # laid out in memory as the parameter, as a fused step expects
-            optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.ndim else v for k, v in state.items()}
-    for name, center in centers.items():
-        center.copy_(tensors[name])
-    return Progress(int(metadata["step"]), float(metadata["seconds"]), float(metadata["recording_seconds"]))
+    try:
+        for branch, network in branches.items():
+            network.load_state_dict(under(f"{branch}."))
+        for name, p in branches["student"].named_parameters():
+            if state := under(f"optimizer.{name}/"):  # laid out in memory as the parameter, as a fused step expects
+                optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.ndim else v for k, v in state.items()}
+        for name, center in centers.items():
+            center.copy_(tensors[name])
+        progress = Progress(int(metadata["step"]), float(metadata["seconds"]), float(metadata["recording_seconds"]))
+    except (
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a tensor is missing or of another shape, or a word no number
+        said = f"{' '.join(str(error).split())[:200]}; without the folder {path} the run is trained anew"
+        raise ValueError(f"cannot resume from {checkpoint}: {said}") from None
+    if not 0 <= progress.step < 2**53:
+        raise ValueError(f"cannot resume from {checkpoint}: it is of step {progress.step}")
+    return progress
 
 
 def cut_log(path: Path, step: int) -> None:
     """Cut a run's log, whose steps ascend, back to those before the one that it goes on from."""
-    kept = sum(row["step"] < step for row in read_json_lines(path, whole=False))
-    write_text(path, "".join(path.read_text().splitlines(keepends=True)[:kept]))
+    steps = [row.get("step") for row in read_json_lines(path)]
+    if wrong := [i for i, at in enumerate(steps, 1) if type(at) is not int]:
+        raise ValueError(f"cannot read {path}: line {wrong[0]} has no step")
+    kept = path.read_text(encoding="utf-8").splitlines()[: sum(at < step for at in steps)]
+    write_text(path, "".join(f"{line}\n" for line in kept))

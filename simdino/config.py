@@ -333,6 +333,46 @@ class Config:
         return f"{folder}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
+# The parts of a configuration; the objective is one of several.
+_PARTS = {"data": (Data,), "crops": (Crops,), "model": (Model,), "objective": (SimDINO, DINO, SimDINOv2, DINOv2)}
+_PARTS |= {"optim": (Optim,), "record": (Record,)}
+
+
+def unfit_field(found: dict) -> str | None:
+    """Name the first field of a configuration read from JSON whose value its type and range do not have; None if none.
+
+    Fields that are missing, or that no part has today, are left: runs of other versions have them so.
+
+    >>> unfit_field({"recipe": "simdino", "optim": {"steps": "a"}}), unfit_field({"optim": {"steps": 10, "old": None}})
+    ('optim.steps', None)
+    """
+    if not isinstance(found.get("recipe", ""), str):
+        return "recipe"
+    if not _fits(found.get("seed", 0), int, Range("[0, ∞)")):
+        return "seed"
+    for part, types in _PARTS.items():
+        values = found.get(part, {})
+        if not isinstance(values, dict):
+            return part
+        for name, value in values.items():
+            owners = [owner for owner in types if name in _kinds(owner)]
+            if owners and not any(_fits(value, _kinds(o)[name], _ranges(o).get(name)) for o in owners):
+                return f"{part}.{name}"
+    return None
+
+
+def _fits(value: object, kind: object, allowed: Range | None) -> bool:
+    """Whether a value read from JSON is of a field's type, and a number in its range."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(x, get_args(kind)[0], allowed) for x in value)
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        return number and (allowed.has(value) if allowed else abs(value) < math.inf)
+    if kind == str | None:
+        return value is None or isinstance(value, str)
+    return isinstance(value, bool if kind is bool else str)
+
+
 def _values(part: object) -> dict[str, object]:
     """The values of a part's fields that count for the hash, whole ones of real numbers as real: lr=1 is lr=1.0."""
 

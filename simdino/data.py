@@ -5,12 +5,11 @@ import gzip
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from simdino.array_files import read_npz
 from simdino.config import recognized
 from simdino.image_files import Files, Paths, decoded, require
 from simdino.runs import CHECKOUT
@@ -37,6 +37,8 @@ PAGES = {
 }
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 BUILT_IN_SETS = ("photos", "digits")  # that need no files
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # of no class
+PART_NAMES = ("train", "test", "val", "training", "testing", "validation", "valid", "dev", "eval")  # in any letters
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
@@ -51,6 +53,7 @@ class Dataset(NamedTuple):
     test: UInt8[Tensor, "m c h w"] | Files
     test_labels: Int64[Tensor, " m"] | None
     classes: tuple[str, ...]
+    read: str = ""  # of files: what was taken, and what was left
 
 
 def load(
@@ -64,7 +67,8 @@ def load(
     """Load a named image set: `digits` and `photos` need no files, the others read what is at `root`.
 
     A `folder` is root/train/<class>/* with root/test or root/val, or root/<class>/* where every fifth file of a class,
-    by name, is held out; in either the images may lie in no folders of classes, and have no labels then. `cifar10` and
+    by name, is held out; in either the images may lie in no folders of classes, and have no labels then. Images in
+    folders inside a class's are its own; hidden files and folders, and those of systems, are left. `cifar10` and
     `cifar100` are the original binary files, `mnist` and `fashion_mnist` the original idx files, packed (.gz) or not.
     An `npz` is one file with the arrays `data` (encoded images end to end), `offsets`, `labels`, `split` (0 is
     training) and `names`.
@@ -97,17 +101,19 @@ def load(
         raise FileNotFoundError(f"root {root} does not exist{_page(name)}")
     if lazy and (name != "folder" or size is None):
         raise ValueError(f"images can be decoded while training for a folder and a size only, not {name} at {size}")
-    *arrays, classes = DATASETS[name](root, size, *[True] * lazy)
+    train, train_labels, test, test_labels, classes, *read = DATASETS[name](root, size, *[True] * lazy)
     parts = []
-    for part, images, labels in (("training", *arrays[:2]), ("test", *arrays[2:])):
+    for part, images, labels in (("training", train, train_labels), ("test", test, test_labels)):
         if not len(images):
-            raise ValueError(f"{name} at {root} has no {part} images")
+            fifth = name == "folder" and not (root / "train").is_dir()
+            why = ": every fifth of a class, by name, is held out for it, and no class has five" if fifth else ""
+            raise ValueError(f"{name} at {root} has no {part} images{why}")
         if labels is not None:
             labels = torch.as_tensor(labels).long().to(device)
             if labels.min() < 0 or labels.max() >= len(classes):
                 raise ValueError(f"{name} at {root} has {part} labels outside 0..{len(classes) - 1}")
         parts += [images if lazy else _resized(torch.as_tensor(images), size).to(device), labels]
-    return Dataset(*parts, tuple(map(str, classes)))
+    return Dataset(*parts, tuple(map(str, classes)), *read)
 
 
 def digits(root: None, size: int | None) -> tuple:
@@ -179,71 +185,148 @@ def _photo_crop(im, side: int, test: bool, rng: np.random.Generator) -> np.ndarr
 def folder(root: Path, size: int | None, lazy: bool = False) -> tuple:
     """Read root/train/<class>/* with root/test or root/val, or root/<class>/* with every fifth file held out.
 
-    Images that lie in no folder of a class have no labels: root/train/*, or root/*.
+    Images that lie in no folder of a class have no labels: root/train/*, or root/*. What was taken and left is said.
     """
     held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), None)
     if (root / "train").is_dir():
         if held_out is None:
             raise FileNotFoundError(f"{root} has a train folder but neither test nor val beside it")
-        classes = _subfolders(root / "train")
-        unknown = set(_subfolders(held_out)) - set(classes)
-        if unknown:
-            raise ValueError(f"{held_out} has the class {min(unknown)}, which {root / 'train'} has not")
-        parts = [(root / "train", lambda k: True), (held_out, lambda k: True)]
+        places = (root / "train", held_out)
     else:
-        classes = _subfolders(root)
-        parts = [(root, lambda k: k % 5 != 4), (root, lambda k: k % 5 == 4)]
-    out = []
-    for path, chosen in parts:
-        paths, labels = _labeled_paths(path, classes, chosen)
-        out += [Files(paths, size) if lazy else decoded(zip(paths, paths, strict=True), size), labels]
-    return *out, classes
+        places = (root, root)
+    listed = [_listing(place) for place in dict.fromkeys(places)]
+    first, last = listed[0], listed[-1]
+    classes = list(first.files)
+    if not classes and not first.loose:
+        said = f"; it has {first.left_words()}" if first.left else ""
+        raise FileNotFoundError(f"{places[0]} has neither class folders nor images{said}")
+    if len(wrong := [name for name in classes if name.lower() in PART_NAMES]) > 1:  # one can be a class, as of trains
+        found = " and ".join(wrong)
+        raise ValueError(
+            f"{found} in {places[0]} are no classes, by their names: parts are called train, and test or val"
+        )
+    if len(classes) == 1 and first.nested == len(first.files[classes[0]]):
+        inner = places[0] / classes[0]
+        raise ValueError(f"all images lie in folders inside {inner}: if these are the classes, the root is {inner}")
+    unknown = set(last.files) - set(classes)
+    if unknown:
+        raise ValueError(f"{held_out} has the class {min(unknown)}, which {root / 'train'} has not")
+    out, counts, notes = [], [], Counter()
+    for part, (place, found) in enumerate(zip(places, (first, last), strict=True)):
+        chosen = (lambda k: (k % 5 == 4) == part) if place == root else (lambda k: True)  # noqa: B023  used at once
+        groups = [found.files.get(name, []) for name in classes] if classes else [found.loose]
+        groups = [[file for k, file in enumerate(group) if chosen(k)] for group in groups]
+        counts.append([len(group) for group in groups])
+        paths = Paths(file for group in groups for file in group)
+        images = Files(paths, size) if lazy else decoded(zip(paths, paths, strict=True), size, notes)
+        out += [images, np.repeat(np.arange(len(classes)), counts[-1]) if classes else None]
+    return *out, classes, _said(root, classes, counts, listed, notes, places)
 
 
-def _labeled_paths(path: Path, classes: list[str], chosen: Callable[[int], bool]) -> tuple[Paths, np.ndarray | None]:
-    """The image files of a folder, without those whose place in their class is not chosen; their classes, if any."""
-    counts = []
+class _Listing(NamedTuple):
+    """The images in a folder, and what else is in it."""
 
-    def files() -> Iterator[str]:
-        for name in classes or [""]:
-            some = [file for k, file in enumerate(_image_files(path / name)) if chosen(k)]
-            counts.append(len(some))
-            yield from some
+    files: dict[str, list[str]]  # of each class that has any, those in folders inside it, too
+    loose: list[str]  # in no class's folder
+    nested: int  # images in folders inside a class's
+    left: Counter[str]
 
-    paths = Paths(files())
-    return paths, np.repeat(np.arange(len(classes)), counts) if classes else None
+    def left_words(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self.left.items())
 
 
-def _subfolders(path: Path) -> list[str]:
-    """The class folders in a folder; none where it has images instead."""
-    names = sorted(p.name for p in path.iterdir() if p.is_dir())
-    if not names and not _image_files(path):
-        raise FileNotFoundError(f"{path} has neither class folders nor images")
-    return names
+def _listing(path: Path) -> _Listing:
+    """List the images of a folder by class; hidden files and folders are left, and counted with all else."""
+    left, files, nested = Counter(), {}, 0
+
+    def visible(names: list[str], *, folders: bool) -> list[str]:
+        hidden = [name for name in names if name.startswith(".") or name in SYSTEM_FOLDERS]
+        left["hidden folders" if folders else "hidden files"] += len(hidden)
+        return sorted(set(names) - set(hidden))
+
+    def images(here: str, names: list[str]) -> list[str]:
+        found = []
+        for name in visible(names, folders=False):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                found.append(os.path.join(here, name))
+            else:
+                left[f"files of another kind ({suffix or 'without a suffix'})"] += 1
+        return found
+
+    entries = list(os.scandir(path)) if path.is_dir() else []
+    loose = images(str(path), [entry.name for entry in entries if not entry.is_dir()])
+    for name in visible([entry.name for entry in entries if entry.is_dir()], folders=True):
+        found = []
+        for here, inside, names in os.walk(path / name):
+            linked = [folder for folder in inside if os.path.islink(os.path.join(here, folder))]
+            left["links to folders"] += len(linked)
+            inside[:] = visible([folder for folder in inside if folder not in linked], folders=True)
+            own = images(here, names)
+            nested += len(own) * (here != str(path / name))
+            found += own
+        if found:
+            files[name] = found
+        else:
+            left["folders without images"] += 1
+    if files and loose:
+        left["images in no class's folder"] += len(loose)
+    return _Listing(files, loose, nested, +left)
 
 
-def _image_files(path: Path) -> list[str]:
-    names = sorted(os.listdir(path)) if path.is_dir() else []
-    return [os.path.join(path, name) for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+def _said(
+    root: Path,
+    classes: list[str],
+    counts: list[list[int]],
+    listed: list[_Listing],
+    notes: Counter[str],
+    places: tuple[Path, Path],
+) -> str:
+    """What was taken of a folder, and what was left."""
+    train, test = map(sum, counts)
+    said = f"{root}: {train} training and {test} test images"
+    if places[0] == places[1]:
+        said += " (every fifth of a class, by name)" if classes else " (every fifth, by name)"
+    if classes:
+        each = [f"{name} {a} + {b}" for name, a, b in zip(classes, *counts, strict=True)]
+        shown = each if len(each) <= 12 else [*each[:5], "…", each[-1]]
+        said += f" of {len(classes)} classes: {', '.join(shown)}"
+    if nested := sum(found.nested for found in listed):
+        said += f"; {nested} of them lie in folders inside a class's"
+    said += "".join(f"; {count} {note}" for note, count in notes.items())
+    left = sum((found.left for found in listed), Counter())
+    if places[0] != root:
+        others = [d.name for d in root.iterdir() if d.is_dir() and d not in places and not d.name.startswith(".")]
+        left.update(
+            {f"other folder{'s' * (len(others) > 1)} ({', '.join(sorted(others))})": len(others)} if others else {}
+        )
+    return said + (f"; left: {', '.join(f'{count} {what}' for what, count in left.items())}" if left else "")
 
 
 def npz(root: Path, size: int | None) -> tuple:
     """Read one .npz of encoded images end to end (`data`, `offsets`), `labels`, `split` (0 is training), `names`."""
-    try:
-        with np.load(root, allow_pickle=False) as z:
-            missing = {"data", "offsets", "labels", "split", "names"} - set(z.files)
-            if missing:
-                raise ValueError(f"it has no array {', '.join(sorted(missing))}")
-            data, offsets, labels, split, names = (z[k] for k in ("data", "offsets", "labels", "split", "names"))
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error, BadZipFile) as error:
-        raise ValueError(f"{root} is not an .npz of images: {error}") from error
-    if not (len(labels) == len(split) == len(offsets) - 1) or (np.diff(offsets) <= 0).any() or offsets[-1] > len(data):
+    names = ("data", "offsets", "labels", "split", "names")
+    arrays = read_npz(root, names)
+    for name in names[:-1]:
+        if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iub":
+            raise ValueError(f"{root} is damaged: {name} must be whole numbers (n,), not {arrays[name].dtype}")
+    data, offsets, labels, split, classes = arrays.values()
+    if (
+        not (len(labels) == len(split) == len(offsets) - 1)
+        or data.dtype != np.uint8
+        or offsets[0] < 0
+        or (np.diff(offsets.astype(np.int64)) <= 0).any()
+        or offsets[-1] > len(data)
+        or classes.ndim != 1
+    ):
         raise ValueError(f"{root} is damaged: offsets, labels, split and data do not fit together")
-    out = []
+    out, notes = [], Counter()
     for part in (np.flatnonzero(split == 0), np.flatnonzero(split != 0)):
         encoded = ((f"image {i} of {root}", BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())) for i in part)
-        out += [decoded(encoded, size), labels[part].astype(np.int64)]
-    return *out, names
+        out += [decoded(encoded, size, notes), labels[part].astype(np.int64)]
+    said = "".join(f"; {count} {note}" for note, count in notes.items())
+    parts = f"{len(out[0])} training and {len(out[2])} test images"
+    return *out, classes, f"{root}: {parts} of {len(classes)} classes{said}"
 
 
 def cifar10(root: Path, size: int | None) -> tuple:
@@ -280,7 +363,7 @@ def _cifar(root: Path, name: str, directory: str, train: list[str], test: str, n
         block = np.concatenate(blocks)
         return block[:, head:].reshape(-1, 3, 32, 32), block[:, head - 1].astype(np.int64)
 
-    return *rows(train, 50_000), *rows([test], 10_000), (root / names).read_text().split()
+    return *rows(train, 50_000), *rows([test], 10_000), (root / names).read_text(encoding="utf-8").split()
 
 
 def mnist(root: Path, size: int | None) -> tuple:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -118,12 +119,16 @@ def workers_needed(images: Files, rate: float, *, sample: int = 32) -> int:
     return math.ceil(rate * (time.perf_counter() - start) / len(chosen))
 
 
-def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarray:
+def decoded(encoded: Iterable[tuple[str, object]], size: int | None, notes: Counter[str] | None = None) -> np.ndarray:
     """Decode images on a few threads; on one in a process that is itself one of several.
+
+    They are turned upright where EXIF says how. 16 bits are brought to 8, transparency is left. Several frames, and
+    values whose range nobody says, are refused.
 
     Args:
         encoded: of each image a name, for messages, and a path or file object.
         size: side in pixels (short side resized, then the center square); None keeps the images' own.
+        notes: counts what was done to images that another reader may not do.
 
     Returns:
         All images, uint8 (N, 3, h, w).
@@ -134,24 +139,48 @@ def decoded(encoded: Iterable[tuple[str, object]], size: int | None) -> np.ndarr
     require("PIL", "pillow", "reading image files")
     from PIL import Image, ImageOps
 
-    def decode(item: tuple[str, object]) -> np.ndarray:
+    def decode(item: tuple[str, object]) -> tuple[np.ndarray, list[str]]:
         try:
             with Image.open(item[1]) as im:
-                im = im.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                im, said = _rgb(im)
+        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
             raise ValueError(f"{item[0]} is not a readable image: {error}") from error
         if size is not None and im.size != (size, size):
             im = ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC)
-        return np.asarray(im)
+        return np.asarray(im), said
 
     encoded = list(encoded)
     with ThreadPoolExecutor(1 if get_worker_info() else None) as pool:
         out = list(pool.map(decode, encoded))
+    if notes is not None:
+        notes.update(note for _, said in out for note in said)
+    out = [image for image, _ in out]
     for (name, _), image in zip(encoded, out, strict=True):
         if image.shape != out[0].shape:
             h, w = image.shape[:2]
             raise ValueError(f"size is needed, as the images differ: {encoded[0][0]} and {name} ({w}x{h})")
     return np.stack(out).transpose(0, 3, 1, 2).copy() if out else np.empty((0, 3, 1, 1), np.uint8)
+
+
+def _rgb(im: "PIL.Image.Image") -> tuple["PIL.Image.Image", list[str]]:  # noqa: F821
+    """An open image in 8-bit RGB and upright, and what was done to it."""
+    from PIL import Image, ImageOps
+
+    said = []
+    if getattr(im, "n_frames", 1) > 1 and im.format != "MPO":  # whose others are previews, or for the other eye
+        raise ValueError(f"it has {im.n_frames} frames or pages, and one is expected: save each as an image of its own")
+    if im.getexif().get(0x0112, 1) != 1:  # the orientation
+        im, said = ImageOps.exif_transpose(im), ["turned upright by EXIF"]
+    if im.mode.startswith("I;16") or (im.mode == "I" and im.format in ("PNG", "PPM")):
+        levels = np.asarray(im).astype(np.float64) / 257
+        im, said = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)), [*said, "with 16 bits, brought to 8"]
+    elif im.mode in ("I", "F"):
+        kind = "32-bit" if im.mode == "I" else "real"
+        raise ValueError(f"its values are {kind} numbers whose range nobody says: save it with 8 bits")
+    if im.has_transparency_data:
+        said.append("with transparency, which is left")
+        im = im.convert("RGBA")
+    return im.convert("RGB"), said
 
 
 def require(module: str, package: str, purpose: str) -> None:

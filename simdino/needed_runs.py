@@ -32,7 +32,7 @@ def parameters(notebook: str | Path) -> dict[str, object]:
         ValueError: a notebook that cannot be read, or one without exactly one such cell.
     """
     try:
-        cells = json.loads(Path(notebook).read_text())["cells"]
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot read {notebook}: {error}") from None

@@ -20,7 +20,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,15 +31,31 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from simdino.config import unfit_field
+
 CHECKOUT = Path(__file__).parents[1]  # the project's folder, where it is a checkout
+
+
+class _Named(dict):
+    """What a file of a run holds, by name; a name that it lacks is a ValueError of both."""
+
+    def __init__(self, values: dict, path: Path, under: str = ""):
+        super().__init__({k: _Named(v, path, f"{under}{k}.") if isinstance(v, dict) else v for k, v in values.items()})
+        self.path, self.under = path, under
+
+    def __missing__(self, name: str) -> None:
+        raise ValueError(f"cannot read {self.path}: it has no {self.under}{name}")
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk, each file of which is read when it is asked for.
+    """A run on disk, each file of which is read and checked when it is asked for.
 
     Raises:
-        ValueError: a missing or damaged file, by its name.
+        ValueError: a missing or damaged file, or a field that is missing or means nothing, by their names.
     """
 
     path: Path
@@ -47,10 +64,13 @@ class Run:
     @classmethod
     def load(cls, path: str | Path) -> "Run":
         """Open the run in a directory; ValueError if its configuration is missing or unreadable."""
-        run = cls(Path(path))
+        run = cls(Path(path).expanduser())
         if not (run.path / "config.json").is_file():
             raise ValueError(f"{run.path} is not a run directory: it has no config.json")
-        run.config  # noqa: B018  read now, so that damage shows here
+        if not run.config.get("recipe") and not any((run.path / file).exists() for file in ("metrics.jsonl", "DONE")):
+            raise ValueError(
+                f"{run.path} is not a run directory: its config.json is of something else, without a recipe"
+            )
         return run
 
     @property
@@ -66,17 +86,29 @@ class Run:
     @property
     def seconds(self) -> float:
         """How long training took, of a finished run."""
-        return read_json(self.path / "DONE")["seconds"]
+        seconds = _Named(read_json(self.path / "DONE"), self.path / "DONE")["seconds"]
+        if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+            raise ValueError(f"cannot read {self.path / 'DONE'}: its seconds are {seconds!r}")
+        return seconds
 
     @functools.cached_property
     def config(self) -> dict:
         """Every field of the configuration, resolved."""
-        return read_json(self.path / "config.json")
+        path = self.path / "config.json"
+        found = read_json(path)
+        if wrong := unfit_field(found):
+            raise ValueError(f"cannot read {path}: its {wrong} means nothing")
+        return _Named(found, path)
 
     @functools.cached_property
     def environment(self) -> dict:
         """Commit, versions, hardware and source hash of the process that trained."""
-        return read_json(self.path / "environment.json")
+        path = self.path / "environment.json"
+        found = read_json(path)
+        for name in ("commit", "source", "hardware"):
+            if not isinstance(found.get(name, ""), str):
+                raise ValueError(f"cannot read {path}: its {name} is {found[name]!r}")
+        return _Named(found, path)
 
     @property
     def metrics(self) -> "pandas.DataFrame":  # noqa: F821
@@ -84,9 +116,17 @@ class Run:
 
         Costlier numbers, such as gradients' norms, are measured every `record.log_every` steps and at the last.
         """
+        return self.logged()
+
+    def logged(self, *names: str) -> "pandas.DataFrame":  # noqa: F821
+        """`metrics`, of which some columns are needed."""
         import pandas as pd
 
-        return pd.DataFrame(read_json_lines(self.path / "metrics.jsonl", whole=self.done))
+        path = self.path / "metrics.jsonl"
+        table = pd.DataFrame(read_json_lines(path))
+        if len(table):
+            _check_log(table, path, ("step", *names))
+        return table
 
     @property
     def steps(self) -> list[int]:
@@ -104,13 +144,58 @@ class Run:
 
         Images without classes have no labels.
         """
-        return read_tensors(self.path / "probe.safetensors")
+        path = self.path / "probe.safetensors"
+        found = _Named(read_tensors(path), path)
+        for part in ("bank", "test"):
+            images, labels = found[f"{part}_images"], found.get(f"{part}_labels")
+            if images.ndim != 4 or not images.numel():
+                raise ValueError(f"cannot read {path}: {part}_images have the shape {tuple(images.shape)}")
+            if (labels is None) != ("bank_labels" not in found):
+                raise ValueError(f"cannot read {path}: it has labels of one part only")
+            if labels is not None and (
+                labels.shape != images.shape[:1] or labels.is_floating_point() or labels.min() < 0
+            ):
+                raise ValueError(
+                    f"cannot read {path}: {part}_labels are not one class for each of {len(images)} images"
+                )
+        if found["bank_images"].shape[1:] != found["test_images"].shape[1:]:
+            raise ValueError(f"cannot read {path}: bank_images and test_images are of different sizes")
+        return found
 
     def snapshot(self, step: int) -> dict[str, Tensor]:
         """The features at a recorded step, by "<branch>/<tap>/<set>": "teacher/backbone/test" is (n, d)."""
         if step not in self.steps:
             raise ValueError(f"{self.name} has no snapshot of step {step}; it has {self.steps}")
-        return read_tensors(snapshot_path(self.path, step))
+        path = snapshot_path(self.path, step)
+        found = _Named(read_tensors(path), path)
+        self._check_features(found, path)
+        return found
+
+    def _check_features(self, found: dict[str, Tensor], path: Path) -> None:
+        """ValueError for features that are none, or not those of the images of the first snapshot."""
+        axes = {"test": 2, "bank": 2, "views": 3, "patches": 3}
+        for name, z in found.items():
+            of = name.rpartition("/")[2]
+            if not z.is_floating_point() or z.ndim != axes.get(of, z.ndim) or not z.numel():
+                raise ValueError(f"cannot read {path}: {name} is no set of features: {tuple(z.shape)} {z.dtype}")
+            if not torch.isfinite(z.sum(dtype=torch.float64)):
+                raise ValueError(f"cannot read {path}: {name} contains NaN or infinite values")
+        counts = {name.rpartition("/")[2]: z.shape[0] for name, z in found.items()}
+        different = [name for name, z in found.items() if z.shape[0] != counts[name.rpartition("/")[2]]]
+        probe = self.path / "probe.safetensors"
+        images = _shapes(probe) if probe.is_file() else {}
+        different += [
+            name
+            for name, z in found.items()
+            if (known := images.get(f"{name.rpartition('/')[2]}_images")) and known[0] != z.shape[0]
+        ]
+        if different:
+            raise ValueError(f"cannot read {path}: {different[0]} has features of another number of images")
+        layout = {name: tuple(z.shape) for name, z in found.items()}
+        first = snapshot_path(self.path, self.steps[0])
+        if path != first and layout != (known := _shapes(first)):
+            names = sorted(known.keys() ^ layout.keys()) or [n for n in known if known[n] != layout[n]]
+            raise ValueError(f"cannot read {path}: {names[0]} is not as in {first.name}, the first snapshot")
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The networks at a step where they were kept, by "<branch>.<parameter>": "teacher.backbone.pos_embed".
@@ -119,7 +204,36 @@ class Run:
         """
         if step not in self.weight_steps:
             raise ValueError(f"{self.name} has no weights of step {step}; it has {self.weight_steps}")
-        return read_tensors(weights_path(self.path, step))
+        path = weights_path(self.path, step)
+        return _Named(read_tensors(path), path)
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, from its header."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+
+
+def _check_log(table: "pandas.DataFrame", path: Path, names: Sequence[str]) -> None:  # noqa: F821
+    """ValueError for a log that lacks a column, or has something else in the place of a number, by its line."""
+    for name in names:
+        if name not in table:
+            raise ValueError(f"cannot read {path}: it has no {name}")
+    for name in table:
+        if table[name].dtype.kind not in "if":
+            numbers = [(isinstance(x, int | float) and not isinstance(x, bool)) or x is None for x in table[name]]
+            if not all(numbers):
+                line, value = numbers.index(False), table[name].iloc[numbers.index(False)]
+                raise ValueError(f"cannot read {path}: {name} of line {line + 1} is {value!r}, no number")
+            table[name] = table[name].astype(float)  # None, and numbers that are too large for whole ones
+    steps = table["step"].to_numpy()
+    right = [steps[0] >= 0, *(steps[1:] > steps[:-1])]
+    if table["step"].dtype.kind != "i" or not all(right):
+        line = right.index(False) if not all(right) else int((steps != steps.round()).argmax())
+        raise ValueError(f"cannot read {path}: step of line {line + 1} is {steps[line]}, and steps are whole and rise")
 
 
 def _steps_in(folder: Path) -> list[int]:
@@ -164,39 +278,45 @@ def evaluated_branch(snapshot: dict[str, Tensor]) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file; a missing or damaged one is a ValueError that names it."""
+    """Read a JSON object; a missing or damaged file is a ValueError that names it."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # fails for what nothing could print or write again
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"cannot read {path}: it is no JSON object")
+    return found
 
 
-def read_json_lines(path: Path, *, whole: bool = True) -> list[dict]:
-    """Read a file of JSON objects, one on each line.
-
-    Args:
-        path: the file.
-        whole: False while it is being written: a last line that still lacks its end is then left out.
+def read_json_lines(path: Path) -> list[dict]:
+    """Read a file of JSON objects, one on each line; a last line that is cut short is left out, with a warning.
 
     Raises:
         ValueError: a missing file or a damaged line, by its number.
     """
     try:
-        lines = path.read_text().splitlines(keepends=True)
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
-    if not whole and lines and not lines[-1].endswith("\n"):
+    if lines and not lines[-1].endswith("\n") and not _is_object(lines[-1]):
+        warnings.warn(f"the last line of {path} is cut short and left out", stacklevel=2)
         lines.pop()
-    with contextlib.suppress(ValueError):  # all at once is faster; line by line says which one is damaged
-        if len(rows := json.loads(f"[{','.join(lines)}]")) == len(lines):
+    with contextlib.suppress(ValueError, RecursionError):  # all at once is faster; line by line says which is damaged
+        rows = json.loads(f"[{','.join(lines)}]")
+        if len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):
             return rows
-    rows = []
     for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"cannot read {path}: line {number} is damaged") from None
-    return rows
+        if not _is_object(line):
+            raise ValueError(f"cannot read {path}: line {number} is damaged")
+    return [json.loads(line) for line in lines]
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -219,17 +339,33 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file under a temporary name, then rename it: it exists whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     cpu = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    safetensors.torch.save_file(cpu, temporary, metadata)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        safetensors.torch.save_file(cpu, temporary, metadata)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it: it exists whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, which becomes the file's when all is written, and is removed otherwise.
+
+    Raises:
+        OSError: it cannot be written, as where a disk is full; the file is named.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -257,7 +393,7 @@ def code_hash(modules: Sequence[Path]) -> str:
     """
     found = hashlib.sha256()
     for module in modules:
-        tree = ast.parse(module.read_text())
+        tree = ast.parse(module.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             first = body[0] if isinstance(body := getattr(node, "body", None), list) and body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -297,6 +433,6 @@ def _commit() -> str:
 
 def _processor() -> str:
     try:
-        return re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[1]
+        return re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1]
     except (OSError, TypeError):
         return platform.processor() or platform.machine()

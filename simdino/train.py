@@ -70,7 +70,7 @@ def get_run(config: Config, root: str | Path | None = None, *, device: str | Non
         FloatingPointError: a loss or a gradient that is not finite.
         KeyboardInterrupt: a signal has stopped the run.
     """
-    path, device = Path(root or RUNS) / config.run_name, usable_device(device)
+    path, device = Path(root or RUNS).expanduser() / config.run_name, usable_device(device)
     done = path / "DONE"
     with _locked(path) if ranks().rank == 0 and not done.is_file() else nullcontext():
         if not of_first_rank(done.is_file(), device):
@@ -108,6 +108,8 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     keep_freed_memory()
     data, lazy = config.data, config.data.workers > 0
     images = load(data.name, root=data.root, size=data.size, device=device, lazy=lazy)
+    if rank == 0 and progress and images.read:
+        print(images.read, flush=True)
     if o.batch_size > len(images.train):
         raise ValueError(f"batch_size {o.batch_size} is larger than the {len(images.train)} training images")
     parts = max(o.groups, world)  # of a batch: each is on one rank
@@ -150,7 +152,7 @@ def _train(config: Config, path: Path, *, device: str, progress: bool) -> None:
     saved, saved_at = start, time.perf_counter()
     bar = tqdm(range(start, o.steps), initial=start, total=o.steps, desc=path.name, disable=not progress or rank > 0)
     log_path = path / "metrics.jsonl" if rank == 0 else os.devnull
-    with open(log_path, "a") as file, decoding, stop_requests() as request:
+    with open(log_path, "a", encoding="utf-8") as file, decoding, stop_requests() as request:
         log = StepLog(config, file, team)
         for step in bar:
             if step in snapshots:

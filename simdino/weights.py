@@ -64,7 +64,7 @@ def load_weights(
     Raises:
         ValueError: a file that cannot be read without running its code, or that holds no such network.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     tensors, names = _renamed(_branch(_read(path), branch, path))
     described = read_metadata(path).get("model") if path.suffix == ".safetensors" else None
     config = config or (_described(described, path) if described else _inferred(tensors, path))
@@ -113,7 +113,7 @@ def save_weights(network: Network, path: str | Path, *, names: Literal["ours", "
             tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
             tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
         tensors = {k.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2."): v for k, v in tensors.items()}
-    write_tensors(Path(path), tensors, metadata)
+    write_tensors(Path(path).expanduser(), tensors, metadata)
 
 
 def _read(path: Path) -> Mapping:

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 
 import matplotlib
@@ -201,6 +202,90 @@ def test_check_parameters_accepts_declared_names_and_a_notebook_opened_by_hand()
 def test_check_parameters_does_not_take_other_cells_names_for_parameters():
     with pytest.raises(ValueError, match="no parameter 'early'"):
         check_parameters(["", "early = 1", DECLARED, "# Parameters\nearly = 2\n"])
+
+
+TYPED = 'seeds = [0]\nrecipes = ["a"]\ndata = []\nblock = 3\neps = 0.5\ntrain = False\nlog = "x"\nout_dir = None\n'
+
+
+def as_notebook(injected, declared=TYPED):
+    """The names of a notebook after its parameters were checked."""
+    names = {"In": ["", declared, f"# Parameters\n{injected}"], "check_parameters": check_parameters}
+    for source in names["In"]:
+        exec(source, names)
+    exec("check_parameters(In)", names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("injected", "name", "expected"),
+    [
+        ("seeds = 1", "seeds", [1]),
+        ('seeds = "[3]"', "seeds", [3]),
+        ('seeds = "[1, 2]"', "seeds", [1, 2]),
+        ('seeds = "1,2"', "seeds", [1, 2]),
+        ("seeds = [4, 5]", "seeds", [4, 5]),
+        ('recipes = "simdino@optim.lr=1,optim.ema=0"', "recipes", ["simdino@optim.lr=1,optim.ema=0"]),
+        ("""recipes = "['a', 'b']\"""", "recipes", ["a", "b"]),
+        ("recipes = []", "recipes", []),
+        ('data = "~/x"', "data", [os.path.expanduser("~/x")]),
+        ("eps = 1", "eps", 1),
+        ("train = True", "train", True),
+        ("out_dir = None", "out_dir", None),
+        ('out_dir = "~/y"', "out_dir", os.path.expanduser("~/y")),
+    ],
+)
+def test_check_parameters_takes_values_as_they_read(injected, name, expected):
+    assert as_notebook(injected)[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("injected", "words"),
+    [
+        ('seeds = "[3"', "seeds must be a list of whole numbers, such as [0], and '[3' does not read as one"),
+        ("seeds = 0.5", "seeds must be a list of whole numbers, such as [0], not 0.5"),
+        ("seeds = True", "seeds must be a list of whole numbers"),
+        ("seeds = []", "seeds must be a list of whole numbers"),
+        ("seeds = None", "seeds must be a list of whole numbers"),
+        ('seeds = "a"', "seeds must be a list of whole numbers"),
+        ("recipes = [1]", "recipes must be a list of text"),
+        ('block = "3"', "block must be a whole number, not '3'"),
+        ("block = 3.0", "block must be a whole number, not 3.0"),
+        ("block = True", "block must be a whole number, not True"),
+        ('eps = "a"', "eps must be a number, not 'a'"),
+        ('eps = float("inf")', "eps must be a number, not nan"),
+        ("train = 1", "train must be True or False, not 1"),
+        ("out_dir = 2026", "out_dir must be text, not 2026; -r out_dir 2026 gives it as text"),
+        ("log = None", "log must be text, not None"),
+    ],
+)
+def test_check_parameters_refuses_values_of_another_type_before_any_work(injected, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        as_notebook(injected)
+
+
+def test_what_is_none_unless_it_is_given_has_a_type_too():
+    declared = "seeds = None\neps = None\nwhat = None\n"
+    assert as_notebook("seeds = 2\neps = 1\nwhat = 'a'", declared)["seeds"] == [2]
+    for injected in ("seeds = 'a'", "eps = 'a'", "what = 3"):
+        with pytest.raises(ValueError, match=f"parameter {injected.split()[0]} must be"):
+            as_notebook(injected, declared)
+
+
+def test_figures_go_home_where_the_folder_begins_with_a_tilde(fig, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    publish(fig, [computed(measured=1)], name="x", out_dir="~/figures", profile="smoke")
+    assert sorted(f.name for f in (tmp_path / "figures").iterdir()) == ["x.json", "x.png"]
+
+
+def test_somebody_s_own_style_does_not_reach_the_figures(tmp_path):
+    with matplotlib.rc_context({"text.usetex": True, "axes.grid": False, "font.size": 30}):
+        style.use_style()
+        fig, ax = plt.subplots()
+        ax.set_title("Γ, λ")
+        fig.savefig(tmp_path / "x.png")
+        plt.close(fig)
+        assert (matplotlib.rcParams["text.usetex"], matplotlib.rcParams["axes.grid"]) == (False, True)
+        assert matplotlib.rcParams["font.size"] == 10
 
 
 def test_check_parameters_refuses_an_unknown_profile_injected_or_typed():

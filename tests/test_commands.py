@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +63,11 @@ def test_command_reads_every_format_alike(stored, tmp_path, capsys):
     expected = json.loads(report(z, labels=labels).to_json())
     for line in lines:
         report_command([*map(str, line), "--json", str(tmp_path / "out.json")])
-        assert json.loads((tmp_path / "out.json").read_text()) == expected
-        assert str(report(z, labels=labels)) in capsys.readouterr().out
+        written = json.loads((tmp_path / "out.json").read_text())
+        said = " ".join(capsys.readouterr().out.split())
+        assert all(sentence in said for sentence in written.pop("read"))
+        assert written == expected
+        assert " ".join(str(report(z, labels=labels)).split()) in said
 
 
 def test_command_in_a_process_of_its_own(stored, tmp_path):
@@ -80,8 +85,8 @@ def test_command_in_a_process_of_its_own(stored, tmp_path):
 
 def test_command_refuses_what_is_not_there_or_of_no_known_kind(tmp_path):
     assert "there is no file" in refused(tmp_path / "absent.npy")
-    (tmp_path / "z.pt").write_bytes(b"x")
-    assert ".safetensors" in refused(tmp_path / "z.pt")
+    (tmp_path / "z.mat").write_bytes(b"x")
+    assert ".safetensors" in refused(tmp_path / "z.mat")
     (tmp_path / "run").mkdir()
     assert "not a run directory" in refused(tmp_path / "run")
 
@@ -122,8 +127,10 @@ def test_command_refuses_labels_that_do_not_fit(tmp_path):
     np.save(tmp_path / "labels.npy", np.arange(3))
     np.savez(tmp_path / "two.npz", a=np.arange(3), b=np.arange(3))
     assert "cannot read" in refused(tmp_path / "z.npy", "--labels", tmp_path / "labels.txt")
-    assert "labels must have shape" in refused(tmp_path / "z.npy", "--labels", tmp_path / "labels.npy")
-    assert "must hold one array" in refused(tmp_path / "z.npy", "--labels", tmp_path / "two.npz")
+    assert "labels.npy has 3 labels, and z.npy 50 rows" in refused(
+        tmp_path / "z.npy", "--labels", tmp_path / "labels.npy"
+    )
+    assert "two.npz has a, b: say with --label" in refused(tmp_path / "z.npy", "--labels", tmp_path / "two.npz")
     assert "eps must be positive" in refused(tmp_path / "z.npy", "--eps", 0)
 
 
@@ -142,13 +149,15 @@ def test_parquet_of_columns_and_of_lists(tmp_path, capsys):
     for name, table in (("columns", columns), ("lists", lists)):
         table.to_parquet(tmp_path / f"{name}.parquet", row_group_size=90)
         report_command([str(tmp_path / f"{name}.parquet"), "--json", str(tmp_path / "out.json")])
-        assert json.loads((tmp_path / "out.json").read_text()) == expected
-    for name, table in (
-        ("text", pd.DataFrame({"name": ["a"] * 50})),
-        ("ragged", pd.DataFrame({"embedding": [[1.0, 2.0], [1.0]] * 25})),
+        written = json.loads((tmp_path / "out.json").read_text())
+        assert "labels as labels" in written.pop("read")[0]
+        assert written == expected
+    for name, table, words in (
+        ("text", pd.DataFrame({"name": ["a"] * 50}), "no column of numbers and none of lists"),
+        ("ragged", pd.DataFrame({"embedding": [[1.0, 2.0], [1.0]] * 25}), "are not all 2 long"),
     ):
         table.to_parquet(tmp_path / f"{name}.parquet")
-        assert "cannot read" in refused(tmp_path / f"{name}.parquet")
+        assert words in refused(tmp_path / f"{name}.parquet")
     whole = (tmp_path / "columns.parquet").read_bytes()
     for length in (0, 20, len(whole) // 2):
         (tmp_path / "columns.parquet").write_bytes(whole[:length])
@@ -168,7 +177,7 @@ def test_files_are_streamed_in_chunks(tmp_path, suffix):
         pd.DataFrame(z.astype(np.float32)).rename(columns=str).assign(labels=labels).to_parquet(path)
     else:
         (np.savez_compressed if "compressed" in suffix else np.savez)(path, z=z, labels=labels)
-    stream, found = read_features(path)
+    stream, found, _ = read_features(path)
     chunks = list(stream.chunks(64))
     assert stream.shape == (300, 6)
     assert {len(chunk) for chunk in chunks} <= {64, 300 % 64}
@@ -181,7 +190,7 @@ def test_arrays_stored_by_columns_and_of_bfloat16_are_read(tmp_path):
     np.savez(tmp_path / "z.npz", z=np.asfortranarray(z.numpy()))
     safetensors.torch.save_file({"z": z.bfloat16()}, tmp_path / "z.safetensors")
     for name, stored in (("z.npz", z), ("z.safetensors", z.bfloat16())):
-        found, expected = (report(x).to_frame()["value"] for x in (read_features(tmp_path / name)[0], stored))
+        found, expected = (report(x).to_frame()["value"] for x in (read_features(tmp_path / name).features, stored))
         assert found.to_dict() == pytest.approx(expected.to_dict(), rel=1e-9)
 
 
@@ -192,6 +201,32 @@ def test_damage_found_while_reading_is_one_sentence(tmp_path):
     data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
     (tmp_path / "z.npz").write_bytes(data)
     assert f"cannot read {tmp_path / 'z.npz'}" in refused(tmp_path / "z.npz")
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_read(tmp_path):
+    for path, words in ((tmp_path / "no" / "out.json", "there is no folder"), (tmp_path, "is a folder")):
+        message = refused(tmp_path / "absent.npy", "--json", path)
+        assert words in message
+        assert "absent" not in message
+
+
+def test_what_is_printed_goes_into_any_encoding_and_a_full_disk_is_one_sentence(stored):
+    line = [sys.executable, "-m", "simdino", "report", str(stored[2][0][0])]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert b"HEALTHY" in result.stdout
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == ["simdino report: [Errno 28] No space left on device"]
+
+
+def test_probes_refuse_classes_without_a_training_image_before_they_look_at_any(monkeypatch):
+    monkeypatch.setattr("analysis.probes.labeled.image_features", lambda *_, **__: pytest.fail("featurised"))
+    with pytest.raises(SystemExit) as stopped:
+        probe_command(["pixels", "--data", "digits", "--tasks", "knn", "--size", "28", "--train", "12"])
+    assert re.search(r"no training image of \d+ of its 10 classes.*--train 12 at random is too few", stopped.value.code)
 
 
 # --- Runs

@@ -106,7 +106,7 @@ def test_simdino_imports_nothing_of_analysis_but_to_run_its_commands():
 
 def test_analysis_imports_little_of_simdino_but_where_it_runs_a_network_or_a_command():
     used = {(m, n) for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] - {m} if in_package(n, "simdino")}
-    reading = {f"simdino.{name}" for name in ("config", "losses", "runs", "archive")}
+    reading = {f"simdino.{name}" for name in ("config", "losses", "runs", "archive", "array_files")}
     running = {f"simdino.{name}" for name in ("augment", "data", "image_files", "vit", "weights")}
     commands = {
         "simdino",
@@ -175,7 +175,7 @@ def test_plots_import_no_torch_not_even_through_others():
 
 @pytest.mark.parametrize("module", ["config", "runs", "image_files", "data", "augment", "vit", "losses"])
 def test_the_parts_of_training_know_only_the_configuration(module):
-    allowed = {"config": set(), "runs": set(), "data": {"simdino.config", "simdino.image_files", "simdino.runs"}}
+    allowed = {"config": set(), "data": {f"simdino.{m}" for m in ("config", "array_files", "image_files", "runs")}}
     assert FIRST_PARTY[f"simdino.{module}"] <= allowed.get(module, {"simdino.config"})
 
 
@@ -205,6 +205,28 @@ def test_nothing_is_unpickled_or_evaluated(path):
         modules = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
         modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not {m for m in modules if m.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve")}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_are_utf_8_by_name(path):
+    """Elsewhere than on Linux and macOS another encoding is what is taken where none is named."""
+    for name, keywords in calls(ast.parse(path.read_text(encoding="utf-8"))):
+        if name.endswith((".read_text", ".write_text")):
+            assert "encoding" in keywords, name
+    opened = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    for call in opened:
+        mode = ast.literal_eval(call.args[1]) if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else "r"
+        if ast.unparse(call.func) == "open" and "b" not in mode:
+            assert "encoding" in {k.arg for k in call.keywords}, ast.unparse(call)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_that_only_posix_has_is_imported_with_a_module(module):
+    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    top = ast.parse(MODULES[module].read_text(encoding="utf-8")).body
+    names = {a.name for n in top if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in top if isinstance(n, ast.ImportFrom) and n.module}
+    assert not names & posix
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

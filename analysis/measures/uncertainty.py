@@ -195,6 +195,24 @@ def leave_one_out_interval(value: float, left_out: Array, *, level: float = 0.95
     return Interval(value - half, value + half)
 
 
+def share_interval(value: float, left_out: Array, *, level: float = 0.95) -> Interval:
+    """`leave_one_out_interval` of a share, which no value outside [0, 1] can be.
+
+    Args:
+        value: the share of all samples.
+        left_out: (n,) its values, each without one sample.
+        level: the probability of the interval.
+
+    Raises:
+        ValueError: as in `leave_one_out_interval`.
+
+    >>> share_interval(0.9, torch.tensor([0.8, 0.9, 1.0])).high
+    1.0
+    """
+    low, high = leave_one_out_interval(value, left_out, level=level)
+    return Interval(max(low, 0.0), min(high, 1.0))
+
+
 class Reference(NamedTuple):
     """Mean and standard deviation of a diagnostic over draws of features without structure."""
 

@@ -21,5 +21,8 @@ THEORY = {"linestyle": "--", "color": "0.25"}
 
 
 def use_style() -> None:
-    """Set matplotlib to the project's style, as the first cell of every notebook does."""
-    plt.style.use(Path(__file__).with_name("paper.mplstyle"))
+    """Set matplotlib to the project's style, as the first cell of every notebook does.
+
+    What somebody's own matplotlibrc says, such as text.usetex, is set back: figures are the same everywhere.
+    """
+    plt.style.use(["default", Path(__file__).with_name("paper.mplstyle")])

@@ -96,7 +96,7 @@ def load_backbone(
     >>> load_backbone("pixels", device="cpu")(torch.zeros(1, 3, 28, 42)).patches.shape
     torch.Size([1, 2, 3, 588])
     """
-    path, device = Path(what), usable_device(device)
+    path, device = Path(what).expanduser(), usable_device(device)
     baseline = is_name(what, BASELINES, "and rename that for the baseline")
     if baseline and what == "pixels":
         return _pixels((config or VIT_S).patch, device)

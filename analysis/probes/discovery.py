@@ -15,7 +15,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from ..measures.inputs import Array, as_masks, as_patches, as_tensor, unit_rows
-from ..measures.uncertainty import Interval, leave_one_out_interval
+from ..measures.uncertainty import Interval, share_interval
 
 WEAK_EDGE = 1e-5  # between patches that are not alike, where the papers have it
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # from which COCO calls an object found
@@ -273,7 +273,7 @@ def average_precision_interval(
 ) -> Interval:
     """Confidence interval over images of COCO's AP, the mean of `average_precision`.
 
-    It is the `leave_one_out_interval` over images. In simulations, intervals of 95 % held the truth in 95 % of samples.
+    It is the `share_interval` over images. In simulations, intervals of 95 % held the truth in 95 % of samples.
 
     Args:
         ious: as for `average_precision`, as are scores.
@@ -290,7 +290,7 @@ def average_precision_interval(
         raise ValueError("an interval needs two images with true objects")
     value = _precision(images).mean().item()
     left_out = [_precision(images[:i] + images[i + 1 :]).mean() for i in range(len(images))]
-    return leave_one_out_interval(value, torch.stack(left_out), level=level)
+    return share_interval(value, torch.stack(left_out), level=level)
 
 
 class _CutObject(NamedTuple):

@@ -49,6 +49,7 @@ def label_results(
     test: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    read: list[str] | None = None,
     **_,
 ) -> Iterator[Result]:
     """Results of tasks that need images with classes, one backbone after another.
@@ -63,9 +64,10 @@ def label_results(
         test: how many test images.
         seed: of everything that is random.
         progress: show bars.
+        read: gets a sentence on what was taken of files, and what was left.
 
     Raises:
-        ValueError: images without classes.
+        ValueError: images without classes; too few training images to have every class of the test images.
     """
     kind = source.name or ("npz" if source.root.is_file() else "folder")
     lazy = kind == "folder" and isinstance(size, int)  # files of any size, and more than memory holds
@@ -75,6 +77,14 @@ def label_results(
     parts = [(images.train, images.train_labels, train), (images.test, images.test_labels, test)]
     chosen = [chosen_rows(len(labels), count, seed) for _, labels, count in parts]
     (x, y), (x_test, y_test) = ((_rows(x, rows), y[rows]) for (x, y, _), rows in zip(parts, chosen, strict=True))
+    if read is not None and images.read:
+        read.append(images.read)
+    if absent := set(y_test.tolist()) - set(y.tolist()):
+        more = f"--train {train} at random is too few" if train and train < len(images.train) else "bring some"
+        raise ValueError(
+            f"{source} has no training image of {len(absent)} of its {len(images.classes)} classes, such as "
+            f"{images.classes[min(absent)]}, which test images have: {more}"
+        )
     for backbone in backbones:
         options = {"size": size or whole_patches(x.shape[2:], backbone.patch), "progress": progress}
         z, z_test = (image_features(backbone, part, **options) for part in (x, x_test))

@@ -1,9 +1,6 @@
 """Images with masks, and videos with masks, from files. Nothing is downloaded, unpickled or cached."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +10,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from simdino.data import IMAGE_SUFFIXES
+from simdino.array_files import npz_names, read_npz
+from simdino.data import IMAGE_SUFFIXES, SYSTEM_FOLDERS
 from simdino.image_files import decoded
 
 from .backbone import Size, resize_and_crop
 
 UNLABELED_NAMES = ("unlabeled", "unlabelled", "void")  # how sets name the class of pixels without a label
+VOID = 255  # what masks of 8 bits call pixels without a label, where they have classes beside it
 COCO_CLASSES, COCO_THINGS = 201, range(1, 91)  # COCO's panoptic categories; those that are no things are stuff
 
 
@@ -32,6 +31,7 @@ class MaskSet(NamedTuple):
     classes: tuple[str, ...]  # the name of class i, which is its number where the set has no names
     ignore: int | None  # what masks call pixels without a label
     things: tuple[int, ...] | None  # the classes that are objects; None where that is unknown
+    read: str = ""  # what was taken, and what was left
 
 
 class Video(NamedTuple):
@@ -58,34 +58,56 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
         root: the folder or the file.
         size: side or (height, width) in pixels that images and masks are resized to cover, and then cut to. None is for
             images that all have one size.
-        ignore: what masks call pixels without a label; None is the class that is named unlabeled, if there is one.
+        ignore: what masks call pixels without a label; negative where every value is a class. None is the class that is
+            named unlabeled, if there is one; without names it is 255, if there are classes beside it.
 
     Raises:
         ValueError: nothing there, an image without its mask, a mask with colors or of another aspect ratio than its
-            image, images of different sizes without `size`, or damage. The file is named.
+            image, masks of 0 and 255 alone without `ignore`, images of different sizes without `size`, or damage. The
+            file is named.
     """
-    root, classes = Path(root).expanduser(), ()
+    root, classes, left = Path(root).expanduser(), (), []
     if root.is_file():
         arrays = _read_npz(root, "split", "names")
         split, classes = arrays["split"], tuple(map(str, arrays["names"]))
         parts = [_encoded(arrays, np.flatnonzero(split == s), root) for s in (0, max(1, split.max(initial=1)))]
     elif (root / "train").is_dir():
         held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), root / "test")
-        parts = [_pairs(d / "images", d / "masks") for d in (root / "train", held_out)]
+        parts = [_pairs(d / "images", d / "masks", left) for d in (root / "train", held_out)]
     else:
-        pairs = _pairs(root / "images", root / "masks")
+        pairs = _pairs(root / "images", root / "masks", left)
         parts = [[p for i, p in enumerate(pairs) if (i % 5 == 4) == test] for test in (False, True)]
     if not all(parts):
-        raise ValueError(f"{root} has no images to {'train' if not parts[0] else 'test'} on")
+        fifth = (
+            ": every fifth, by name, is held out to test on" if root.is_dir() and not (root / "train").is_dir() else ""
+        )
+        raise ValueError(f"{root} has no images to {'train' if not parts[0] else 'test'} on{fifth}")
+    said = f"{root}: {len(parts[0])} training and {len(parts[1])} test images with masks"
     if ignore is None:
         ignore = next((i for i, name in enumerate(classes) if name.lower() in UNLABELED_NAMES), None)
+        said += f"; {ignore}, {classes[ignore]}, is no label" if ignore is not None else ""
     train, test = (_stacked(part, size) for part in parts)
+    if ignore is None and VOID in (values := sorted({int(v) for _, m in (train, test) for v in m.unique()})):
+        if values in ([0, VOID], [VOID]):
+            raise ValueError(
+                f"the masks of {root} have no values but {' and '.join(map(str, values))}: say whether {VOID} is "
+                f"without a label (--ignore {VOID}) or the object (--ignore -1)"
+            )
+        if len(classes) <= VOID:
+            ignore, said = VOID, f"{said}; {VOID} is taken as no label (--ignore -1 makes it a class)"
+    ignore = None if ignore is not None and ignore < 0 else ignore
+    said += f"; left: {', '.join(left)}" if left else ""
     things = tuple(COCO_THINGS) if len(classes) == COCO_CLASSES and classes[1] == "person" else None
+    labeled = [m if ignore is None else m.masked_fill(m == ignore, -1) for _, m in (train, test)]
     if not classes:
-        labeled = [m if ignore is None else m.masked_fill(m == ignore, -1) for _, m in (train, test)]
         classes = tuple(map(str, range(1 + max(int(m.max()) for m in labeled))))
         things = tuple(i for i in range(1, len(classes)) if i != ignore)
-    return MaskSet(*train, *test, classes, ignore, things)
+    outside = [v for v in (int(m.max()) for m in labeled) if v >= len(classes)]
+    if outside:
+        raise ValueError(
+            f"the masks of {root} have the value {max(outside)}, and there are {len(classes)} names of classes"
+        )
+    return MaskSet(*train, *test, classes, ignore, things, said)
 
 
 def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, Video]]:
@@ -111,27 +133,28 @@ def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, V
             for i, name in enumerate(arrays["names"])
         }
     elif (root / "JPEGImages").is_dir():
-        folders = sorted((root / "JPEGImages/480p").glob("*/"))
+        folders = _shown(root / "JPEGImages/480p")
         sequences = {d.name: lambda d=d: _pairs(d, root / "Annotations/480p" / d.name) for d in folders}
     else:
-        sequences = {d.name: lambda d=d: _pairs(d / "images", d / "masks") for d in sorted(root.glob("*/"))}
+        sequences = {d.name: lambda d=d: _pairs(d / "images", d / "masks") for d in _shown(root)}
     if not sequences:
         raise ValueError(f"{root} has no sequences")
     for name, pairs in sequences.items():
         found = pairs()
         if not found:
             raise ValueError(f"the sequence {name} of {root} has no frames")
-        yield name, Video(*_stacked(found, size))
+        frames, masks = _stacked(found, size)
+        objects = [v for v in masks.unique().tolist() if v]
+        if VOID in objects and len(objects) > 1:
+            raise ValueError(
+                f"the sequence {name} of {root} has objects and the value {VOID}: write 0 where that is no object"
+            )
+        yield name, Video(frames, masks)
 
 
-@contextmanager
-def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """An open .npz; a ValueError that names it where it cannot be read, or where the block says what is wrong."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            yield file
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz of images: {error}") from None
+def _shown(folder: Path) -> list[Path]:
+    """The folders in a folder, but for hidden ones and those of operating systems."""
+    return [d for d in sorted(folder.glob("*/")) if not d.name.startswith(".") and d.name not in SYSTEM_FOLDERS]
 
 
 class _Pair(NamedTuple):
@@ -142,13 +165,23 @@ class _Pair(NamedTuple):
     mask: Path | BytesIO
 
 
-def _pairs(images: Path, masks: Path) -> list[_Pair]:
-    """The files of two folders, by name; ValueError unless each has its partner in the other folder."""
-    for folder in (images, masks):
+def _pairs(images: Path, masks: Path, left: list[str] | None = None) -> list[_Pair]:
+    """The files of two folders, by name; ValueError unless each has its partner in the other folder.
+
+    What is in them besides, hidden files aside, is added to `left`.
+    """
+    found, labeled = ({}, {})
+    for folder, files, suffixes in ((images, found, IMAGE_SUFFIXES), (masks, labeled, (".png",))):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-    found = {f.stem: f for f in sorted(images.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES}
-    labeled = {f.stem: f for f in masks.iterdir() if f.suffix.lower() == ".png"}
+        others = []
+        for file in sorted(f for f in folder.iterdir() if not f.name.startswith(".")):
+            if file.suffix.lower() not in suffixes or file.is_dir():
+                others.append(file.name)
+            elif (other := files.setdefault(file.stem, file)) != file:
+                raise ValueError(f"{folder} has {other.name} and {file.name}: masks belong to images by their stems")
+        if others and left is not None:
+            left.append(f"{len(others)} in {folder} that are no {'/'.join(suffixes)} ({others[0]})")
     lonely = sorted(found.keys() ^ labeled.keys())
     if lonely:
         here, there = (images, masks) if lonely[0] in found else (masks, images)
@@ -156,18 +189,29 @@ def _pairs(images: Path, masks: Path) -> list[_Pair]:
     return [_Pair(str(f), f, labeled[stem]) for stem, f in found.items()]
 
 
+def npz_kind(path: Path) -> str:
+    """The kind of a set in an .npz, by its arrays: "video", "masks" or "labels".
+
+    Raises:
+        ValueError: a file that is no .npz.
+    """
+    names = npz_names(path)
+    return "video" if "sequence" in names else "masks" if "mask_data" in names else "labels"
+
+
 def _read_npz(path: Path, *more: str) -> dict[str, np.ndarray]:
     """The arrays of a set: the encoded files, and `more` arrays, the first of which has an entry for each image."""
-    names = ("data", "offsets", "mask_data", "mask_offsets", *more)
-    with open_npz(path) as file:
-        missing = set(names) - set(file.files)
-        if missing:
-            raise ValueError(f"it has no array {', '.join(sorted(missing))}")
-        arrays = {name: file[name] for name in names}
+    arrays = read_npz(path, ("data", "offsets", "mask_data", "mask_offsets", *more))
+    for name, array in arrays.items():
+        if array.ndim != 1 or (name != "names" and array.dtype.kind not in "iu"):
+            raise ValueError(f"{path} is damaged: {name} must be {'text' if name == 'names' else 'whole numbers'} (n,)")
     for key in ("", "mask_"):
-        offsets, size = arrays[f"{key}offsets"], len(arrays[f"{key}data"])
-        if len(offsets) != len(arrays[more[0]]) + 1 or (np.diff(offsets) <= 0).any() or offsets[-1] > size:
+        data, offsets = arrays[f"{key}data"], arrays[f"{key}offsets"].astype(np.int64)
+        fits = len(offsets) == len(arrays[more[0]]) + 1 and offsets[0] >= 0 and offsets[-1] <= len(data)
+        if not fits or (np.diff(offsets) <= 0).any() or data.dtype != np.uint8:
             raise ValueError(f"{path} is damaged: {key}data, {key}offsets and {more[0]} do not fit together")
+    if any(len(arrays[name]) != len(arrays[more[0]]) for name in more[1:] if name != "names"):
+        raise ValueError(f"{path} is damaged: {' and '.join(more[:-1])} do not fit together")
     return arrays
 
 
@@ -207,10 +251,12 @@ def _decoded(pair: _Pair) -> tuple[UInt8[Tensor, "1 3 h w"], Float[Tensor, "1 1 
     try:
         with Image.open(pair.mask) as im:
             mode, labels = im.mode, np.array(im)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         raise ValueError(f"the mask of {name} is not a readable image: {error}") from None
     if labels.ndim != 2:
         raise ValueError(f"the mask of {name} has colors ({mode}), not class indices")
+    if mode == "F" or labels.max(initial=0) >= 2**24 or labels.min(initial=0) < 0:
+        raise ValueError(f"the mask of {name} has values ({mode}) that are no class indices")
     (h, w), (mask_h, mask_w) = pixels.shape[2:], labels.shape
     if abs(mask_h * w - mask_w * h) > (h + w) / 2:
         raise ValueError(

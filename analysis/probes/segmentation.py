@@ -16,7 +16,7 @@ from simdino.losses import check_numbers
 
 from ..measures.inputs import Array, as_masks, as_patches, unit_rows
 from ..measures.neighbors import largest_products
-from ..measures.uncertainty import Interval, leave_one_out_interval
+from ..measures.uncertainty import Interval, share_interval
 
 Segmenter = Callable[[Array], Float[Tensor, "n k gh gw"]]
 SCORE_ELEMENTS = 2**24  # of the largest block of scores that are interpolated at once: 64 MiB
@@ -280,7 +280,7 @@ class Confusion:
         return int(self.by_image[:, 2].any(1).sum())
 
     def miou_interval(self, *, level: float = 0.95) -> Interval:
-        """Confidence interval of `miou` over images, with the segmenter as it is; see `leave_one_out_interval`.
+        """Confidence interval of `miou` over images, with the segmenter as it is; see `share_interval`.
 
         Raises:
             ValueError: fewer than two images with labeled pixels.
@@ -290,7 +290,7 @@ class Confusion:
         if len(images) < 2:
             raise ValueError("an interval needs two images with labeled pixels, got 1")
         left_out = _iou(images.sum(0) - images).nanmean(1)  # a class that goes with its only image leaves the mean
-        return leave_one_out_interval(self.miou.item(), left_out, level=level)
+        return share_interval(self.miou.item(), left_out, level=level)
 
     def _counted(self) -> Int[Tensor, "n 3 k"]:
         if not self.labeled_images:

@@ -22,7 +22,7 @@ from simdino.data import BUILT_IN_SETS, DATASETS
 from simdino.runs import Run
 
 from ..files import is_name, located
-from ..measures.uncertainty import leave_one_out_interval
+from ..measures.uncertainty import share_interval
 from .backbone import BASELINES, Backbone, Size, extract_features, resize_and_crop
 from .discovery import (
     average_precision,
@@ -36,7 +36,7 @@ from .discovery import (
     upsample_masks,
 )
 from .labeled import ImageSource, MakeResult, accuracy_result, chosen_rows, label_results, whole_patches
-from .masks import MaskSet, load_masks, load_videos, open_npz
+from .masks import MaskSet, load_masks, load_videos, npz_kind
 from .results import Result
 from .segmentation import knn_segmenter, linear_segmenter, prototype_segmenter, segmentation_confusion
 from .video import davis_scores, propagate_masks
@@ -61,6 +61,8 @@ def probe_backbones(
     progress: bool = False,
 ) -> pd.DataFrame:
     """Measure backbones on sets of images: a row for each measure, set and backbone, with the columns of `Result`.
+
+    The table's `attrs["read"]` says of each set from files what was taken and what was left.
 
     Args:
         backbones: which may have equal names, as seeds of one recipe do.
@@ -91,16 +93,18 @@ def probe_backbones(
         if count is not None and count < 1:
             raise ValueError(f"{part} must be at least 1, got {count}")
     options = counts | {"size": size, "ignore": ignore, "seed": seed, "progress": progress}
-    rows, stems = [], [source.stem for source in sources]
+    rows, read, stems = [], [], [source.stem for source in sources]
     for source, kind in zip(sources, kinds, strict=True):
         wanted = [task for task in asked if TASKS[task] == kind]
         if wanted:
             shown = source.stem if stems.count(source.stem) == 1 else str(source)
-            rows += KINDS[kind](source, backbones, wanted, shown=shown, **options)
+            rows += KINDS[kind](source, backbones, wanted, shown=shown, read=read, **options)
     missing = set(tasks or ()) - {row.task for row in rows}
     if missing:
         raise ValueError(f"{missing.pop()} has nothing to work on in {said}")
-    return pd.DataFrame(rows, columns=Result._fields)
+    table = pd.DataFrame(rows, columns=Result._fields)
+    table.attrs["read"] = list(dict.fromkeys(read))
+    return table
 
 
 def existing_paths(paths: Sequence[str | Path]) -> list[Path]:
@@ -137,7 +141,7 @@ def as_trained(what: Sequence[str]) -> tuple[list[str], list[int]]:
         Each once, of all runs; no sides where another network than a run's is among them.
     """
     others = [w for w in what if not is_name(w, BASELINES, "and rename that for the baseline")]
-    configs = [Run.load(w).config for w in others if Path(w).is_dir()]
+    configs = [Run.load(w).config for w in others if Path(w).expanduser().is_dir()]
     data = sorted({f"{c['data']['name']}={c['data']['root'] or ''}" for c in configs})
     return data, sorted({c["crops"]["global_size"] for c in configs}) if len(configs) == len(others) else []
 
@@ -148,7 +152,7 @@ def _source(data: str | Path) -> ImageSource:
     path = Path(data).expanduser()
     name, equals, root = str(data).partition("=")
     if equals and name in DATASETS and not path.exists():
-        return ImageSource(name, Path(root) if root else None)
+        return ImageSource(name, Path(root).expanduser() if root else None)
     return ImageSource(None, path)
 
 
@@ -158,8 +162,7 @@ def _kind(source: ImageSource) -> str:
     if name:
         return "labels"
     if path.is_file():
-        with open_npz(path) as file:
-            return "video" if "sequence" in file.files else "masks" if "mask_data" in file.files else "labels"
+        return npz_kind(path)
     if not path.is_dir():
         raise ValueError(f"there are no data {path}: neither a name ({', '.join(DATASETS)}) nor a path")
     inside = [path, path / "train", *path.glob("*/")]
@@ -191,9 +194,11 @@ def _mask_results(
     ignore: int | None,
     seed: int,
     progress: bool,
+    read: list[str],
     **_,
 ) -> Iterator[Result]:
     images = load_masks(source.root, size=size, ignore=ignore)
+    read.append(images.read)
     parts = [(images.train, images.train_masks, train), (images.test, images.test_masks, test)]
     chosen = [chosen_rows(len(x), count, seed) for x, _, count in parts]
     parts = [(x[rows], masks[rows]) for (x, masks, _), rows in zip(parts, chosen, strict=True)]
@@ -260,18 +265,22 @@ def _video_results(
     size: Size,
     sequences: int | None,
     progress: bool,
+    read: list[str],
     **_,
 ) -> Iterator[Result]:
     """J and F of DAVIS: means over objects, intervals over sequences."""
     (task,) = tasks
     scores = [[] for _ in backbones]  # of each sequence, by backbone, since names may be equal
-    for _, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
+    taken = []
+    for name, (frames, masks) in islice(load_videos(source.root, size=size), sequences):
+        taken.append(f"{name} {len(frames)}")
         for backbone, known in zip(backbones, scores, strict=True):
             wanted = whole_patches(frames.shape[2:], backbone.patch)
             truth = _resized_masks(masks, wanted)
             patches = extract_features(backbone, frames, size=wanted, progress=progress).patches
             found = davis_scores(propagate_masks(patches, truth[0]), truth)
             known.append(torch.stack((found.j.mean(1), found.f.mean(1)), 1))  # (objects, 2)
+    read.append(f"{source.root}: {len(taken)} videos of so many frames: {', '.join(taken)}")
     for backbone, each in zip(backbones, scores, strict=True):
         result = partial(Result, shown, backbone.name, task)
         values = torch.cat([torch.cat((s, s.mean(1, keepdim=True)), 1) for s in each])  # (objects, J F J&F)
@@ -279,7 +288,7 @@ def _video_results(
         left_out = [values[sequence != i].mean(0) for i in range(len(each))]
         for column, measure in ((2, "J&F mean"), (0, "J mean"), (1, "F mean")):
             mean, n = values[:, column].mean().item(), len(each)
-            low, high = leave_one_out_interval(mean, torch.stack(left_out)[:, column]) if n > 1 else (None, None)
+            low, high = share_interval(mean, torch.stack(left_out)[:, column]) if n > 1 else (None, None)
             yield result(measure, mean, low, high, n=n)
 
 

@@ -241,8 +241,9 @@ def read_unit_rows(z: Array | Stream, blocks: int) -> UnitRows:
     ValueError: fewer rows than blocks, NaN, wrong shapes.
     """
     in_parts = isinstance(z, Stream) or (type(z) in (np.ndarray, np.memmap) and z.ndim == 2)
+    name = z.name if isinstance(z, Stream) else "z"
     z = z if in_parts else as_tensor(z, "z")
-    _check(tuple(z.shape), blocks)
+    _check(tuple(z.shape), blocks, name)
     n, d = z.shape
     index = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values
     moments, zeros, sample = None, 0, []
@@ -250,7 +251,7 @@ def read_unit_rows(z: Array | Stream, blocks: int) -> UnitRows:
     chunks = z.chunks(step) if isinstance(z, Stream) else (z[start : start + step] for start in range(0, n, step))
     with tqdm(total=n, unit="row", unit_scale=True, desc="reading", delay=2, leave=False, disable=None) as bar:
         for rows in chunks:
-            rows = _unit_or_zero(as_features(np.array(rows) if isinstance(rows, np.ndarray) else rows, "z").detach())
+            rows = _unit_or_zero(as_features(np.array(rows) if isinstance(rows, np.ndarray) else rows, name).detach())
             moments = moments or Moments(d, blocks=blocks, device=rows.device)
             here = index[(index >= moments.n) & (index < moments.n + len(rows))] - moments.n
             sample.append(rows[here.to(rows.device)])
@@ -265,16 +266,16 @@ def wrapped(text: str, bullet: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))
 
 
-def _check(shape: tuple[int, ...], blocks: int) -> None:
+def _check(shape: tuple[int, ...], blocks: int, name: str = "z") -> None:
     if len(shape) != 2:
-        raise ValueError(f"z must have shape (n, d), got {shape}")
+        raise ValueError(f"{name} must have shape (n, d), got {shape}")
     if not isinstance(blocks, Integral):
         raise ValueError(f"blocks must be an integer, got {blocks}")
     if shape[1] == 0:
-        raise ValueError(f"z must not be empty, got shape {shape}")
+        raise ValueError(f"{name} must not be empty, got shape {shape}")
     if shape[0] < max(blocks, 2):
         raise ValueError(
-            f"z has {shape[0]} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks"
+            f"{name} has {shape[0]} rows, and {max(blocks, 2)} are needed for standard errors by {blocks} blocks"
         )
 
 

@@ -97,9 +97,17 @@ class Page:
     curves: xr.Dataset | None = None  # `diagnose`, of the branch that is evaluated
     log: pd.DataFrame | None = None  # what was logged
     preflight: Preflight | None = None  # of a run of SimDINO
+    read: tuple[str, ...] = ()  # of files: what was taken as what, and what was left
+
+    def to_json(self) -> str:
+        """Everything in the report, and of files what was read."""
+        plain = json.loads(self.report.to_json()) | ({"read": self.read} if self.read else {})
+        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
 
     def __repr__(self) -> str:
         lines = ["What to look at next:", *(line for step in self.next for line in wrapped(step, bullet="- ")), ""]
+        if self.read:
+            lines = ["Read:", *(line for said in self.read for line in wrapped(said, bullet="- ")), "", *lines]
         if self.preflight:
             known = self.preflight.sentences
             lines += ["Known before the run:", *(line for said in known for line in wrapped(said, bullet="- ")), ""]
@@ -111,7 +119,8 @@ class Page:
         if self.preflight:
             known = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.preflight.sentences)
             before = f"<p><b>Known before the run</b></p><ul>{known}</ul>"
-        return f"<p><b>What to look at next</b></p><ul>{steps}</ul>{before}{self.report._repr_html_()}"
+        read = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.read)
+        return f"{read}<p><b>What to look at next</b></p><ul>{steps}</ul>{before}{self.report._repr_html_()}"
 
 
 def one_page(
@@ -120,8 +129,10 @@ def one_page(
     labels: str | Path | None = None,
     eps: float | None = None,
     judged_as: JudgedAs | None = None,
+    features: str | None = None,
+    label: str | None = None,
 ) -> Page:
-    """Gather all that can be said of a run directory, or of features (n, d) in a .npy, .npz, .safetensors or .parquet.
+    """Gather all that can be said of a run directory, or of features (n, d) in a file, as `files.read_features` reads.
 
     Spectra, cosines and sizes are of at most 4,096 random rows, put on the unit sphere, without rows that are zero.
 
@@ -130,24 +141,32 @@ def one_page(
         labels: a file of class indices (`files.read_labels`), if the features have some that are not beside them.
         eps: the paper's ε, for features (default: 0.2236); a run has its own.
         judged_as: "head" (the default) or "backbone", for features; a run's layers are judged as what they are.
+        features: the array or columns of the features, where the file leaves that open.
+        label: the array or column of the labels, where it has another name than labels have.
 
     Raises:
-        ValueError: no such file, damage, labels that do not fit, too few rows.
+        ValueError: no such file, damage, labels that do not fit, too few rows, what could be read in two ways.
     """
     path = Path(what).expanduser()
     if path.is_dir():
-        if (labels, eps, judged_as) != (None, None, None):
+        if (labels, eps, judged_as, features, label) != (None,) * 5:
             raise ValueError("a run has its own labels, ε and layers: labels, eps and judged_as are for features")
         return _page_of_run(Run.load(path))
-    z, given = read_features(path)
-    given = read_labels(Path(labels).expanduser()) if labels is not None else given
+    beside = labels is None
+    z, given, read = read_features(path, features=features, label=label if beside else None, with_labels=beside)
+    read = (read,)
+    if not beside:
+        given, of_labels = read_labels(labels, label=label)
+        read += (of_labels,)
+        if z.shape and len(given) != z.shape[0]:
+            raise ValueError(f"{Path(labels).name} has {len(given)} labels, and {path.name} {z.shape[0]} rows")
     rows = read_unit_rows(z, BLOCKS)
     options = {"eps": PUBLISHED_EPS if eps is None else eps, "judged_as": judged_as or "head"}
     told = report_of_rows(rows, labels=given, **options)
     classes = None if given is None else as_labels(given, told.n)[rows.index]
     tables = _tables({"features": rows.sample}, {"features": told}, classes)
     steps = next_steps({"features": (told.judgement, told.n, told.d)})
-    return Page(path.name, told, {"features": told}, *tables, steps, {})
+    return Page(path.name, told, {"features": told}, *tables, steps, {}, read=read)
 
 
 def side_by_side(pages: dict[str, Page]) -> pd.DataFrame:
@@ -174,7 +193,11 @@ def several_pages(pages: dict[str, Page]) -> str:
     parts = [table.to_string(float_format="{:.3g}".format, na_rep="-", sparsify=False)]
     for name, page in pages.items():
         says = getattr(page.report, "sentences", ())
-        says = [*says, *(f"{of}, {told.judgement.upper()}: {told.reason}" for of, told in page.reports.items())]
+        says = [
+            *page.read,
+            *says,
+            *(f"{of}, {told.judgement.upper()}: {told.reason}" for of, told in page.reports.items()),
+        ]
         lines = [line for sentence in says for line in wrapped(sentence)]
         lines += [line for step in page.next for line in wrapped(step, bullet="- ")]
         parts.append("\n".join([f"=== {name}", *lines]))
@@ -227,7 +250,8 @@ def _report_of_run(run: Run, curves: xr.Dataset, last: dict[str, Tensor]) -> Run
 
 
 def _page_of_run(run: Run) -> Page:
-    log = run.metrics
+    needed = ["rate", "rate_isotropic"] + ["loss_rate"] * ("gamma" in run.config["objective"])
+    log = run.logged(*needed)
     if log.empty:
         raise ValueError(f"{run.path} has logged nothing yet")
     curves = diagnose(run).sel(branch="teacher")

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from simdino.archive import ARCHIVE, FROM_CONFIG, NOT_KEPT, SCHEMA, digest
-from simdino.runs import Run, evaluated_branch
+from simdino.runs import Run, evaluated_branch, whole_file
 
 from ..measures.inputs import unit_rows
 from ..measures.moments import Moments
@@ -65,21 +64,20 @@ def archive_study(
     Raises:
         ValueError: runs that are not there or not finished, of which the first is named; a damaged one.
     """
-    runs = [Path(run) for run in runs]
+    runs = [Path(run).expanduser() for run in runs]
     if absent := [path for path in runs if not (path / "DONE").is_file()]:
         raise ValueError(f"{len(absent)} of the {len(runs)} runs of {study} are not finished: {absent[0]}")
-    index, target = {"schema": SCHEMA, "study": study, "runs": {}}, Path(folder) / f"{study}.npz"
+    index, target = {"schema": SCHEMA, "study": study, "runs": {}}, Path(folder).expanduser() / f"{study}.npz"
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
     spawned = multiprocessing.get_context("spawn")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file, spawned.Pool(initializer=_one_thread) as pool:
-        records = pool.imap(archive_record, map(Run.load, runs))
-        for path, (record, arrays) in zip(runs, tqdm(records, total=len(runs), desc=study, unit="run"), strict=True):
-            index["runs"][path.name] = record | {"profile": profile, "sha256": digest(arrays)}
-            for name, array in arrays.items():
-                _add(file, f"{path.name}/{name}", array)
+    with whole_file(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file:
+        with spawned.Pool(initializer=_one_thread) as pool:
+            records = tqdm(pool.imap(archive_record, map(Run.load, runs)), total=len(runs), desc=study, unit="run")
+            for path, (record, arrays) in zip(runs, records, strict=True):
+                index["runs"][path.name] = record | {"profile": profile, "sha256": digest(arrays)}
+                for name, array in arrays.items():
+                    _add(file, f"{path.name}/{name}", array)
         _add(file, "index", np.frombuffer(json.dumps(index).encode(), np.uint8))
-    os.replace(temporary, target)
     return target
 
 

@@ -32,7 +32,7 @@ def kept(measure: Callable[..., dict]) -> Callable[..., dict]:
         if run.done and path.is_file():
             try:
                 found = read_json(path)
-                if found["source"] == analysis_source():
+                if found.get("source") == analysis_source():
                     return found["values"]
             except (ValueError, KeyError):
                 pass  # damaged: it is made anew

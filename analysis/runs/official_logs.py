@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.optimize import brentq
 
+from simdino.array_files import reading
 from simdino.losses import coding_rate, official_scaling
 from simdino.runs import Run, evaluated_branch, read_json_lines
 
@@ -80,24 +81,38 @@ def read_log(path: str | Path) -> pd.DataFrame:
     """Read a log of the official code: step (epoch or iteration), loss, expansion γR, and cosine.
 
     cosine is the mean over pairs of different views, which the code calls `comp`. A last line that is still being
-    written is left out.
+    written is left out, with a warning. `attrs["read"]` says which columns were taken; the others are left.
 
     Args:
         path: JSON lines, or a .csv.
 
     Raises:
-        ValueError: no such file, a damaged line, a column that is not there.
+        ValueError: no such file, a damaged line, a column that is not there, a word in a number's place.
     """
-    path = Path(path)
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.DataFrame(read_json_lines(path, whole=False))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {str(error).removeprefix(f'cannot read {path}: ')}") from None
+    path = Path(path).expanduser()
+    with reading(path):
+        table = (
+            pd.read_csv(path, encoding="utf-8-sig") if path.suffix == ".csv" else pd.DataFrame(read_json_lines(path))
+        )
     found = {ours: next((name for name in names if name in table), None) for ours, names in COLUMN_NAMES.items()}
     missing = [COLUMN_NAMES[ours][0] for ours, name in found.items() if name is None]
     if missing or table.empty:
         raise ValueError(f"{path} is no log of SimDINO: it lacks {', '.join(missing) or 'any row'}")
-    return table[list(found.values())].set_axis(list(found), axis=1).astype({"step": int})
+    table = table[list(found.values())]
+    plain = table.map(lambda value: value if isinstance(value, int | float | str) else math.nan)
+    numbers = plain.apply(pd.to_numeric, errors="coerce").replace([math.inf, -math.inf], math.nan)
+    wrong = np.argwhere((numbers.isna() & (table.notna() | (numbers.columns == found["step"]))).to_numpy())
+    if len(wrong):
+        row, column = wrong[0]
+        value = table.iloc[row, column]
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"cannot read {path}: {table.columns[column]} of row {row + 1} is {shown}")
+    whole = numbers[found["step"]]
+    if (whole != whole.round()).any() or (abs(whole) > 2**53).any():
+        raise ValueError(f"cannot read {path}: {found['step']} must be whole numbers")
+    numbers = numbers.set_axis(list(found), axis=1).astype({"step": int})
+    numbers.attrs["read"] = f"{path.name}: " + ", ".join(f"{name} as {ours}" for ours, name in found.items())
+    return numbers
 
 
 def published_log(path: str | Path | None = None) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from analysis.measures.uncertainty import (
     jackknife,
     leave_one_out_interval,
     permutation_reference,
+    share_interval,
 )
 
 
@@ -214,6 +215,14 @@ def test_leaving_one_out_covers_a_ratio_of_sums():
     left_out = (a.sum(1, keepdims=True) - a) / (b.sum(1, keepdims=True) - b)
     bounds = np.array([leave_one_out_interval(float(r), out) for r, out in zip(ratio, left_out, strict=True)])
     assert ((bounds[:, 0] <= 0.5) & (bounds[:, 1] >= 0.5)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_no_interval_of_a_share_leaves_zero_to_one():
+    for value, left_out in ((0.95, [0.9, 0.95, 1.0]), (0.05, [0.0, 0.05, 0.1]), (0.5, [0.2, 0.5, 0.8])):
+        left_out = torch.tensor(left_out)
+        low, high = leave_one_out_interval(value, left_out)
+        assert low < 0 or high > 1
+        assert share_interval(value, left_out) == (max(low, 0.0), min(high, 1.0))
 
 
 def test_leaving_one_out_needs_two_finite_values():

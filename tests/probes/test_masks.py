@@ -164,6 +164,61 @@ def test_palettes_bits_and_sixteen_bits_are_class_indices(tmp_path):
     assert load_masks(tmp_path).train_masks[2, 0, 0] == 40000
 
 
+def test_255_is_no_label_where_there_are_classes_and_asked_about_where_there_are_none(tmp_path):
+    write(tmp_path, range(10))
+    edge = np.ones((12, 16), np.uint8)
+    edge[0] = 255
+    Image.fromarray(edge).save(tmp_path / "masks/001.png")
+    found = load_masks(tmp_path)
+    assert (found.ignore, found.classes, found.things) == (255, ("0", "1", "2"), (1, 2))
+    assert "255 is taken as no label" in found.read
+    asked = load_masks(tmp_path, ignore=-1)
+    assert (asked.ignore, len(asked.classes)) == (None, 256)
+    for i in range(10):
+        Image.fromarray(np.where(edge == 1, 0, 255).astype(np.uint8)).save(tmp_path / f"masks/{i:03d}.png")
+    with pytest.raises(ValueError, match=r"no values but 0 and 255: .*--ignore 255.*--ignore -1"):
+        load_masks(tmp_path)
+    assert load_masks(tmp_path, ignore=255).classes == ("0",)
+    assert load_masks(tmp_path, ignore=-1).things[-1] == 255
+
+
+def test_255_among_the_objects_of_a_video_is_refused(tmp_path):
+    write(tmp_path / "cow", range(3))
+    for value, fine in ((255, True), (1, False)):
+        mask = np.zeros((12, 16), np.uint8)
+        mask[0], mask[1] = 255, value
+        for i in range(3):
+            Image.fromarray(mask).save(tmp_path / f"cow/masks/{i:03d}.png")
+        if fine:
+            assert dict(load_videos(tmp_path))["cow"].masks.unique().tolist() == [0, 255]
+        else:
+            with pytest.raises(ValueError, match="objects and the value 255: write 0"):
+                dict(load_videos(tmp_path))
+
+
+def test_hidden_files_are_left_and_others_said(tmp_path):
+    write(tmp_path, range(5))
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "._000.png").write_bytes(b"\0\5\x16\7" + bytes(100))
+        (tmp_path / kind / "notes.txt").write_text("x")
+    (tmp_path / "masks/000.tif").write_bytes(b"x")
+    found = load_masks(tmp_path)
+    assert len(found.train) == 4
+    assert "1 in" in found.read
+    assert "2 in" in found.read
+    assert "000.tif" in found.read
+    (tmp_path / "images/000.bmp").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"images has 000.bmp and 000.png: masks belong to images by their stems"):
+        load_masks(tmp_path)
+
+
+def test_masks_that_are_no_indices_are_refused(tmp_path):
+    write(tmp_path, range(5))
+    Image.fromarray(np.full((12, 16), 2**25, np.int32)).save(tmp_path / "masks/001.png", "TIFF")
+    with pytest.raises(ValueError, match=r"the mask of .*001.png has values \(I\) that are no class indices"):
+        load_masks(tmp_path)
+
+
 # --- Errors
 
 
@@ -171,7 +226,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"there is no folder {tmp_path}/images"):
         load_masks(tmp_path)
     write(tmp_path, range(4))
-    with pytest.raises(ValueError, match="has no images to test on"):
+    with pytest.raises(ValueError, match="has no images to test on: every fifth, by name, is held out"):
         load_masks(tmp_path)
     write(tmp_path, range(5))
     Image.new("RGB", (16, 12)).save(tmp_path / "masks/003.png")
@@ -203,17 +258,19 @@ def test_what_is_wrong_with_an_npz_is_named(tmp_path):
         ({"split": None}, "it has no array split"),
         ({"split": np.array([0, 1])}, "is damaged: data, offsets and split do not fit together"),
         ({"mask_offsets": good["mask_offsets"] + 9}, "is damaged: mask_data, mask_offsets and split"),
-        ({"names": np.array([{}], dtype=object)}, "Object arrays cannot be loaded"),
+        ({"names": np.array([{}], dtype=object)}, "its array names: it is an array of object"),
         ({"data": good["data"][::-1].copy()}, "image 0 of .* is not a readable image"),
         ({"split": np.array([1, 1, 1])}, "has no images to train on"),
         ({"split": np.array([0, 0, 0])}, "has no images to test on"),
+        ({"split": np.array(["a", "b", "c"])}, "split must be whole numbers"),
+        ({"names": np.array(["a"])}, "have the value 2, and there are 1 names of classes"),
     ]:
         np.savez(path, **{name: value for name, value in (good | change).items() if value is not None})
         with pytest.raises(ValueError, match=message):
             load_masks(path)
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"array.npy is no .npz of images: "):
+    with pytest.raises(ValueError, match=r"cannot read .*array.npy: "):
         load_masks(tmp_path / "array.npy")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"set.npz is no .npz of images: "):
+    with pytest.raises(ValueError, match=r"cannot read .*set.npz: "):
         load_masks(path)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -293,7 +294,9 @@ def test_folders_and_named_sets_are_read(tmp_path, labeled):
             Image.new("RGB", (20 + i, 16), tuple(map(int, rgb))).save(tmp_path / f"class{label}/{i}.png")
     for data in (tmp_path, f"folder={tmp_path}"):
         assert set(values(probe_backbones([color()], [data], tasks=["knn"], size=16)).values()) == {1}
-    assert set(probe_backbones([color()], [tmp_path], tasks=["knn"], size=16, train=9, test=4)["n"]) == {4}
+    found = probe_backbones([color()], [tmp_path], tasks=["knn"], size=16, train=9, test=4)
+    assert set(found["n"]) == {4}
+    assert re.search(r"24 training and 6 test images .* of 3 classes: class0 8 \+ 2", *found.attrs["read"])
     with pytest.raises(ValueError, match="size is needed, as the images differ"):
         probe_backbones([color()], [tmp_path])
     assert values(probe_backbones([color()], [f"npz={labeled}"], tasks=["knn"]))["k-NN, k = 10"] == 1

@@ -113,9 +113,10 @@ def test_knn_of_a_small_bank_without_some_classes_counts_misses(write):
     run = write("a", "simdino", 0, teacher=False)
     few = torch.tensor([0, 3, 6, 1, 4, 7, 10, 13, 16, 19])
     probe = {k: v[few] if k.startswith("bank") else v for k, v in run.probe.items()}
+    snapshots = {step: run.snapshot(step) for step in run.steps}
     write_tensors(run.path / "probe.safetensors", probe)
-    for step in run.steps:
-        snapshot = {k: v[few] if k.endswith("bank") else v for k, v in run.snapshot(step).items()}
+    for step, snapshot in snapshots.items():
+        snapshot = {k: v[few] if k.endswith("bank") else v for k, v in snapshot.items()}
         write_tensors(snapshot_path(run.path, step), snapshot)
     table = diagnose(run)
     assert table["knn"].sel(layer="backbone").values == pytest.approx(2 / 3)

@@ -57,6 +57,31 @@ def test_the_logs_of_both_versions_and_a_table_are_read_alike(tmp_path):
         pd.testing.assert_frame_equal(read_log(path), expected)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "loss", "message"),
+    [
+        (1, '"low"', "loss of row 2 is 'low'"),
+        (1, "[1]", "loss of row 2 is"),
+        (1, "1e400", "loss of row 2 is inf"),
+        ('"x"', 1, "epoch of row 2 is 'x'"),
+        ("null", 1, "epoch of row 2 is"),
+        (0.5, 1, "epoch must be whole numbers"),
+    ],
+)
+def test_a_word_in_a_number_s_place_is_refused_by_its_row(tmp_path, epoch, loss, message):
+    rest = '"expansion": 0.4, "cosine": 0.5}\n'
+    text = '{"epoch": 0, "loss": 1, ' + rest + f'{{"epoch": {epoch}, "loss": {loss}, ' + rest
+    (tmp_path / "log.txt").write_text(text)
+    with pytest.raises(ValueError, match=f"cannot read .*log.txt: {message}"):
+        read_log(tmp_path / "log.txt")
+
+
+def test_a_last_line_that_is_whole_counts_without_its_end(tmp_path):
+    rows = [{"epoch": i, "loss": 1.0, "expansion": 0.4, "cosine": 0.5} for i in range(3)]
+    (tmp_path / "log.txt").write_text(lines(rows).rstrip("\n"))
+    assert read_log(tmp_path / "log.txt")["step"].tolist() == [0, 1, 2]
+
+
 def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp_path):
     path, row = tmp_path / "log.txt", {"train_loss": 0, "train_expa_loss": 0.4, "train_comp_loss": 0.4, "epoch": 0}
     path.write_text(lines([row]) + '{"train_loss": -0.8, "trai')
@@ -216,7 +241,7 @@ def test_cosines_of_a_run(tmp_path, teacher):
     first, second = torch.eye(2)[:, None].expand(2, 3, 2)  # (3, 2) each
     turned = (first + second) / math.sqrt(2)
     last = "teacher" if teacher else "student"
-    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {"recipe": "made"})
     tensors = {"student/head/test": first, f"{last}/head/views": torch.stack((first, second))}
     write_tensors(snapshot_path(tmp_path, 4), tensors | ({"teacher/head/test": turned} if teacher else {}))
     table = run_cosines(Run.load(tmp_path))

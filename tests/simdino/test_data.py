@@ -148,7 +148,7 @@ def test_images_in_no_folders_of_classes_have_no_labels(tmp_path, lazy):
         assert d.train[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
         assert d.test[:][:, 0, 0, 0].tolist() == [4, 9]
         assert (d.train_labels, d.test_labels, d.classes) == (None, None, ())
-    (tmp_path / "two" / "val" / "cat").mkdir()
+    write(tmp_path / "two" / "val" / "cat" / "1.png", png(picture()))
     with pytest.raises(ValueError, match=r"has the class cat, which .*train has not"):
         load("folder", root=tmp_path / "two", size=24)
 
@@ -225,12 +225,12 @@ def test_names_that_are_not_ascii_or_no_text_at_all_survive(tmp_path):
         gray_folder(tmp_path, {"ü/a": names, "ü/b": ["1.png"]})
     except (OSError, UnicodeError):
         pytest.skip("this file system has no such names")
-    for part in (tmp_path / "ü" / "a", tmp_path / "ü" / "b"):
-        assert [os.path.basename(f) for f in data._image_files(part)] in (names, ["1.png"])
-    lazy, kept = (data._labeled_paths(tmp_path / "ü", ["a", "b"], lambda k: True) for _ in range(2))
-    assert list(lazy[0]) == [str(tmp_path / "ü" / "a" / name) for name in names] + [str(tmp_path / "ü" / "b" / "1.png")]
-    assert lazy[1].tolist() == kept[1].tolist() == [0, 0, 0, 0, 1]
-    assert image_files.Files(lazy[0], 24)[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    found = data._listing(tmp_path / "ü").files
+    assert found == {
+        "a": [str(tmp_path / "ü" / "a" / name) for name in names],
+        "b": [str(tmp_path / "ü" / "b" / "1.png")],
+    }
+    assert image_files.Files([*found["a"], *found["b"]], 24)[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_lazy_images_are_those_that_are_kept(tmp_path):
@@ -247,7 +247,7 @@ def test_lazy_images_are_those_that_are_kept(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_their_order(tmp_path, workers):
     gray_folder(tmp_path, {"a": [f"{i}.png" for i in range(8)]})
-    files = image_files.Files(data._image_files(tmp_path / "a"), 16)
+    files = image_files.Files(data._listing(tmp_path / "a").loose, 16)
     order = [torch.tensor(index) for index in ([5, 1], [7, 0], [3, 3])]
     found = list(image_files.batches(files, order, workers=workers, device="cpu"))
     assert [batch[:, 0, 0, 0].tolist() for batch in found] == [[5, 1], [7, 0], [3, 3]]
@@ -255,7 +255,7 @@ def test_batches_come_in_their_order(tmp_path, workers):
 
 def test_workers_needed_are_the_wanted_rate_over_that_of_one(tmp_path, monkeypatch):
     gray_folder(tmp_path, {"a": [f"{i}.png" for i in range(8)]})
-    files = image_files.Files(data._image_files(tmp_path / "a"), 16)
+    files = image_files.Files(data._listing(tmp_path / "a").loose, 16)
     clock, decoded = [0.0], image_files.decoded
 
     def slow(encoded, size):  # a quarter of a second for each image
@@ -270,6 +270,102 @@ def test_workers_needed_are_the_wanted_rate_over_that_of_one(tmp_path, monkeypat
         assert image_files.workers_needed(files, rate, sample=3) == workers
     with pytest.raises(ValueError, match="rate must be a positive number of images/s, not 0"):
         image_files.workers_needed(files, 0.0)
+
+
+# What a reader of folders could take wrong without a word
+
+
+def two_classes(root: Path, n: int = 6) -> Path:
+    gray_folder(root, {name: [f"{i}.png" for i in range(n)] for name in ("cat", "dog")})
+    return root
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", ".thumbnails", "@eaDir", "empty"])
+def test_folders_of_systems_are_no_classes(tmp_path, name):
+    two_classes(tmp_path)
+    (tmp_path / name).mkdir()
+    if name != "empty":
+        write(tmp_path / name / "0.png", png(picture()))
+        write(tmp_path / "cat" / name / "0.png", png(picture()))
+    d = load("folder", root=tmp_path)
+    assert d.classes == ("cat", "dog")
+    assert (len(d.train), len(d.test)) == (10, 2)
+    assert "cat 5 + 1, dog 5 + 1; left: " in d.read
+    assert ("1 folders without images" if name == "empty" else "2 hidden folders") in d.read
+
+
+def test_hidden_files_are_no_images_and_others_are_said(tmp_path):
+    two_classes(tmp_path)
+    write(tmp_path / "cat" / "._0.png", b"\0\5\x16\7" + bytes(100))
+    write(tmp_path / ".DS_Store", b"x")
+    write(tmp_path / "cat" / "9.heic", b"x")
+    write(tmp_path / "loose.png", png(picture()))
+    d = load("folder", root=tmp_path)
+    assert len(d.train) == 10
+    for said in ("2 hidden files", "1 files of another kind (.heic)", "1 images in no class's folder"):
+        assert said in d.read
+
+
+def test_images_in_folders_inside_a_class_are_its_own(tmp_path):
+    two_classes(tmp_path)
+    gray_folder(tmp_path / "cat", {"sub": [f"{i}.png" for i in range(4)]})
+    d = load("folder", root=tmp_path)
+    assert len(d.train) + len(d.test) == 16
+    assert d.train_labels.tolist().count(0) + d.test_labels.tolist().count(0) == 10
+    assert "4 of them lie in folders inside a class's" in d.read
+
+
+def test_parts_and_wrappers_are_not_taken_for_classes(tmp_path):
+    two_classes(tmp_path / "a" / "pets")
+    with pytest.raises(ValueError, match=r"if these are the classes, the root is .*pets"):
+        load("folder", root=tmp_path / "a")
+    two_classes(tmp_path / "b" / "training")
+    two_classes(tmp_path / "b" / "validation")
+    with pytest.raises(ValueError, match=r"training and validation in .* are no classes, by their names"):
+        load("folder", root=tmp_path / "b")
+    two_classes(tmp_path / "c" / "train")
+    two_classes(tmp_path / "c" / "test", 1)
+    two_classes(tmp_path / "c" / "val")
+    assert "left: 1 other folder (val)" in load("folder", root=tmp_path / "c").read
+    two_classes(tmp_path / "d", 4)
+    with pytest.raises(ValueError, match="no test images: every fifth of a class, by name, is held out"):
+        load("folder", root=tmp_path / "d")
+
+
+def shades(tmp_path, save) -> torch.Tensor:
+    """The levels of five equal images, as they are read, and what is said of them."""
+    for i in range(5):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        save(tmp_path / "a" / f"{i}.png")
+    d = load("folder", root=tmp_path)
+    return d.train[0].permute(1, 2, 0), d.read
+
+
+def test_sixteen_bits_keep_their_levels_and_unknown_ranges_are_refused(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (4, 1))
+    levels, said = shades(tmp_path, image.fromarray(ramp).save)
+    assert levels[0, :, 1].tolist() == list(range(256))
+    assert "5 with 16 bits, brought to 8" in said
+    for x in (ramp.astype(np.float32) / 65535, ramp.astype(np.int32)):
+        with pytest.raises(ValueError, match=r"0\.png is not a readable image: .*nobody says: save it with 8 bits"):
+            shades(tmp_path, lambda path, x=x: image.fromarray(x).save(path, "TIFF"))
+
+
+def test_images_are_upright_and_transparency_is_said(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    x = picture((6, 9, 3))
+    exif = image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first row is the right side
+    levels, said = shades(tmp_path, lambda path: image.fromarray(x).save(path, exif=exif))
+    assert np.array_equal(levels, np.rot90(x, -1))
+    assert "5 turned upright by EXIF" in said
+    levels, said = shades(tmp_path, image.fromarray(picture((6, 9, 4))).save)
+    assert levels.shape == (6, 9, 3)
+    assert "5 with transparency, which is left" in said
+    pages = [image.fromarray(picture((6, 9, 3))) for _ in range(3)]
+    with pytest.raises(ValueError, match="it has 3 frames or pages"):
+        shades(tmp_path, lambda path: pages[0].save(path, "TIFF", save_all=True, append_images=pages[1:]))
 
 
 def test_folder_problems_are_named(tmp_path):
@@ -379,12 +475,12 @@ def test_npz_is_split_and_labeled(tmp_path):
     ("changed", "message"),
     [
         ({"labels": None}, "it has no array labels"),
-        ({"labels": np.array([{}] * 5)}, r"a\.npz is not an \.npz of images: Object arrays"),
+        ({"labels": np.array([{}] * 5)}, r"cannot read .*a\.npz: its array labels: it is an array of object"),
         ({"labels": np.array([0, 1, 0, 2, 0])}, r"training labels outside 0\.\.1"),
         ({"labels": np.array([0])}, "offsets, labels, split and data do not fit"),
         ({"offsets": np.arange(6) * 10_000}, "offsets, labels, split and data do not fit"),
         ({"data": np.zeros(10_000, np.uint8)}, r"image 0 of .*a\.npz is not a readable image"),
-        ({"split": np.zeros(5)}, "no test images"),
+        ({"split": np.zeros(5, int)}, "no test images"),
     ],
 )
 def test_npz_problems_are_named(tmp_path, changed, message):
@@ -396,14 +492,14 @@ def test_npz_problems_are_named(tmp_path, changed, message):
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\3\4 cut short"])
 def test_npz_that_is_none_is_named(tmp_path, content):
     write(tmp_path / "a.npz", content)
-    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz of images"):
+    with pytest.raises(ValueError, match=r"cannot read .*a\.npz: "):
         load("npz", root=tmp_path / "a.npz")
 
 
 def test_an_array_under_the_name_of_an_npz_is_named(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(3))
     (tmp_path / "a.npy").rename(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz of images"):
+    with pytest.raises(ValueError, match=r"cannot read .*a\.npz: "):
         load("npz", root=tmp_path / "a.npz")
 
 

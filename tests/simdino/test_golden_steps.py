@@ -36,7 +36,7 @@ def first_losses(config, root, monkeypatch):
     config = replace(config, record=replace(config.record, snapshots=1, probe=64, bank=64, views=64))
     with pytest.raises(Enough):
         train.get_run(config, root, device="cpu", progress=False)
-    rows = read_json_lines(root / config.run_name / "metrics.jsonl", whole=False)
+    rows = read_json_lines(root / config.run_name / "metrics.jsonl")
     return np.array([row["loss"] for row in rows[:STEPS]])
 
 

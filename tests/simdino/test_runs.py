@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+import safetensors.torch
 import torch
 
 from simdino.checkpoint import cut_log
@@ -59,13 +60,124 @@ def test_damaged_files_are_named(run):
         Run.load(run.path)
 
 
-def test_a_row_cut_short_is_left_out_while_running_and_refused_afterward(run):
+def test_a_row_cut_short_is_left_out_with_a_word_and_a_whole_one_without_its_end_is_kept(run):
     with open(run.path / "metrics.jsonl", "a") as log:
         log.write('{"step": 20, "lo')
-    assert run.metrics["step"].tolist() == [0, 10]
-    (run.path / "DONE").write_text("{}")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 3 is damaged"):
-        _ = run.metrics
+    with pytest.warns(UserWarning, match=r"the last line of .*metrics\.jsonl is cut short and left out"):
+        assert run.metrics["step"].tolist() == [0, 10]
+    with open(run.path / "metrics.jsonl", "a") as log:
+        log.write('ss": 1}')
+    assert run.metrics["step"].tolist() == [0, 10, 20]
+
+
+DAMAGE = {  # a file, what is wrong with it, and the words that say so
+    "no object": ("config.json", "[]", "it is no JSON object"),
+    "too deep": ("config.json", "[" * 100_000, "config.json"),
+    "half a character": ("config.json", '{"recipe": "\\ud800"}', "config.json"),
+    "no UTF-8": ("config.json", b'{"recipe": "\xff"}', "config.json"),
+    "a part of another type": ("config.json", '{"recipe": "a", "optim": 3}', "its optim means nothing"),
+    "a number of another type": ("config.json", '{"recipe": "a", "optim": {"steps": "a"}}', "its optim.steps"),
+    "a number out of range": ("config.json", '{"recipe": "a", "objective": {"eps": -1}}', "its objective.eps"),
+    "no number": ("config.json", '{"recipe": "a", "model": {"out": NaN}}', "its model.out"),
+    "a seed": ("config.json", '{"recipe": "a", "seed": null}', "its seed"),
+    "null": ("environment.json", "null", "it is no JSON object"),
+    "a source": ("environment.json", '{"source": 3}', "its source is 3"),
+    "seconds": ("DONE", '{"seconds": "a"}', "its seconds are 'a'"),
+    "text for a step": ("metrics.jsonl", '{"step": "a"}\n', "step of line 1 is 'a'"),
+    "text for a loss": ("metrics.jsonl", '{"step": 0, "rate": 1}\n{"step": 1, "rate": "b"}\n', "rate of line 2 is 'b'"),
+    "a list": ("metrics.jsonl", '{"step": 0, "rate": [1]}\n', "rate of line 1 is"),
+    "steps that do not rise": ("metrics.jsonl", '{"step": 0}\n{"step": 2}\n{"step": 2}\n', "step of line 3 is 2"),
+    "half a step": ("metrics.jsonl", '{"step": 0}\n{"step": 0.5}\n', "step of line 2 is 0.5"),
+    "a number that no step has": ("metrics.jsonl", '{"step": 1' + 40 * "0" + "}\n", "step of line 1 is 1e+40"),
+    "no steps": ("metrics.jsonl", '{"loss": 0}\n', "it has no step"),
+    "a list for a row": ("metrics.jsonl", "[1]\n", "line 1 is damaged"),
+    "bytes": ("metrics.jsonl", b"\xff\n", "metrics.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_run_is_checked_in_one_place_by_file_and_field(run, name):
+    file, content, words = DAMAGE[name]
+    (run.path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    ask = {"config.json": "config", "environment.json": "environment", "DONE": "seconds", "metrics.jsonl": "metrics"}
+    with pytest.raises(ValueError, match=re.escape(file)) as error:
+        getattr(Run(run.path), ask[file])
+    assert words in str(error.value)
+
+
+def test_a_number_that_is_null_is_missing(run):
+    (run.path / "metrics.jsonl").write_text('{"step": 0, "rate": null}\n{"step": 1, "rate": null}\n')
+    assert run.metrics["rate"].isna().tolist() == [True, True]
+
+
+def test_what_a_file_lacks_is_named_when_it_is_asked_for(run):
+    write_json(run.path / "environment.json", {"commit": "abc"})
+    for ask, words in (
+        (lambda: run.config["optim"], r"config\.json: it has no optim"),
+        (lambda: run.environment["source"], r"environment\.json: it has no source"),
+        (lambda: run.logged("rate"), r"metrics\.jsonl: it has no rate"),
+        (lambda: run.snapshot(12)["student/head/test"], r"step_00000012\.safetensors: it has no student/head/test"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ask()
+    write_json(run.path / "config.json", {"recipe": "a", "optim": {"lr": 0.1}})
+    with pytest.raises(ValueError, match=r"it has no optim\.steps"):
+        _ = Run(run.path).config["optim"]["steps"]
+
+
+def test_a_folder_whose_configuration_is_of_something_else_is_no_run(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "dinov2"})
+    with pytest.raises(ValueError, match=r"is not a run directory: its config\.json is of something else"):
+        Run.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"teacher/head/test": torch.ones(3)}, "no set of features"),
+        ({"teacher/head/test": torch.ones(3, 3, dtype=torch.int32)}, "no set of features"),
+        ({"teacher/head/test": torch.full((3, 3), torch.nan)}, "NaN"),
+        ({"teacher/head/test": torch.ones(3, 4)}, "not as in step_00000012"),
+        ({"teacher/head/test": torch.ones(3, 3), "student/head/test": torch.ones(3, 3)}, "student/head/test is not as"),
+        ({"teacher/head/test": torch.ones(3, 3), "student/head/test": torch.ones(2, 3)}, "another number of images"),
+    ],
+)
+def test_features_are_those_of_the_first_snapshot(run, tensors, words):
+    write_tensors(snapshot_path(run.path, 20), tensors)
+    with pytest.raises(ValueError, match=f"step_00000020.safetensors: .*{words}"):
+        run.snapshot(20)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bank_images": None}, "it has no bank_images"),
+        ({"test_images": torch.ones(3)}, "test_images have the shape"),
+        ({"bank_labels": None}, "labels of one part only"),
+        ({"test_labels": torch.tensor([0, 1])}, "test_labels are not one class"),
+        ({"test_labels": torch.tensor([0.0, 1.0, 2.0])}, "test_labels are not one class"),
+        ({"test_images": torch.ones(3, 3, 9, 9)}, "of different sizes"),
+    ],
+)
+def test_a_probe_that_does_not_fit_together_is_named(run, change, words):
+    parts = {"images": torch.ones(3, 3, 8, 8), "labels": torch.arange(3)}
+    probe = {f"{part}_{what}": x.clone() for part in ("bank", "test") for what, x in parts.items()} | change
+    write_tensors(run.path / "probe.safetensors", {k: v for k, v in probe.items() if v is not None})
+    with pytest.raises(ValueError, match=f"probe.safetensors: .*{words}"):
+        _ = run.probe
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("I/O error: no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*a\.safetensors: .*no space"):
+        write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match=r"cannot write .*a\.json"):
+        write_json(tmp_path / "a.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_that_stand_on_some_rows_are_nan_on_the_others(run):
@@ -99,7 +211,7 @@ def test_a_damaged_line_is_named_wherever_it_is(run, damaged):
 def test_a_hundred_thousand_rows_are_read_in_seconds(run):
     names = [f"number_{i}" for i in range(17)]
     row = json.dumps({"step": 0} | dict.fromkeys(names, 0.1234567)) + "\n"
-    (run.path / "metrics.jsonl").write_text(100_000 * row)
+    (run.path / "metrics.jsonl").write_text("".join(row.replace('"step": 0', f'"step": {i}') for i in range(100_000)))
     start = time.process_time()
     assert run.metrics.shape == (100_000, 18)
     assert time.process_time() - start < 4  # a second where nothing else runs
