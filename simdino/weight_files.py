@@ -4,6 +4,7 @@ Safetensors hold no code. A pickle is first looked through for what it names: te
 reader, what is known to be harmless becomes an empty placeholder, which runs nothing, and anything else is a refusal.
 """
 
+import io
 import json
 import pickletools
 import re
@@ -11,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ def _globals(path: Path) -> set[str]:
     return found
 
 
-def _named(stream: BinaryIO) -> set[str]:
+def _named(stream: io.BufferedIOBase) -> set[str]:
     found, strings = set(), []
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ("GLOBAL", "INST"):

@@ -50,6 +50,7 @@ STACKED = {
     ("attn.q_proj", "attn.k_proj", "attn.v_proj"): "attn.qkv",
     ("mlp.gate_proj", "mlp.up_proj"): "mlp.w12",
 }
+HEADS = {"head": "head", "dino_head": "head", "patch_head": "patch_head", "ibot_head": "patch_head"}  # and ours
 HEAD_RENAMED = [
     (r"^layers\.", "mlp."),  # lightly
     (r"^last_layer\.parametrizations\.weight\.original0$", "last_layer.weight_g"),  # weight normalization, new style
@@ -267,7 +268,7 @@ def _network(file: WeightFile, branch: str, path: Path) -> _Found:
     at = max((i for i, segment in enumerate(segments) if segment.endswith("backbone")), default=None)
     if at is not None:
         before = "".join(f"{segment}." for segment in segments[:at]) + segments[at].removesuffix("backbone")
-        for kind, new in (("head", "head"), ("dino_head", "head"), ("ibot_head", "patch_head")):
+        for kind, new in HEADS.items():
             beside = {k[len(before + kind) + 1 :]: v for k, v in clean.items() if k.startswith(f"{before}{kind}.")}
             taken |= set(beside.values())
             for name, place in _head(beside).items():
