@@ -4,6 +4,7 @@ Safetensors hold no code. A pickle is first looked through for what it names: te
 reader, what is known to be harmless becomes an empty placeholder, which runs nothing, and anything else is a refusal.
 """
 
+import contextlib
 import io
 import json
 import pickletools
@@ -167,15 +168,17 @@ def _globals(path: Path) -> set[str]:
 
 
 def _named(stream: io.BufferedIOBase) -> set[str]:
+    """The names in one pickle, up to where it is damaged, which torch's reader then finds, too."""
     found, strings = set(), []
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            module, _, name = argument.partition(" ")
-            found.add(f"{_RENAMED.get(module, module)}.{name}")
-        elif opcode.name == "STACK_GLOBAL":  # the two strings before it, unless they come from the memo
-            found.add(".".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
+    with contextlib.suppress(Exception):
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name in ("GLOBAL", "INST"):
+                module, _, name = argument.partition(" ")
+                found.add(f"{_RENAMED.get(module, module)}.{name}")
+            elif opcode.name == "STACK_GLOBAL":  # of the two strings before it
+                found.add(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
     return found
 
 

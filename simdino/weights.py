@@ -168,34 +168,6 @@ def load_weights(
     return Loaded(network, missing, unexpected, interpolated, found.place, found.left, assumed)
 
 
-def read_config(text: str) -> dict:
-    """Read a network's description: JSON, or the path of a JSON file.
-
-    Args:
-        text: fields of `Model`, such as {"heads": 12}; a run's configuration; or that of a model of Hugging Face.
-
-    Returns:
-        Fields of `Model`, all or some, as `load_weights` takes them.
-
-    Raises:
-        ValueError: neither of these, or unknown fields.
-
-    >>> read_config('{"heads": 12}')
-    {'heads': 12}
-    """
-    try:
-        found = json.loads(text if text.lstrip().startswith("{") else Path(text).expanduser().read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read the configuration {text}: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f'the configuration {text} is no JSON object, such as {{"heads": 12}}')
-    if isinstance(found.get("model"), dict):
-        found = found["model"]
-    if "num_attention_heads" in found:
-        found = {"heads": found["num_attention_heads"]}
-    return _known(found)
-
-
 def save_weights(network: Network, path: str | Path, *, names: Literal["ours", "timm"] = "ours") -> None:
     """Write a network to safetensors.
 
@@ -306,7 +278,9 @@ def _branch(starts: list[str], branch: str, path: Path) -> str:
     if not meant and not plain:
         raise ValueError(f"{path} has no {branch}, only a {side(others[0])}")
     if len(meant) != 1:
-        raise ValueError(f"{path} holds several networks, {shown}: say with branch which is meant")
+        raise ValueError(
+            f"{path} holds several networks, {shown}: say with branch (--branch) how the right one's names begin"
+        )
     return meant[0]
 
 
