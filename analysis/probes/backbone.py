@@ -115,6 +115,9 @@ def load_backbone(
         return _ours("random", network, block, device)
     if path.is_dir() and (is_run(path) or not (path / "config.json").is_file()):
         run = Run.load(path)
+        lacking = [k for k in ("model", "optim", "crops") if not isinstance(run.config, dict) or k not in run.config]
+        if lacking:
+            raise ValueError(f"{path} is not a run directory: its config.json has no {', '.join(lacking)}")
         if run.config["optim"]["teacher"] != "ema":
             branch = "student"
         try:
