@@ -140,14 +140,17 @@ def load_weights(
     path = Path(path).expanduser()
     file = read_weight_file(path)
     found = _network(file, branch, path)
-    tensors, norm_eps = found.tensors, 1e-6
+    tensors = found.tensors
     if isinstance(config, Model) or (config and _FIELDS.keys() <= config.keys()):
         config, assumed = (config if isinstance(config, Model) else Model(**config)), []
     elif "model" in file.metadata:
         config, assumed = dataclasses.replace(_described(file.metadata["model"], path), **_known(config)), []
-        norm_eps = _norm_eps(file.metadata.get("norm_eps", norm_eps), path)
     else:
-        config, norm_eps, assumed = _inferred(found, file.config, _known(config), path)
+        config, assumed = _inferred(found, file.config, _known(config), path)
+    described = file.metadata.get("norm_eps", file.config.get("layer_norm_eps"))
+    norm_eps = _norm_eps(described, path) if described is not None else 1e-12 if found.layout == "vit" else 1e-6
+    if described is None and found.layout == "vit":
+        assumed.append("1e-12 beside the variance in norms, as ViTModel has by default")
     _check(config, found, path)
     interpolated = []
     if config.arch == "vit":
@@ -157,8 +160,6 @@ def load_weights(
     with torch.device("meta"):  # names and shapes alone: nothing is allocated before they are those of the file
         state = Network(config, size=size, channels=channels).state_dict()
     missing, unexpected = _compared(found, state, path)
-    if sum(tensors[k].numel() for k in state.keys() & tensors.keys()) > max(ROOM, file.size):
-        raise ValueError(f"cannot read {path}: its tensors are larger than the file itself")
     with torch.random.fork_rng(devices=[]):  # the initial values, overwritten below, cost the caller no randomness
         network = Network(config, size=size, channels=channels)
     network.load_state_dict({k: v for k, v in tensors.items() if k in state}, strict=False)
@@ -226,7 +227,10 @@ def _network(file: WeightFile, branch: str, path: Path) -> _Found:
         raise ValueError(f"{path} holds no vision transformer of a known layout: it begins with {_first(file.names)}")
     start = _branch(list(starts), branch, path)
     nested = [other for other in starts if other != start and other.startswith(start)]
+    place = clean[start + starts[start]]
+    outer = place.removesuffix(starts[start]) if place.endswith(starts[start]) else ""  # its wrappers included
     own = {k[len(start) :]: v for k, v in clean.items() if k.startswith(start) and not k.startswith(tuple(nested))}
+    own = {k: v for k, v in own.items() if v.startswith(outer)}
     _refuse_foreign(own, path)
     ours = {}
     for name in own:
@@ -234,8 +238,9 @@ def _network(file: WeightFile, branch: str, path: Path) -> _Found:
         for pattern, replacement in RENAMED:
             new = re.sub(pattern, replacement, new)
         ours[f"backbone.{new}"] = own[name]
+    if len(ours) < len(own):
+        raise ValueError(f"{path} has two tensors of one meaning, among {_first(own.values())}")
     renamed = {new: file.tensors[place] for new, place in ours.items()}
-    _pack(renamed, ours)
     taken, before, segments = set(own.values()), "", start.split(".")[:-1]
     at = max((i for i, segment in enumerate(segments) if segment.endswith("backbone")), default=None)
     if at is not None:
@@ -247,6 +252,9 @@ def _network(file: WeightFile, branch: str, path: Path) -> _Found:
                 ours[f"{new}.{name}"] = place
                 if not name.startswith("?"):
                     renamed[f"{new}.{name}"] = file.tensors[place]
+    if sum(file.tensors[place].numel() for place in taken) > max(ROOM, file.size):
+        raise ValueError(f"cannot read {path}: its tensors are larger than the file itself")
+    _pack(renamed, ours)
     names = {new: file.names[place] for new, place in ours.items()}
     layout = "official"
     if starts[start].startswith("embeddings"):
@@ -331,8 +339,8 @@ def _groups(places: list[str], start: str) -> list[str]:
     return list(groups)
 
 
-def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[Model, float, list[str]]:
-    """Infer the description of a vision transformer, and the ε of its norms, from names, shapes and a config.json."""
+def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[Model, list[str]]:
+    """Infer the description of a vision transformer from names, shapes and a config.json; say what was assumed."""
     tensors = found.tensors
     if found.stem != "backbone.patch_embed.proj.weight":
         raise ValueError(f"{path} holds no official vision transformer: a run's checkpoint needs its config")
@@ -365,9 +373,6 @@ def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[
             way = "give its config, such as config={'heads': 6}, or --config '{\"heads\": 6}'"
             raise ValueError(f"the number of heads of {path} does not follow from its width {dim}: {way}")
         assumed.append(f"{heads} heads of {dim // heads}, as published networks of width {dim} have")
-    norm_eps = _norm_eps(described.get("layer_norm_eps", 1e-12 if found.layout == "vit" else 1e-6), path)
-    if found.layout == "vit" and "layer_norm_eps" not in described:
-        assumed.append("1e-12 beside the variance in norms, as ViTModel has by default")
     registers = sizes("backbone.register_tokens", 3)[1] if "backbone.register_tokens" in tensors else 0
     swiglu, mask_token = mlp.endswith("w3.weight"), "backbone.mask_token" in tensors
     width = sizes(mlp, 2)[1 if swiglu else 0]
@@ -400,7 +405,7 @@ def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[
         "pos_antialias": bool(registers),
         **(head or {"out": 0}),
     }
-    return Model(**fields | given), norm_eps, assumed
+    return Model(**fields | given), assumed
 
 
 def _blocks(tensors: Collection[str]) -> set[int]:
