@@ -9,6 +9,7 @@ import io
 import json
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -126,7 +127,8 @@ def _unpickled(path: Path) -> object:
             placeholders.append((_plain_list if name == "collections.deque" else kind, name))
         elif not re.fullmatch(_TENSORS, name):
             raise ValueError(_holds(name))
-    with torch.serialization.safe_globals(placeholders):
+    with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a damaged file, about its version
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
