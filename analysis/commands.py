@@ -166,7 +166,7 @@ def preflight_command(arguments: list[str]) -> None:
 
 def probe_command(arguments: list[str]) -> None:
     """Measure what frozen backbones are worth on data: k-NN, few shots, linear probes, and tasks of patches."""
-    from .probes.backbone import load_backbones
+    from .probes.backbone import load_backbones, read_config
     from .probes.results import results_table
     from .probes.tasks import TASKS, as_trained, data_kind, probe_backbones
 
@@ -183,7 +183,13 @@ def probe_command(arguments: list[str]) -> None:
     parser.add_argument("--tasks", help=f"comma-separated: {', '.join(TASKS)}; by default all that the data allow")
     parser.add_argument("--block", type=int, default=-1, help="block whose output is read (default: the last)")
     parser.add_argument(
-        "--branch", choices=("teacher", "student"), default="teacher", help="network of a training file"
+        "--branch",
+        default="teacher",
+        help="network of a training file: teacher (default), student, or what the names of its tensors begin with",
+    )
+    parser.add_argument(
+        "--config",
+        help="of weights whose file does not tell it: JSON such as '{\"heads\": 12}', or a config.json",
     )
     parser.add_argument(
         "--size",
@@ -214,7 +220,9 @@ def probe_command(arguments: list[str]) -> None:
         if given.size is None and len(sides) == 1 and {data_kind(each) for each in given.data} == {"labels"}:
             (given.size,) = sides
             notes.append(f"at the size of training, --size {given.size}")
-        backbones = load_backbones(given.what, block=given.block, branch=given.branch, device=given.device)
+        of_weights = {"branch": given.branch, "config": given.config and read_config(given.config)}
+        backbones = load_backbones(given.what, block=given.block, device=given.device, **of_weights)
+        notes += [f"{backbone.name}: {note}" for backbone in backbones for note in backbone.notes]
         tasks = given.tasks.split(",") if given.tasks else None
         passed = ("size", "train", "test", "sequences", "ignore", "seed")
         options = {name: getattr(given, name) for name in passed}
@@ -223,7 +231,7 @@ def probe_command(arguments: list[str]) -> None:
             asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
             made = environment(str(backbones[0].device)) | {"asked": asked}
             rows = json.loads(results.to_json(orient="records", double_precision=15))
-            write_json(given.json, made | {"read": results.attrs["read"], "results": rows})
+            write_json(given.json, made | {"read": results.attrs["read"], "notes": notes, "results": rows})
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
         sys.exit(f"simdino probe: {_one_line(error)}")
     print("\n".join([*results.attrs["read"], *notes, results_table(results)]))

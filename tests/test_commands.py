@@ -21,6 +21,8 @@ from analysis.files import read_features
 from analysis.reporting.features import report
 from analysis.reporting.page import report_run
 from simdino import runs
+from simdino.config import Model
+from simdino.vit import Network
 from tests.configurations import sphere
 
 ROOT = Path(__file__).parents[1]
@@ -354,6 +356,33 @@ def test_a_size_that_is_none_is_refused_with_what_one_looks_like(size, capsys):
     with pytest.raises(SystemExit):
         probe_command(["pixels", "--data", "digits", f"--size={size}"])
     assert "give SIDE or HEIGHTxWIDTH, such as 224 or 224x448" in capsys.readouterr().err
+
+
+def test_a_probe_says_what_it_took_of_weights_and_is_told_what_they_do_not_say(tmp_path, capsys):
+    """48 channels: a width that no published network has."""
+    config = Model(stem="patch", patch=8, dim=48, depth=1, heads=4, pool="cls", out=0)
+    tensors = Network(config, size=16).backbone.state_dict()
+    torch.save({"teacher": tensors, "epoch": 3}, tmp_path / "w.pth")
+    asked = [
+        str(tmp_path / "w.pth"),
+        "--data",
+        "digits",
+        "--size",
+        "16",
+        "--tasks",
+        "knn",
+        "--train",
+        "40",
+        "--test",
+        "20",
+    ]
+    with pytest.raises(SystemExit, match=r"number of heads of .* width 48: .* --config '\{\"heads\": 6\}'"):
+        probe_command(asked)
+    probe_command([*asked, "--config", '{"heads": 4}', "--json", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    assert "w: taken: the network at 'teacher'" in printed
+    assert "w: left: epoch" in printed
+    assert "w: left: epoch" in json.loads((tmp_path / "out.json").read_text())["notes"]
 
 
 def test_the_page_of_recipes_is_renewed_between_its_markers(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """A backbone takes images and gives a feature of each image and of each patch, whoever trained it."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,7 @@ class Backbone:
     std: tuple[float, ...] = Crops.std
     device: str = "cpu"
     network: ViT | ConvNet | None = None  # the network inside `encode`, up to the block that is read, if it is ours
+    notes: tuple[str, ...] = ()  # of weights that others made: what was taken, left and assumed
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Features:
         return self.encode(images)
@@ -68,13 +71,14 @@ def load_backbone(
     what: str | Path,
     *,
     block: int = -1,
-    branch: Literal["teacher", "student"] = "teacher",
-    config: Model | None = None,
+    branch: str = "teacher",
+    config: Model | Mapping | None = None,
     device: str | torch.device | None = None,
 ) -> Backbone:
-    """The backbone of a run directory, a weights file, a timm model's name, or a baseline: "pixels" or "random".
+    """The backbone of a run directory, of weights, of a timm model's name, or a baseline: "pixels" or "random".
 
-    Weights files are all that `simdino.weights.load_weights` reads. "random" is an untrained network (seed 0), by
+    Weights are all that `simdino.weights.load_weights` reads; a folder of Hugging Face brings its own normalization of
+    images, if it has a preprocessor_config.json. "random" is an untrained network (seed 0), by
     default of the shape of ViT-S/14. "pixels" gives the normalized pixels of each patch and, averaged down to at most
     32 × 32, those of each image. Images may have any size whose sides are multiples of the patch, because position
     embeddings are resized. The image feature is the class token or the mean of the patch tokens, as the model's `pool`
@@ -84,9 +88,10 @@ def load_backbone(
         what: path or name.
         block: index of the block whose output is read, after the final norm, as DINO's `get_intermediate_layers` does;
             −1 is the last.
-        branch: which network of a training file is read. A run without self-distillation has only one.
-        config: the network's description. It is for files whose shapes do not tell it, for "random", and for "pixels",
-            which takes its patch.
+        branch: which network of a training file is read: "teacher", "student", or what its names begin with. A run
+            without self-distillation has only one.
+        config: the network's description. It is for files whose shapes do not tell it, which may be given some of its
+            fields, too, such as {"heads": 12}; for "random", and for "pixels", which takes its patch.
         device: None is cuda where there is one.
 
     Raises:
@@ -98,6 +103,8 @@ def load_backbone(
     """
     path, device = Path(what).expanduser(), usable_device(device)
     baseline = is_name(what, BASELINES, "and rename that for the baseline")
+    if baseline and isinstance(config, Mapping):
+        config = dataclasses.replace(VIT_S, **config)
     if baseline and what == "pixels":
         return _pixels((config or VIT_S).patch, device)
     if baseline:
@@ -106,8 +113,11 @@ def load_backbone(
             torch.manual_seed(0)
             network = Network(config, size=16 * config.patch)
         return _ours("random", network, block, device)
-    if path.is_dir():
+    if path.is_dir() and (is_run(path) or not (path / "config.json").is_file()):
         run = Run.load(path)
+        lacking = [k for k in ("model", "optim", "crops") if not isinstance(run.config, dict) or k not in run.config]
+        if lacking:
+            raise ValueError(f"{path} is not a run directory: its config.json has no {', '.join(lacking)}")
         if run.config["optim"]["teacher"] != "ema":
             branch = "student"
         try:
@@ -118,16 +128,59 @@ def load_backbone(
         crops = run.config["crops"]
         backbone = _ours(run.name, loaded.network, block, device)
         return dataclasses.replace(backbone, mean=tuple(crops["mean"]), std=tuple(crops["std"]))
-    if path.is_file():
-        return _ours(path.stem, load_weights(path, branch=branch, config=config).network, block, device)
+    if path.exists():
+        loaded = load_weights(path, branch=branch, config=config)
+        mean, std, known = _normalization(path)
+        notes = loaded.notes() + ([] if known else ["images are normalized by ImageNet's mean and deviation"])
+        backbone = _ours(path.name if path.is_dir() else path.stem, loaded.network, block, device)
+        return dataclasses.replace(backbone, mean=mean, std=std, notes=tuple(notes))
     return _timm(str(what), block, device)
+
+
+def is_run(path: Path) -> bool:
+    """Whether the config.json of a folder is that of a run rather than of a model that others made."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True  # a damaged one, which the reader of runs names
+    return not isinstance(config, dict) or not {"model_type", "architectures", "architecture"} & config.keys()
+
+
+def read_config(text: str) -> dict:
+    """Read a network's description: JSON, or the path of a JSON file.
+
+    Args:
+        text: fields of `simdino.config.Model`, such as {"heads": 12}; a run's configuration; or that of a model of
+            Hugging Face.
+
+    Returns:
+        Fields, all or some, as `load_backbone` takes them for weights.
+
+    Raises:
+        ValueError: no JSON object.
+
+    >>> read_config('{"heads": 12}')
+    {'heads': 12}
+    """
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else Path(text).expanduser().read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read the configuration {text}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'the configuration {text} is no JSON object, such as {{"heads": 12}}')
+    if "num_attention_heads" in found:
+        return {"heads": found["num_attention_heads"]}
+    return found["model"] if isinstance(found.get("model"), dict) else found
 
 
 def load_backbones(
     what: Sequence[str | Path],
     *,
     block: int = -1,
-    branch: Literal["teacher", "student"] = "teacher",
+    branch: str = "teacher",
+    config: Model | Mapping | None = None,
     device: str | torch.device | None = None,
 ) -> list[Backbone]:
     """Several backbones to be compared; "pixels" and "random" get the patch and the shape of the first other one.
@@ -136,6 +189,7 @@ def load_backbones(
 
     Args:
         what: paths and names as for `load_backbone`, as are block, branch and device.
+        config: as for `load_backbone`, of all that is neither a run nor a name.
 
     Raises:
         ValueError: as `load_backbone`.
@@ -144,11 +198,16 @@ def load_backbones(
     [14]
     """
     options = {"block": block, "branch": branch, "device": device}
-    loaded = {w: load_backbone(w, **options) for w in what if w not in BASELINES}
+
+    def given(w: str | Path) -> Model | Mapping | None:
+        path = Path(w).expanduser()
+        return None if path.is_dir() and is_run(path) else config
+
+    loaded = {w: load_backbone(w, config=given(w), **options) for w in what if w not in BASELINES}
     first = next(iter(loaded.values()), None)
-    config = None if first is None else dataclasses.replace(VIT_S, patch=first.patch)
-    config = first.network.config if first and first.network else config
-    loaded |= {w: load_backbone(w, config=config, **options) for w in what if w in BASELINES}
+    shape = None if first is None else dataclasses.replace(VIT_S, patch=first.patch)
+    shape = first.network.config if first and first.network else shape
+    loaded |= {w: load_backbone(w, config=shape, **options) for w in what if w in BASELINES}
     names = [loaded[w].name for w in what]
     found = ((w, loaded[w]) for w in what)
     return [b if names.count(b.name) == 1 else dataclasses.replace(b, name=str(w)) for w, b in found]
@@ -301,6 +360,20 @@ def _ours(name: str, network: Network, block: int, device: str) -> Backbone:
     stem = model.stem if isinstance(model, ConvNet) else model.patch_embed
     channels = next(stem.parameters()).shape[1]
     return Backbone(name, config.patch, encode, channels=channels, device=device, network=model)
+
+
+def _normalization(path: Path) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Mean and deviation of images that a folder of Hugging Face or timm has, else ImageNet's; whether it has."""
+    for name, inside, keys in (
+        ("preprocessor_config.json", None, ("image_mean", "image_std")),
+        ("config.json", "pretrained_cfg", ("mean", "std")),
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads((path / name).read_text(encoding="utf-8"))
+            mean, std = (tuple(map(float, (found[inside] if inside else found)[key])) for key in keys)
+            if len(mean) == len(std) == 3 and min(std) > 0:
+                return mean, std, True
+    return Backbone.mean, Backbone.std, False
 
 
 def _pixels(patch: int, device: str) -> Backbone:

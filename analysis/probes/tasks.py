@@ -23,7 +23,7 @@ from simdino.runs import Run
 
 from ..files import is_name, located
 from ..measures.uncertainty import share_interval
-from .backbone import BASELINES, Backbone, Size, extract_features, resize_and_crop
+from .backbone import BASELINES, Backbone, Size, extract_features, is_run, resize_and_crop
 from .discovery import (
     average_precision,
     average_precision_interval,
@@ -141,7 +141,8 @@ def as_trained(what: Sequence[str]) -> tuple[list[str], list[int]]:
         Each once, of all runs; no sides where another network than a run's is among them.
     """
     others = [w for w in what if not is_name(w, BASELINES, "and rename that for the baseline")]
-    configs = [Run.load(w).config for w in others if Path(w).expanduser().is_dir()]
+    paths = [Path(w).expanduser() for w in others]
+    configs = [Run.load(path).config for path in paths if path.is_dir() and is_run(path)]
     data = sorted({f"{c['data']['name']}={c['data']['root'] or ''}" for c in configs})
     return data, sorted({c["crops"]["global_size"] for c in configs}) if len(configs) == len(others) else []
 

@@ -1,5 +1,6 @@
 """Backbones: ours by blocks, a run's recorded features, a real network, baselines, timm's interface, bad input."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,13 @@ from analysis.probes.backbone import (
     extract_features,
     image_features,
     load_backbone,
+    load_backbones,
+    read_config,
     resize_and_crop,
 )
 from simdino.augment import center_view, grayscale
 from simdino.config import Crops, Model
+from simdino.runs import write_tensors
 from simdino.train import get_run
 from simdino.vit import Network
 from simdino.weights import save_weights
@@ -238,6 +242,61 @@ def test_a_run_of_another_version_is_named(tmp_path):
     (run.path / "config.json").write_text(text.replace('"patch":', '"patches_of":'))
     with pytest.raises(ValueError, match=r"the configuration of .* is of another version: .*patches_of"):
         load_backbone(run.path)
+
+
+# --- Weights of others
+
+
+def foreign(folder: Path, **config) -> Network:
+    """A folder as Hugging Face has it, with the names of DINO inside, which may be."""
+    torch.manual_seed(1)
+    network = Network(replace(VIT, dim=192, heads=6), size=16).eval()
+    write_tensors(folder / "model.safetensors", network.backbone.state_dict())
+    (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", "num_attention_heads": 6, **config}))
+    return network
+
+
+def test_a_folder_of_hugging_face_is_read_with_its_normalization(tmp_path, monkeypatch):
+    network = foreign(tmp_path / "hub")
+    half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+    assert "images are normalized by ImageNet's mean and deviation" in load_backbone(tmp_path / "hub").notes
+    (tmp_path / "hub/preprocessor_config.json").write_text(json.dumps(half))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backbone = load_backbone("~/hub")
+    assert (backbone.name, backbone.mean, backbone.std) == ("hub", (0.5,) * 3, (0.25,) * 3)
+    torch.testing.assert_close(extract_features(backbone, photos()).image, network((photos() / 255 - 0.5) / 0.25)[0])
+    assert "assumed: patches of 4 pixels, the first layer's kernel" in backbone.notes[-1]
+
+
+def test_a_folder_whose_config_is_that_of_no_run_is_not_called_one(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(ValueError, match=r"holds no weights, such as model\.safetensors"):
+        load_backbone(tmp_path)
+    for text in ('{"a": 1}', "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"is not a run directory: its config\.json has no model, optim, crops"):
+            load_backbone(tmp_path)
+
+
+def test_a_description_is_read_from_json_and_from_files(tmp_path):
+    path = tmp_path / "config.json"
+    for text, expected in (
+        ('{"num_attention_heads": 6, "hidden_size": 192}', {"heads": 6}),
+        ('{"model": {"heads": 6}, "optim": {}}', {"heads": 6}),
+        ('{"heads": 6}', {"heads": 6}),
+    ):
+        path.write_text(text)
+        assert read_config(str(path)) == read_config(text) == expected
+    foreign(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    assert load_backbone(weights).network.config.heads == 3
+    assert load_backbones([weights, "random"], config={"heads": 6})[1].network.config.heads == 6
+    for text, sentence in (("{", "cannot read the configuration"), (str(weights), "cannot read the configuration")):
+        with pytest.raises(ValueError, match=sentence):
+            read_config(text)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="is no JSON object, such as"):
+        read_config(str(path))
 
 
 # --- timm
