@@ -24,7 +24,8 @@ from scipy.special import ndtri, stdtrit
 
 from simdino.config import recognized
 from simdino.recipes import PROFILES
-from simdino.runs import CHECKOUT, Run, environment, whole_file, write_json, write_text
+from simdino.runs import CHECKOUT, Run, environment
+from simdino.whole_files import whole_file, write_json, write_text
 
 SYMBOLS = {"equal": "=", "at_most": "≤", "at_least": "≥"}
 _KINDS = ("theorem", "observation")

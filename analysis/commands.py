@@ -21,7 +21,8 @@ import torch
 from simdino.config import PUBLISHED_EPS, recognized
 from simdino.losses import official_scaling
 from simdino.recipes import PROFILES
-from simdino.runs import CHECKOUT, environment, write_json, write_text
+from simdino.runs import CHECKOUT, environment
+from simdino.whole_files import write_json, write_text
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,7 +26,8 @@ from simdino.config import Config, recognized
 from simdino.interruption import stop_requests
 from simdino.needed_runs import core_seconds, disk_bytes, needed_configs, parameters
 from simdino.recipes import PROFILES, recipe
-from simdino.runs import CHECKOUT, code_hash, write_text
+from simdino.runs import CHECKOUT, code_hash
+from simdino.whole_files import write_text
 
 from .claims import gallery, tally
 

@@ -7,16 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simdino.runs import (
-    network_tensors,
-    read_json_lines,
-    read_metadata,
-    read_tensors,
-    source,
-    write_tensors,
-    write_text,
-)
+from simdino.runs import network_tensors, source
 from simdino.vit import Network
+from simdino.whole_files import read_json_lines, read_metadata, read_tensors, write_tensors, write_text
 
 
 def save_checkpoint(

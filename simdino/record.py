@@ -10,8 +10,9 @@ from torch import Tensor
 from simdino.augment import center_view, multi_crop
 from simdino.config import Config, derived_seed
 from simdino.data import Dataset
-from simdino.runs import network_tensors, snapshot_path, weights_path, write_tensors
+from simdino.runs import network_tensors, snapshot_path, weights_path
 from simdino.vit import Network
+from simdino.whole_files import write_tensors
 
 IMAGES_AT_ONCE = 256  # images that are on the network's device at once
 

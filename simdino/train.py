@@ -37,10 +37,11 @@ from simdino.optim import clip_gradients, parameter_groups, schedules
 from simdino.ranks import join_ranks, largest_over_ranks, of_first_rank, ranks, sharing_ranks
 from simdino.recipes import NOTES, PROFILES, RECIPES, recipe
 from simdino.record import probe_images, record_snapshot, record_weights, snapshot_steps
-from simdino.runs import CHECKOUT, Run, environment, write_json, write_tensors, write_text
+from simdino.runs import CHECKOUT, Run, environment
 from simdino.step_inputs import Hidden, batch_indices, step_inputs
 from simdino.step_log import StepLog
 from simdino.vit import Network, usable_device
+from simdino.whole_files import write_json, write_tensors, write_text
 
 RUNS = CHECKOUT / "runs" if (CHECKOUT / "pyproject.toml").is_file() else Path("runs")
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simdino.runs import read_metadata, read_tensors
+from simdino.whole_files import read_metadata, read_tensors
 
 # What torch's reader builds by itself; of `torch` it knows which names are tensors and refuses the others.
 _TENSORS = r"torch(\.\w+)+|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|complex)"

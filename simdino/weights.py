@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from simdino.config import Model, check_numbers, recognized
-from simdino.runs import write_tensors
 from simdino.vit import Network, ViT, resized_positions
 from simdino.weight_files import WeightFile, read_weight_file
+from simdino.whole_files import write_tensors
 
 # Wrappers around networks and blocks: compiled, data-parallel, sharded, checkpointed, Lightning's Fabric.
 WRAPPERS = r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module|_forward_module)\."

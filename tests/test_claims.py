@@ -17,7 +17,8 @@ from analysis import claims as claims_module
 from analysis.claims import Proportion, check_parameters, claim, gallery, publish
 from analysis.commands import gallery_command
 from analysis.plots import claims_board, style
-from simdino.runs import Run, write_json
+from simdino.runs import Run
+from simdino.whole_files import write_json
 
 matplotlib.use("agg")
 DECLARED = 'profile = "cpu"\nseeds = None\nout_dir: str = "figures"\n'

@@ -20,7 +20,7 @@ from analysis.experiments.injected_collapse import collapsed
 from analysis.files import read_features
 from analysis.reporting.features import report
 from analysis.reporting.page import report_run
-from simdino import runs
+from simdino import runs, whole_files
 from simdino.config import Model
 from simdino.vit import Network
 from tests.configurations import sphere
@@ -248,10 +248,10 @@ def write_run(path):
         f"{part}_{what}": x.clone() for part in ("bank", "test") for what, x in (("images", images), ("labels", labels))
     }
     path.mkdir()
-    runs.write_json(path / "config.json", {"recipe": "made", "seed": 0, "objective": {"eps": EPS}, "optim": {}})
+    whole_files.write_json(path / "config.json", {"recipe": "made", "seed": 0, "objective": {"eps": EPS}, "optim": {}})
     row = {"step": 0, "rate": 1.0, "rate_collapsed": 0.5, "rate_isotropic": 2.0}
-    runs.write_text(path / "metrics.jsonl", json.dumps(row) + "\n")
-    runs.write_tensors(path / "probe.safetensors", probe)
+    whole_files.write_text(path / "metrics.jsonl", json.dumps(row) + "\n")
+    whole_files.write_tensors(path / "probe.safetensors", probe)
     for step, share in ((0, 0.2), (100, 0.999)):
         backbone = sphere(200, 12, seed=step)
         tensors = {}
@@ -262,7 +262,7 @@ def write_run(path):
             ):
                 tensors |= {f"{branch}/{tap}/test": z, f"{branch}/{tap}/views": torch.stack((z[:50], z[:50]))}
                 tensors |= {f"{branch}/{tap}/bank": z}
-        runs.write_tensors(runs.snapshot_path(path, step), {k: v.float().clone() for k, v in tensors.items()})
+        whole_files.write_tensors(runs.snapshot_path(path, step), {k: v.float().clone() for k, v in tensors.items()})
     return path
 
 

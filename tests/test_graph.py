@@ -16,7 +16,8 @@ import pytest
 
 from analysis.commands import figures_command
 from simdino.recipes import recipe
-from simdino.runs import Run, read_metadata
+from simdino.runs import Run
+from simdino.whole_files import read_metadata
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from simdino.archive import ARCHIVE, FROM_CONFIG, NOT_KEPT, SCHEMA, digest
-from simdino.runs import Run, evaluated_branch, whole_file
+from simdino.runs import Run, evaluated_branch
+from simdino.whole_files import whole_file
 
 from ..measures.inputs import unit_rows
 from ..measures.moments import Moments

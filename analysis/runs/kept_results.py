@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from simdino.runs import Run, code_hash, read_json, write_json
+from simdino.runs import Run, code_hash
+from simdino.whole_files import read_json, write_json
 
 
 @functools.cache

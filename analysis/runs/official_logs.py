@@ -16,7 +16,8 @@ from scipy.optimize import brentq
 
 from simdino.array_files import reading
 from simdino.losses import coding_rate, official_scaling
-from simdino.runs import Run, evaluated_branch, read_json_lines
+from simdino.runs import Run, evaluated_branch
+from simdino.whole_files import read_json_lines
 
 from .. import theory
 from ..files import located

@@ -23,10 +23,10 @@ from analysis.probes.backbone import (
 )
 from simdino.augment import center_view, grayscale
 from simdino.config import Crops, Model
-from simdino.runs import write_tensors
 from simdino.train import get_run
 from simdino.vit import Network
 from simdino.weights import save_weights
+from simdino.whole_files import write_tensors
 from tests.simdino.test_train import TINY
 
 VITS = Path(__file__).parents[2].parent / "shared" / "data" / "vits14_imgfocus"

@@ -20,7 +20,8 @@ from analysis.runs.correlations import (
     measure_runs,
     rank_correlations,
 )
-from simdino.runs import Run, snapshot_path, write_json, write_tensors
+from simdino.runs import Run, snapshot_path
+from simdino.whole_files import write_json, write_tensors
 from tests.configurations import gaussian, orthoplex, rotation, sphere
 
 RNG = np.random.default_rng

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from analysis import theory
 from analysis.runs.diagnosis import diagnose, diagnose_all, training_log
-from simdino.runs import Run, snapshot_path, write_json, write_tensors
+from simdino.runs import Run, snapshot_path
+from simdino.whole_files import write_json, write_tensors
 
 N, D, EPS = 60, 6, 0.5
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from analysis.runs import kept_results
-from simdino.runs import Run, write_json
+from simdino.runs import Run
+from simdino.whole_files import write_json
 
 
 @pytest.fixture

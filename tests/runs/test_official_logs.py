@@ -28,7 +28,8 @@ from analysis.runs.official_logs import (
 )
 from analysis.theory import sampled_rate
 from simdino.losses import coding_rate, official_scaling
-from simdino.runs import Run, snapshot_path, write_json, write_tensors
+from simdino.runs import Run, snapshot_path
+from simdino.whole_files import write_json, write_tensors
 
 SHARED = "../shared/data/published_runs/simdino_vitb16_imagenet1k_100ep.csv"
 D, N = 256, 64

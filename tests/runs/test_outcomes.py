@@ -33,9 +33,10 @@ from analysis.runs.outcomes import (
     with_and_without,
 )
 from simdino.recipes import recipe
-from simdino.runs import Run, snapshot_path, write_json, write_tensors
+from simdino.runs import Run, snapshot_path
 from simdino.studies import settings
 from simdino.train import get_run
+from simdino.whole_files import write_json, write_tensors
 
 N, D = 60, 6
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simdino.checkpoint import Progress, resume
-from simdino.runs import write_tensors
+from simdino.whole_files import write_tensors
 
 SECONDS = {"seconds": "2.5", "recording_seconds": "0.5"}
 

@@ -12,8 +12,9 @@ import torch
 from simdino import train
 from simdino.archive import archived_run
 from simdino.recipes import REACHED, recipe
-from simdino.runs import environment, read_json_lines
+from simdino.runs import environment
 from simdino.studies import STUDIES, settings
+from simdino.whole_files import read_json_lines
 
 pytestmark = pytest.mark.slow
 STEPS = 20

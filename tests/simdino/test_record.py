@@ -13,10 +13,11 @@ from simdino.config import Model, Optim, Record, derived_seed
 from simdino.data import load
 from simdino.recipes import RECIPES
 from simdino.record import patch_features, probe_images, record_features, record_weights
-from simdino.runs import Run, read_tensors, snapshot_path, weights_path, write_json
+from simdino.runs import Run, snapshot_path, weights_path
 from simdino.train import get_run, networks
 from simdino.vit import Network
 from simdino.weights import load_weights
+from simdino.whole_files import read_tensors, write_json
 
 TINY = replace(
     RECIPES["simdino"],

@@ -9,17 +9,8 @@ import safetensors.torch
 import torch
 
 from simdino.checkpoint import cut_log
-from simdino.runs import (
-    Run,
-    environment,
-    evaluated_branch,
-    read_json_lines,
-    read_metadata,
-    read_tensors,
-    snapshot_path,
-    write_json,
-    write_tensors,
-)
+from simdino.runs import Run, environment, evaluated_branch, snapshot_path
+from simdino.whole_files import read_json_lines, read_metadata, read_tensors, write_json, write_tensors
 
 
 @pytest.fixture

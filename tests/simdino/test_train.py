@@ -24,10 +24,11 @@ from simdino.losses import coding_rate
 from simdino.optim import clip_gradients, schedules
 from simdino.recipes import NOTES, RECIPES, recipe
 from simdino.record import snapshot_steps
-from simdino.runs import Run, read_tensors
+from simdino.runs import Run
 from simdino.step_inputs import batch_indices, hidden_patches, most_hidden, patch_masks, patch_weights
 from simdino.step_log import feature_monitors, rate_references, spectrum_monitors
 from simdino.train import get_run, networks
+from simdino.whole_files import read_tensors
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = replace(

@@ -15,10 +15,10 @@ from simdino.data import Dataset
 from simdino.losses import official_scaling
 from simdino.optim import parameter_groups, schedules, teacher_temperature
 from simdino.recipes import RECIPES
-from simdino.runs import read_tensors
 from simdino.step_inputs import Hidden, patch_weights
 from simdino.train import get_run, group_loss
 from simdino.vit import Network
+from simdino.whole_files import read_tensors
 from tests.simdino.test_losses import assert_parity, deviation, oracle
 from tests.simdino.test_vit import fill
 

@@ -22,8 +22,9 @@ from simdino import train as trainer
 from simdino.config import Config, Data
 from simdino.data import load
 from simdino.ranks import PATIENCE
-from simdino.runs import Run, read_metadata, read_tensors
+from simdino.runs import Run
 from simdino.train import get_run
+from simdino.whole_files import read_metadata, read_tensors
 from tests.simdino.test_train import tiny
 
 pytestmark = pytest.mark.slow

@@ -16,10 +16,10 @@ import torch
 from simdino.augment import center_view
 from simdino.config import Model
 from simdino.record import record_features
-from simdino.runs import read_tensors, write_tensors
 from simdino.train import get_run
 from simdino.vit import Network, resized_positions
 from simdino.weights import load_weights, save_weights
+from simdino.whole_files import read_tensors, write_tensors
 from tests.simdino.peer_networks import PEERS, RECORDED, SIDES, built, computed, fill, images, shown
 from tests.simdino.test_train import TINY
 
