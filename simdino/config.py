@@ -87,7 +87,7 @@ def _ranges(part: type) -> dict[str, Range]:
     return {name: kind.__metadata__[0] for name, kind in kinds.items() if get_origin(kind) is Annotated}
 
 
-def check_numbers(part: object, prefix: str = "") -> None:
+def check_fields(part: object, prefix: str = "") -> None:
     """Raise a ValueError, with the name and the range, for a number of another type or outside of its field's range."""
     for name, allowed in _ranges(type(part)).items():
         value, kind = getattr(part, name), _kinds(type(part))[name]
@@ -290,9 +290,9 @@ class Config:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_fields(self)
         for part in ("data", "crops", "model", "objective", "optim", "record"):
-            check_numbers(getattr(self, part), f"{part}.")
+            check_fields(getattr(self, part), f"{part}.")
         for name, (value, kind) in fields(self).items():
             if get_origin(kind) is Literal:
                 recognized(value, get_args(kind), name.split(".")[1])

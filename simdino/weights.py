@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from simdino.config import Model, check_numbers, recognized
+from simdino.config import Model, recognized, unfit_field
 from simdino.vit import Network, ViT, resized_positions
 from simdino.weight_files import WeightFile, read_weight_file
 from simdino.whole_files import write_tensors
@@ -141,12 +141,13 @@ def load_weights(
     file = read_weight_file(path)
     found = _network(file, branch, path)
     tensors = found.tensors
-    if isinstance(config, Model) or (config and _FIELDS.keys() <= config.keys()):
-        config, assumed = (config if isinstance(config, Model) else Model(**config)), []
-    elif "model" in file.metadata:
-        config, assumed = dataclasses.replace(_described(file.metadata["model"], path), **_known(config)), []
-    else:
-        config, assumed = _inferred(found, file.config, _known(config), path)
+    given = dataclasses.asdict(config) if isinstance(config, Model) else dict(config or {})
+    fields, assumed = _checked(given, path), []
+    if "model" in file.metadata:
+        fields = _described(file.metadata["model"], path) | fields
+    elif not _FIELDS.keys() <= fields.keys():
+        fields, assumed = _inferred(found, file.config, fields, path)
+    config = Model(**_checked(fields, path))
     described = file.metadata.get("norm_eps", file.config.get("layer_norm_eps"))
     norm_eps = _norm_eps(described, path) if described is not None else 1e-12 if found.layout == "vit" else 1e-6
     if described is None and found.layout == "vit":
@@ -339,7 +340,7 @@ def _groups(places: list[str], start: str) -> list[str]:
     return list(groups)
 
 
-def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[Model, list[str]]:
+def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[dict, list[str]]:
     """Infer the description of a vision transformer from names, shapes and a config.json; say what was assumed."""
     tensors = found.tensors
     if found.stem != "backbone.patch_embed.proj.weight":
@@ -405,16 +406,22 @@ def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[
         "pos_antialias": bool(registers),
         **(head or {"out": 0}),
     }
-    return Model(**fields | given), assumed
+    return fields | given, assumed
 
 
 def _blocks(tensors: Collection[str]) -> set[int]:
     return {int(m[1]) for name in tensors if (m := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
 
 
-def _known(fields: Mapping | None) -> dict:
-    """Some fields of a description, each of which there is."""
-    return {recognized(name, _FIELDS, "field of a network's configuration"): v for name, v in (fields or {}).items()}
+def _checked(fields: dict, path: Path) -> dict:
+    """Fields of a network's description, each of which has to be one, and of its type and range."""
+    for name, value in fields.items():
+        kind = _FIELDS[recognized(name, _FIELDS, "field of a network's configuration")]
+        if get_origin(kind) is Literal:
+            recognized(value, get_args(kind), f"model.{name}")
+    if wrong := unfit_field({"model": fields}):
+        raise ValueError(f"{wrong} of {path} cannot be {fields[wrong.removeprefix('model.')]!r}")
+    return fields
 
 
 def _norm_eps(value: object, path: Path) -> float:
@@ -427,22 +434,19 @@ def _norm_eps(value: object, path: Path) -> float:
     return eps
 
 
-def _described(text: str, path: Path) -> Model:
+def _described(text: str, path: Path) -> dict:
     """Read the description that `save_weights` put beside the tensors."""
     try:
-        return Model(**json.loads(text))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} describes its network in a way that is not understood: {error}") from None
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not found.keys() <= _FIELDS.keys():
+        raise ValueError(f"{path} describes its network in a way that is not understood: {text[:80]}")
+    return found
 
 
 def _check(config: Model, found: _Found, path: Path) -> None:
     """Refuse a description that describes no network, or one of other blocks than the file's."""
-    check_numbers(config, "model.")
-    for name, kind in _FIELDS.items():
-        if get_origin(kind) is Literal:
-            recognized(getattr(config, name), get_args(kind), f"model.{name}")
-        if kind is bool and not isinstance(getattr(config, name), bool):
-            raise ValueError(f"model.{name} of {path} must be true or false, not {getattr(config, name)!r}")
     if config.dim % config.heads:
         raise ValueError(f"model.dim {config.dim} of {path} is not a multiple of model.heads {config.heads}")
     blocks, count = _blocks(found.tensors), config.depth * (3 if config.arch == "convnet" else 1)

@@ -106,7 +106,7 @@ def test_simdino_imports_nothing_of_analysis_but_to_run_its_commands():
 
 def test_analysis_imports_little_of_simdino_but_where_it_runs_a_network_or_a_command():
     used = {(m, n) for m in MODULES if in_package(m, "analysis") for n in IMPORTS[m] - {m} if in_package(n, "simdino")}
-    reading = {f"simdino.{name}" for name in ("config", "losses", "runs", "archive", "array_files")}
+    reading = {f"simdino.{name}" for name in ("config", "losses", "runs", "archive", "array_files", "whole_files")}
     running = {f"simdino.{name}" for name in ("augment", "data", "image_files", "vit", "weights")}
     commands = {
         "simdino",
@@ -175,7 +175,8 @@ def test_plots_import_no_torch_not_even_through_others():
 
 @pytest.mark.parametrize("module", ["config", "runs", "image_files", "data", "augment", "vit", "losses"])
 def test_the_parts_of_training_know_only_the_configuration(module):
-    allowed = {"config": set(), "data": {f"simdino.{m}" for m in ("config", "array_files", "image_files", "runs")}}
+    more = {"data": ("array_files", "image_files", "runs"), "runs": ("whole_files",)}
+    allowed = {"config": set()} | {m: {"simdino.config", *(f"simdino.{n}" for n in names)} for m, names in more.items()}
     assert FIRST_PARTY[f"simdino.{module}"] <= allowed.get(module, {"simdino.config"})
 
 

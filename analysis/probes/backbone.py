@@ -165,7 +165,9 @@ def read_config(text: str) -> dict:
     {'heads': 12}
     """
     try:
-        found = json.loads(text if text.lstrip().startswith("{") else Path(text).expanduser().read_text("utf-8"))
+        found = json.loads(
+            text if text.lstrip().startswith("{") else Path(text).expanduser().read_text(encoding="utf-8")
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the configuration {text}: {error}") from None
     if not isinstance(found, dict):

@@ -250,7 +250,7 @@ def test_a_run_of_another_version_is_named(tmp_path):
 def foreign(folder: Path, **config) -> Network:
     """A folder as Hugging Face has it, with the names of DINO inside, which may be."""
     torch.manual_seed(1)
-    network = Network(replace(VIT, dim=192, heads=6), size=16).eval()
+    network = Network(replace(VIT, dim=192, heads=6, pos_offset=0.0, pos_antialias=True), size=16).eval()
     write_tensors(folder / "model.safetensors", network.backbone.state_dict())
     (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", "num_attention_heads": 6, **config}))
     return network
@@ -272,9 +272,13 @@ def test_a_folder_whose_config_is_that_of_no_run_is_not_called_one(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     with pytest.raises(ValueError, match=r"holds no weights, such as model\.safetensors"):
         load_backbone(tmp_path)
-    for text in ('{"a": 1}', "[1]"):
+    for text, sentence in (
+        ('{"a": 1}', r"is not a run directory: its config\.json is of something else, without a recipe"),
+        ('{"recipe": "a"}', r"is not a run directory: its config\.json has no model, optim, crops"),
+        ("[1]", r"cannot read .*config\.json: it is no JSON object"),
+    ):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"is not a run directory: its config\.json has no model, optim, crops"):
+        with pytest.raises(ValueError, match=sentence):
             load_backbone(tmp_path)
 
 

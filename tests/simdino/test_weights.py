@@ -436,12 +436,12 @@ def test_a_folder_brings_its_heads_and_norms_and_may_be_in_parts(tmp_path):
     loaded = load_weights(tmp_path)
     assert (loaded.network.config.heads, loaded.network.backbone.norm.eps) == (2, 1e-5)
     assert not any("heads" in line for line in loaded.assumed)
-    save_weights(loaded.network, tmp_path / "again.safetensors")
-    assert load_weights(tmp_path / "again.safetensors").network.backbone.norm.eps == 1e-5
+    save_weights(loaded.network, tmp_path / "model_again.safetensors")
+    assert load_weights(tmp_path / "model_again.safetensors").network.backbone.norm.eps == 1e-5
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "quick_gelu"}))
     with pytest.raises(ValueError, match="holds several files of weights"):
         load_weights(tmp_path)
-    (tmp_path / "again.safetensors").unlink()
+    (tmp_path / "model_again.safetensors").unlink()
     with pytest.raises(ValueError, match="the activation 'quick_gelu': ours is 'gelu'"):
         load_weights(tmp_path)
 
@@ -470,7 +470,7 @@ def test_a_network_is_found_wherever_it_is_in_a_file(prefix, around, tmp_path):
     torch.save(state, tmp_path / "w.ckpt")
     loaded = load_weights(tmp_path / "w.ckpt")
     assert loaded[1:4] == ([], [], [])
-    assert loaded.left == (["epoch", "optimizer"] if around else [])
+    assert sorted(loaded.left) == (["epoch", "optimizer"] if around else [])
     found = loaded.network.backbone.state_dict()
     assert all(torch.equal(found[k], v) for k, v in BACKBONE.items())
 
@@ -561,7 +561,7 @@ FOREIGN_NETWORKS = {
     "talking heads and blocks of the class token, as in CaiT": in_blocks("attn.proj_l.weight", 3, 3),
     "pooling by attention, as in PE-core": {"attn_pool.latent": torch.zeros(1, 1, 192)},
     "a convolutional network before the first block, as in hybrids": {
-        "patch_embed.backbone.stem.weight": torch.zeros(3)
+        "patch_embed.backbone.stem.conv.weight": torch.zeros(3)
     },
     "a distillation token, as in DeiT": {"dist_token": torch.zeros(1, 1, 192)},
     "a norm after averaging": {"fc_norm.weight": torch.zeros(192)},
@@ -614,13 +614,13 @@ def test_other_numbers_of_heads_are_asked_for_and_checked(tmp_path):
     path = backbone_file(tmp_path / "moco.pth", lambda s: {f"module.base_encoder.{k}": v for k, v in s.items()}, config)
     with pytest.raises(ValueError, match=r"number of heads of .* width 384: give its config, such as config=\{'heads'"):
         load_weights(path)
-    assert load_weights(path, config={"heads": 12}).network.config == config
+    assert load_weights(path, config={"heads": 12}).network.config.heads == 12
     for wrong, sentence in (
         ({"heads": 5}, "model.dim 384 of .* is not a multiple of model.heads 5"),
-        ({"heads": "12"}, r"model.heads must be a whole number in \[1, ∞\), not 12"),
+        ({"heads": "12"}, "model.heads of .* cannot be '12'"),
         ({"head": 12}, "unknown field of a network's configuration 'head'; did you mean 'heads'"),
         ({"pool": "max", "heads": 12}, "unknown model.pool 'max'"),
-        ({"pos_antialias": "yes", "heads": 12}, "model.pos_antialias of .* must be true or false"),
+        ({"pos_antialias": "yes", "heads": 12}, "model.pos_antialias of .* cannot be 'yes'"),
     ):
         with pytest.raises(ValueError, match=sentence):
             load_weights(path, config=wrong)
