@@ -61,7 +61,7 @@ def test_notebook_reproduces_its_figure_in_the_smoke_profile(smoke, name):
     assert not [claim for claim in record["claims"] if claim["kind"] == "theorem" and claim["verdict"] == "fails"]
 
 
-@pytest.mark.parametrize("name", filter(only_archived, NOTEBOOKS))
+@pytest.mark.parametrize("name", list(filter(only_archived, NOTEBOOKS)))
 def test_notebook_gives_on_the_archive_what_was_committed(name, tmp_path):
     command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", "--cwd", "."]
     command += ["--no-progress-bar", "-p", "runs_dir", tmp_path / "runs", "-p", "out_dir", tmp_path]
