@@ -235,7 +235,7 @@ def probe_command(arguments: list[str]) -> None:
             write_json(given.json, made | {"read": results.attrs["read"], "notes": notes, "results": rows})
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
         sys.exit(f"simdino probe: {_one_line(error)}")
-    print("\n".join([*results.attrs["read"], *notes, results_table(results)]))
+    print("\n".join([*notes, *results.attrs["read"], results_table(results)]))
 
 
 def figures_command(arguments: list[str]) -> None:

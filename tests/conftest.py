@@ -1,6 +1,11 @@
+import importlib.util
+import sys
+
 import nbformat
 import pytest
 import torch
+
+from simdino import losses
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +27,14 @@ def notebook():
         return path
 
     return write
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """The losses as they are outside of tests, where nothing wraps them to check the shapes in their annotations."""
+    spec = importlib.util.spec_from_file_location("bare_losses", losses.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bare_losses", module)
+    spec.loader.exec_module(module)
+    torch.compiler.reset()
+    return module

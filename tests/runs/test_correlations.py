@@ -260,7 +260,15 @@ def write_run(path, *, recipe="simdino", seed=0, lr=1.0, branch="teacher"):
         path / "config.json", {"recipe": recipe, "seed": seed, "lr": lr, "objective": {"gamma": 1.0, "eps": 0.5}}
     )
     write_tensors(
-        path / "probe.safetensors", {"bank_labels": torch.arange(24) % 4, "test_labels": torch.arange(20) % 4}
+        path / "probe.safetensors",
+        {
+            f"{part}_{what}": values
+            for part, n in (("bank", 24), ("test", 20))
+            for what, values in (
+                ("images", torch.zeros(n, 3, 4, 4, dtype=torch.uint8)),
+                ("labels", torch.arange(n) % 4),
+            )
+        },
     )
     tensors = {f"{branch}/backbone/{name}": value for name, value in (("test", z), ("bank", bank))}
     write_tensors(snapshot_path(path, 7), tensors | {f"{branch}/backbone/views": torch.stack((z, z))})

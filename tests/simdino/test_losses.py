@@ -5,11 +5,9 @@ docs/parity.md says what equals what: a parity test compares as many recorded ro
 them to ten times the deviation that the line gives.
 """
 
-import importlib.util
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,17 +219,6 @@ class Waiting(TorchDispatchMode):
         for word in ("_local_scalar_dense", "nonzero", "aten.equal", "lift_fresh", "bincount", "masked_select"):
             assert word not in str(function), function
         return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def bare(monkeypatch):
-    """The losses as they are outside of tests, where nothing wraps them to check the shapes in their annotations."""
-    spec = importlib.util.spec_from_file_location("bare_losses", losses.__file__)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bare_losses", module)
-    spec.loader.exec_module(module)
-    torch.compiler.reset()
-    return module
 
 
 def compiled_case(loss) -> tuple[tuple, dict]:

@@ -136,7 +136,7 @@ def test_kept_weights_are_a_network_like_a_checkpoints(run):
     record_weights(run.path, 5, {"student": moved_on(branches["student"]), "teacher": branches["teacher"]})
     for branch, network in branches.items():
         loaded = load_weights(weights_path(run.path, 5), branch=branch, config=TINY.model)
-        assert loaded[1:] == ([], [], [])
+        assert loaded[1:4] == ([], [], [])
         assert all(torch.equal(v, network.state_dict()[k]) for k, v in loaded.network.state_dict().items())
 
 
@@ -170,7 +170,7 @@ def test_a_finished_checkpoint_has_networks_and_centers_only(tmp_path):
     after = read_tensors(file)
     assert after.keys() == {k for k in before if not k.startswith("optimizer.")}
     assert file.stat().st_size < 0.6 * size  # student and teacher, of once four networks
-    assert load_weights(file, branch="teacher", config=TINY.model)[1:] == ([], [], [])
+    assert load_weights(file, branch="teacher", config=TINY.model)[1:4] == ([], [], [])
 
 
 @pytest.mark.parametrize("finished", [False, True])
