@@ -47,6 +47,7 @@ def reading(path: str | Path) -> Iterator[None]:
         said = " ".join(str(error).split())
         if isinstance(error, ValueError) and said.startswith(f"cannot read {path}"):
             raise
+        said = "it is no .npz" if said == "File is not a zip file" else said
         said = said if " " in said else f"{type(error).__name__} {said}".strip()
         raise ValueError(f"cannot read {path}: {said}") from None
 

@@ -346,8 +346,8 @@ def test_mistakes_are_named(labeled, tmp_path):
     np.save(tmp_path / "array.npy", np.zeros(3))
     for options, message in [
         ({"data": ["nothing"]}, "there are no data nothing"),
-        ({"data": [tmp_path / "no.npz"]}, r"cannot read .*no\.npz: File is not a zip file"),
-        ({"data": [tmp_path / "array.npy"]}, r"array\.npy is no \.npz of images"),
+        ({"data": [tmp_path / "no.npz"]}, r"cannot read .*no\.npz: it is no \.npz"),
+        ({"data": [tmp_path / "array.npy"]}, r"cannot read .*array\.npy: it is no \.npz"),
         ({"tasks": ["kn"]}, "unknown task 'kn'; did you mean 'knn'"),
         ({"tasks": ["video"]}, "video needs video, which none of the data have: .*colors"),
         ({"data": [], "tasks": ["knn"]}, "knn needs labels, which none of the data have"),
