@@ -19,6 +19,7 @@ from ..measures.moments import Moments
 from .collapsed_runs import growth_outcome
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
+from .head_spectra import forecast_outcome, last_layer_outcome
 from .kept_results import result_name
 from .outcomes import (
     batch_rates,
@@ -50,6 +51,8 @@ RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (batch_rates, {}),
     (photo_outcome, {"train": 2000, "test": 1000}),
 ]
+# Of recipes whose last layer is predicted, and of runs that keep weights on the way, from which their end is foretold.
+PREDICTED = ("simdino", "simdino-no-teacher", "simdino-joint", "simdinov2")
 # Of DINO's short runs, those of the studies of what survives, of which a reduced network foretells the end.
 FORETOLD_STEPS = 200
 
@@ -62,9 +65,10 @@ def asked_results(run: Run) -> list[tuple[Callable[..., dict], dict[str, object]
     """
     name = run.config["recipe"]
     asked = RESULTS + (RESULTS_OF_PROBED if name in PROBED else [])
+    asked = [*asked, (last_layer_outcome, {})] if name in PREDICTED else asked
     if name.startswith("dino@") and run.config["optim"]["steps"] == FORETOLD_STEPS:
         asked = [*asked, (survival_forecast, {})]
-    return asked
+    return [*asked, (forecast_outcome, {})] if run.weight_steps else asked
 
 
 def archive_study(
