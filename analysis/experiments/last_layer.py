@@ -245,4 +245,4 @@ def _rate(
         delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / batch, 0, a.sum() / batch, xtol=1e-14)
         more = batch * (math.log1p(delta) - delta / (1 + delta))
     own = alpha / (1 + delta)
-    return (np.log1p(own * values).sum() + more) / 2, (vectors * (own / (1 + own * values))) @ vectors.T
+    return float(np.log1p(own * values).sum() + more) / 2, (vectors * (own / (1 + own * values))) @ vectors.T

@@ -184,8 +184,9 @@ def forecast_outcome(run: Run) -> dict[str, list]:
         time, left, trend, extrapolated = rates[step - 1] if step else 0.0, 1.0, forecast, current
         if before is not None and before[0] > 0:
             first, was, spectrum = before
+            alpha = theory.batch_alpha(forecast, loss["batch"], loss["d"] / loss["eps"] ** 2)
             ratio = trend_ratio((was, alignment), (first, time, rates[-1]))
-            left = share_left(feature_modes(best.weight, judged), ratio, gamma, own_alpha(forecast, loss))
+            left = share_left(feature_modes(best.weight, judged), ratio, gamma, alpha)
             if left < 1:
                 shrunk = last_layer_optimum(shrunken(h, left), **loss, tolerance=RESIDUAL)
                 trend = last_layer_spectrum(shrunk.weight, shrunken(judged, left))
@@ -204,10 +205,3 @@ def forecast_outcome(run: Run) -> dict[str, list]:
 def feature_modes(weight: np.ndarray, h: Tensor) -> np.ndarray:
     """The shares μ of the unit features' variance that differ between two views, ascending, under a last layer."""
     return modes(*view_covariances(torch.tensor(last_layer_features(weight, h))))
-
-
-def own_alpha(spectrum: np.ndarray, loss: dict) -> float:
-    """α_b = α/(1 + δ), what batches of the run's size make of α at a spectrum (`theory.sampled_rate`)."""
-    a = loss["d"] / loss["eps"] ** 2 * spectrum
-    delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / loss["batch"], 0, a.sum() / loss["batch"])
-    return loss["d"] / loss["eps"] ** 2 / (1 + delta)

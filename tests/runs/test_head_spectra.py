@@ -14,7 +14,6 @@ from analysis.runs.head_spectra import (
     forecast_outcome,
     last_layer_outcome,
     loss_of_head,
-    own_alpha,
     share_left,
     shrunken,
     trend_ratio,
@@ -59,14 +58,6 @@ def test_forecasts_are_of_every_step_and_use_two_steps_for_the_trend(run):
 def test_the_loss_of_a_head_is_the_configurations(run):
     options = {"d": 8, "gamma": 0.01, "eps": 0.05**0.5, "batch": 16, "stop_gradient": True}
     assert loss_of_head(run) == pytest.approx(options)
-
-
-def test_the_own_alpha_is_that_of_the_sampled_rates_gradient():
-    spectrum, loss, step = np.array([0.5, 0.3, 0.15, 0.05]), {"d": 4, "eps": 0.3, "batch": 6}, 1e-6
-    alpha = own_alpha(spectrum, loss)
-    for i in range(4):
-        up, down = (theory.sampled_rate(spectrum + s * np.eye(4)[i], 6, d=4, eps=0.3) for s in (step, -step))
-        assert (up - down) / (2 * step) == pytest.approx(alpha / (1 + alpha * spectrum[i]) / 2, rel=1e-6)
 
 
 def test_what_is_left_of_the_variance_is_what_halves_the_alignment():
