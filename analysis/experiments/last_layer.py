@@ -80,7 +80,7 @@ def last_layer_optimum(
         (alignment, pull), (rate, push, free) = _terms(flat.reshape(shape), x, alpha, batch)
         gradient = share * pull - gamma * push
         residual = np.linalg.norm(gradient) / (gamma * np.linalg.norm(free))
-        return share * alignment - gamma * rate, gradient.ravel().astype(np.float64)
+        return float(share * alignment - gamma * rate), gradient.ravel().astype(np.float64)
 
     def enough(_: np.ndarray) -> None:
         if residual < tolerance:
