@@ -14,7 +14,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from simdino.config import DINO, Config
-from simdino.losses import dino_loss
+from simdino.losses import dino_loss, sinkhorn_knopp
 from simdino.optim import schedules, teacher_temperature
 
 # Of the untrained network of the small recipes, as the log of its first step shows them: 1 − ‖E z‖², and what of it
@@ -34,7 +34,7 @@ def linear_scores(
     student_temp: float,
     teacher_temp: float,
     teacher_momentum: float,
-    center_momentum: float,
+    center_momentum: float | None,
     prototypes: int = 8,
     steps: int = 100,
     size: float = 1e-7,
@@ -54,7 +54,7 @@ def linear_scores(
         student_temp: τ_s.
         teacher_temp: τ_t.
         teacher_momentum: λ; 0 is a teacher that equals the student.
-        center_momentum: m.
+        center_momentum: m; None balances the targets by Sinkhorn's iterations, in float32: with a larger size.
         prototypes: K.
         steps: of the descent.
         size: of the initial weights.
@@ -76,10 +76,14 @@ def linear_scores(
         scores = [x @ teacher.T for x in views]
         gradient = np.zeros_like(student)
         for x, t in zip(views, scores[::-1], strict=True):
-            q = softmax((t - center) / teacher_temp, axis=1)
+            if center_momentum is None:
+                q = sinkhorn_knopp(torch.from_numpy(t), temp=teacher_temp).numpy()
+            else:
+                q = softmax((t - center) / teacher_temp, axis=1)
             p = softmax(x @ student.T / student_temp, axis=1)
             gradient += (p - q).T @ x / (2 * n * student_temp)
-        center = center_momentum * center + (1 - center_momentum) * np.mean(scores, axis=(0, 1))
+        if center_momentum is not None:
+            center = center_momentum * center + (1 - center_momentum) * np.mean(scores, axis=(0, 1))
         student = student - rate * gradient
         teacher = teacher_momentum * teacher + (1 - teacher_momentum) * student
         sizes.append(np.linalg.norm(student, axis=0))
