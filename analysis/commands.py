@@ -20,7 +20,7 @@ import torch
 
 from simdino.config import PUBLISHED_EPS, recognized
 from simdino.losses import official_scaling
-from simdino.recipes import PROFILES
+from simdino.recipes import PROFILES, recipe
 from simdino.runs import CHECKOUT, environment
 from simdino.whole_files import write_json, write_text
 
@@ -118,9 +118,18 @@ def report_command(arguments: list[str]) -> None:
 
 
 def preflight_command(arguments: list[str]) -> None:
-    """Say before a run what its expansion term γ·R can be, and what to change if total collapse is stable."""
-    from .planning import preflight
+    """Say before a run what its expansion term γ·R can be, and what to change if total collapse is stable.
 
+    Of one of DINO's recipes, `simdino preflight RECIPE`, it says whether the differences between images survive.
+    """
+    from .planning import preflight, survival
+
+    if arguments and not arguments[0].startswith("-"):
+        try:
+            print(survival(recipe(arguments[0])))
+        except ValueError as error:
+            sys.exit(f"simdino preflight: {_one_line(error)}")
+        return
     parser = _parser("preflight", preflight_command)
     parser.add_argument("--d", type=int, required=True, help="dimension of the features")
     parser.add_argument("--batch", type=int, required=True, help="images on one rank")

@@ -5,7 +5,10 @@ the official code.
 """
 
 import math
+from dataclasses import replace
 from typing import Literal, NamedTuple
+
+from simdino.config import DINO, Config
 
 from . import theory
 
@@ -138,3 +141,65 @@ def preflight(
             f"R* and {measured / low:.2f} times the collapsed value."
         )
     return Preflight(low, random, best, high, chi, tuple(sentences))
+
+
+DECIDED = 300  # steps within which differences die, if they do
+_REDUCED = 2**18  # prototypes times images of a step, up to which a reduced network takes seconds
+
+
+class Survival(NamedTuple):
+    """Whether differences survive in one of DINO's runs, before it is started; print it to read it as sentences."""
+
+    hidden_lag: float  # ε₁/(ε₁ + ε₂), which is below τ_t/τ_s where the teacher hides the lag of the center
+    lives: float | None  # share of the reduced runs that live; None where there were none
+    sentences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def survival(config: Config, *, draws: int = 3) -> Survival:
+    """On which side one of DINO's runs is: whether the differences between images live or die, and what to change.
+
+    A teacher that is slower than the center by the factor τ_s/τ_t − 1 hides the center's lag at every learning rate,
+    in the linear range (`theory.hidden_lag`). What happens outside of it is read from reduced networks, whose scale is
+    that of the small recipes (`experiments.dino_map.reduced_run`), in the first DECIDED steps at most.
+
+    Args:
+        config: the run's.
+        draws: how many reduced networks.
+
+    Raises:
+        ValueError: a run that is none of DINO's or that has a teacher with a gradient.
+
+    >>> from simdino.recipes import recipe
+    >>> print(survival(recipe("dino-vits16-imagenet")).sentences[0])
+    The teacher's pace is 4% of that of teacher and center together, below τ_t/τ_s = 40%: it hides the center's lag.
+    """
+    from .experiments.dino_map import differences_live, reduced_run
+
+    o, objective = config.optim, config.objective
+    if not isinstance(objective, DINO) or o.teacher == "student-with-gradient":
+        raise ValueError(f"{config.recipe} is no run of DINO's behind a stop-gradient")
+    momentum = {"student": 0.0, "frozen": 1.0}.get(o.teacher, o.ema)
+    threshold = objective.teacher_temp / objective.student_temp
+    if objective.centering == "sinkhorn":
+        share, sentences = 0.0, ["Sinkhorn-Knopp balances every batch at once: there is no center that could be late."]
+    elif objective.center_momentum == 1:
+        share, sentences = 1.0, ["Without centering the mean of the outputs is held back by nothing."]
+    else:
+        share = theory.hidden_lag(momentum, objective.center_momentum)
+        is_, hides = ("below", "hides") if share < threshold else ("above", "does not hide")
+        sentences = [
+            f"The teacher's pace is {share:.0%} of that of teacher and center together, {is_} τ_t/τ_s = "
+            f"{threshold:.0%}: it {hides} the center's lag."
+        ]
+    if config.patches or config.model.prototypes * o.batch_size > _REDUCED:
+        sentences.append("The network is too large for a reduced one, or has patches: nothing is said of how it ends.")
+        return Survival(share, None, tuple(sentences))
+    short = replace(config, optim=replace(o, steps=min(o.steps, DECIDED)))
+    lives = sum(differences_live(reduced_run(short, seed=k).score_spread) for k in range(draws)) / draws
+    sentences.append(f"Differences between images live in {round(lives * draws)} of {draws} reduced networks.")
+    if lives <= 0.5:
+        sentences.append("Take a slower teacher, a faster center or a lower learning rate.")
+    return Survival(share, lives, tuple(sentences))

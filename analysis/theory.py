@@ -1363,29 +1363,38 @@ def direction_map(
 
 
 def mean_map(
-    eta: Number, *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number
+    eta: Number,
+    *,
+    student_temp: Number,
+    teacher_temp: Number,
+    teacher_momentum: Number,
+    center_momentum: Number | None,
 ) -> Float[np.ndarray, "3 3"]:
     """C7: one step of gradient descent near DINO's uniform collapse, of the mean in (student, teacher, center).
 
     s ← (1 − η/τ_s) s + (η/τ_t)(t − c),   c ← m c + (1 − m) t,   then t ← λ t + (1 − λ) s
 
     It is `direction_map` of the one direction that all images share, ρ = 1, less the center. The center takes the
-    teacher's mean after the loss has used it, as DINO's code does.
+    teacher's mean after the loss has used it, as DINO's code does. Sinkhorn's balance takes, to first order, the mean
+    of the very scores that it balances, so that the mean has no target and there is no lag.
 
     Args:
         eta: η, with the mean square of the direction for σ².
         student_temp: τ_s.
         teacher_temp: τ_t.
         teacher_momentum: λ.
-        center_momentum: m; 1 is no centering.
+        center_momentum: m; 1 is no centering, None is Sinkhorn's balance.
 
     >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "teacher_momentum": 0.0, "center_momentum": 1.0}
     >>> float(abs(np.linalg.eigvals(mean_map(0.01, **options))).max().round(6))  # 1 + η(1/τ_t − 1/τ_s): it grows
     1.15
     """
-    _momenta(center_momentum=center_momentum)
     temps = {"student_temp": student_temp, "teacher_temp": teacher_temp}
     step = np.zeros((3, 3))
+    if center_momentum is None:
+        step[:2, :2] = direction_map(eta, 0.0, teacher_momentum=teacher_momentum, **temps)
+        return step
+    _momenta(center_momentum=center_momentum)
     step[:2, :2] = direction_map(eta, 1.0, teacher_momentum=teacher_momentum, **temps)
     step[:2, 2] = -eta / teacher_temp * np.array([1, 1 - teacher_momentum])
     step[2, 1:] = 1 - center_momentum, center_momentum
@@ -1393,7 +1402,7 @@ def mean_map(
 
 
 def critical_step(
-    *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number
+    *, student_temp: Number, teacher_temp: Number, teacher_momentum: Number, center_momentum: Number | None
 ) -> float:
     """C7: the smallest η at which the mean turns unstable, from the exact map; 0 without a center.
 
@@ -1401,13 +1410,14 @@ def critical_step(
 
     With a teacher that equals the student it is (1 − m)/(1/τ_t − m/τ_s) where τ_t < τ_s: the determinant of the map of
     (student, center), m(1 − η/τ_s) + η/τ_t, reaches 1 there. The two eigenvalues that leave the circle are complex: the
-    mean swings about its center, ever wider. With a slow teacher it is the student's own limit, 2τ_s.
+    mean swings about its center, ever wider. With a slow teacher it is the student's own limit, 2τ_s; with Sinkhorn's
+    balance it is that with any teacher.
 
     Args:
         student_temp: τ_s.
         teacher_temp: τ_t.
         teacher_momentum: λ.
-        center_momentum: m.
+        center_momentum: m; None is Sinkhorn's balance.
 
     >>> options = {"student_temp": 0.1, "teacher_temp": 0.04, "center_momentum": 0.5}
     >>> round(critical_step(teacher_momentum=0.0, **options), 6)  # 0.5/(25 − 5)

@@ -119,6 +119,7 @@ def test_analysis_imports_little_of_simdino_but_where_it_runs_a_network_or_a_com
     more = {"analysis.probes": running, "analysis.commands": commands, "analysis.claims": {"simdino.recipes"}}
     more["analysis.runs"] = {f"simdino.{name}" for name in ("augment", "data", "optim", "step_inputs", "vit")}
     more["analysis.reproduction"] = {"simdino.interruption", "simdino.needed_runs", "simdino.recipes"}
+    more["analysis.experiments"] = {"simdino.optim"}  # the schedules of a reduced network are those of its run
     assert {(m, n) for m, n in used if n not in reading | more.get(room(m), set())} == set()
 
 

@@ -890,6 +890,16 @@ def test_C7_the_mean_of_a_linear_model_turns_unstable_at_the_critical_step(momen
         assert sizes[20, 0] / sizes[0, 0] == pytest.approx(abs(mean[0]), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_C7_sinkhorn_has_no_lag_and_is_stable_up_to_the_students_own_limit(momentum):
+    eta = theory.critical_step(teacher_momentum=momentum, center_momentum=None, **DINO)
+    assert eta == pytest.approx(2 * 0.1, rel=1e-6)
+    for factor in (0.5, 0.9, 1.1):  # at small scores the mean follows (1 − η/τ_s)ᵗ, whatever the teacher does
+        options = DINO | {"teacher_momentum": momentum, "center_momentum": None, "rate": factor * eta * 8 * 0.1}
+        sizes = linear_scores(np.array([0.1]), np.array([0.1]), **options, steps=12, size=3e-4)[:, 0]
+        np.testing.assert_allclose(sizes / sizes[0], abs(1 - factor * eta / 0.1) ** np.arange(13), rtol=0.02, atol=5e-3)
+
+
 def test_C7_a_teacher_hides_the_lag_of_the_center_iff_it_is_slow_enough():
     """In continuous time; real roots alone would call 0.25 < 0.4 stable at every rate, and it is not."""
     assert theory.hidden_lag(0.996, 0.9) < 0.4 < theory.hidden_lag(0.99, 0.99)

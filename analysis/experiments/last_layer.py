@@ -36,9 +36,10 @@ def last_layer_optimum(
     batch: int | None = None,
     stop_gradient: bool = False,
     tolerance: int | float = 1e-7,
+    start: Float[np.ndarray, "d m"] | None = None,
     seed: int = 0,
 ) -> LastLayer:
-    """The last layer W that minimizes the loss of unit features z = Wh/‖Wh‖, by L-BFGS from a random start.
+    """The last layer W that minimizes the loss of unit features z = Wh/‖Wh‖, by L-BFGS.
 
     J(W) = E (1 - cos(z, z')) - γ R(Γ),   Γ = E zzᵀ
 
@@ -60,7 +61,9 @@ def last_layer_optimum(
         batch: b, the images of a batch; None is the rate of all features at once.
         stop_gradient: halve the alignment's gradient.
         tolerance: the residual at which the search ends.
-        seed: of the start.
+        start: where the search begins, such as the best layer for similar inputs; None is at random. It ends at the
+            same spectrum, sooner or later.
+        seed: of a random start.
 
     Source: Couillet and Debbah 2011, theorem 6.14, for R_b.
 
@@ -77,15 +80,19 @@ def last_layer_optimum(
         (alignment, pull), (rate, push, free) = _terms(flat.reshape(shape), x, alpha, batch)
         gradient = share * pull - gamma * push
         residual = np.linalg.norm(gradient) / (gamma * np.linalg.norm(free))
-        return share * alignment - gamma * rate, gradient.ravel().astype(np.float64)
+        return float(share * alignment - gamma * rate), gradient.ravel().astype(np.float64)
 
     def enough(_: np.ndarray) -> None:
         if residual < tolerance:
             raise StopIteration
 
-    start = np.random.default_rng(seed).standard_normal(math.prod(shape)) / math.sqrt(shape[1])
+    if start is None:
+        first = np.random.default_rng(seed).standard_normal(shape) / math.sqrt(shape[1])
+    else:
+        first = start @ np.linalg.pinv(white)
+        first /= np.linalg.norm(first) / math.sqrt(d)
     options = {"maxiter": 3000, "maxfun": 6000, "ftol": 0, "gtol": 0, "maxcor": 30}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=enough, options=options)
+    found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", callback=enough, options=options)
     weight = found.x.reshape(shape) @ white
     return LastLayer(weight, last_layer_spectrum(weight, h), residual)
 
@@ -245,4 +252,4 @@ def _rate(
         delta = brentq(lambda x: x - (a / (1 + a / (1 + x))).sum() / batch, 0, a.sum() / batch, xtol=1e-14)
         more = batch * (math.log1p(delta) - delta / (1 + delta))
     own = alpha / (1 + delta)
-    return (np.log1p(own * values).sum() + more) / 2, (vectors * (own / (1 + own * values))) @ vectors.T
+    return float(np.log1p(own * values).sum() + more) / 2, (vectors * (own / (1 + own * values))) @ vectors.T

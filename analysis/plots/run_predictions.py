@@ -1,6 +1,6 @@
 """Plots of predictions beside real training runs, in the style of `plots.style`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -75,4 +75,37 @@ def plot_growth_phases(
     ax.set(xscale="log", yscale="log", xlim=x, ylim=(0.02, 3000))
     ax.set(xlabel="predicted boundary, c μ / (1 − 1/n)", ylabel="collapse number χ = γα²/(1 + α)")
     ax.legend(loc="upper left", title="filled: shrinking, hollow: growing", title_fontsize=8, fontsize=8)
+    return ax
+
+
+def plot_survival(
+    columns: Sequence[float],
+    rows: Sequence[float],
+    lived: ArrayLike,
+    forecasts: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+) -> Axes:
+    """Plot on a grid of settings how many runs lived, and the lines on which forecasts change.
+
+    Circles are the share of runs that lived: white for all, black for none. The first forecast's line is dashed, the
+    others' are dotted.
+
+    Args:
+        columns: the values of the first factor, ascending.
+        rows: those of the second.
+        lived: the share of runs (rows, columns), each in [0, 1].
+        forecasts: the forecast share (rows, columns) of each, by label; a line is drawn where it passes ½.
+    """
+    ax = ax or plt.gca()
+    x, y = np.meshgrid(range(len(columns)), range(len(rows)))
+    ax.scatter(x, y, c=np.asarray(lived), cmap="gray", vmin=0, vmax=1, s=90, edgecolors="C0", linewidths=1.2, zorder=3)
+    for i, (label, share) in enumerate(forecasts.items()):
+        style = THEORY if i == 0 else {"linestyle": ":", "color": "C1"}
+        ax.plot([], [], **style, label=label)
+        if np.min(share) < 0.5 < np.max(share):
+            ax.contour(x, y, share, levels=[0.5], colors=style["color"], linestyles=style["linestyle"], linewidths=1.5)
+    ax.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    ax.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
+    ax.legend(fontsize=8)
     return ax

@@ -19,6 +19,7 @@ from ..measures.moments import Moments
 from .collapsed_runs import growth_outcome
 from .correlations import backbone_measures
 from .diagnosis import diagnose, packed
+from .head_spectra import forecast_outcome, last_layer_outcome
 from .kept_results import result_name
 from .outcomes import (
     batch_rates,
@@ -28,6 +29,7 @@ from .outcomes import (
     patch_outcome,
     photo_outcome,
     probe_outcome,
+    survival_forecast,
     untrained_outcome,
 )
 
@@ -49,6 +51,24 @@ RESULTS_OF_PROBED: list[tuple[Callable[..., dict], dict[str, object]]] = [
     (batch_rates, {}),
     (photo_outcome, {"train": 2000, "test": 1000}),
 ]
+# Of recipes whose last layer is predicted, and of runs that keep weights on the way, from which their end is foretold.
+PREDICTED = ("simdino", "simdino-no-teacher", "simdino-joint", "simdinov2")
+# Of DINO's short runs, those of the studies of what survives, of which a reduced network foretells the end.
+FORETOLD_STEPS = 200
+
+
+def asked_results(run: Run) -> list[tuple[Callable[..., dict], dict[str, object]]]:
+    """Which results the archive keeps of a run.
+
+    Args:
+        run: on disk.
+    """
+    name = run.config["recipe"]
+    asked = RESULTS + (RESULTS_OF_PROBED if name in PROBED else [])
+    asked = [*asked, (last_layer_outcome, {})] if name in PREDICTED else asked
+    if name.startswith("dino@") and run.config["optim"]["steps"] == FORETOLD_STEPS:
+        asked = [*asked, (survival_forecast, {})]
+    return [*asked, (forecast_outcome, {})] if run.weight_steps else asked
 
 
 def archive_study(
@@ -113,7 +133,6 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
     head = Moments.of(unit_rows(last[f"{evaluated_branch(last)}/head/test"]))
     upper = np.triu_indices(len(head.mean))
     moments = np.concatenate([head.mean.numpy(), head.covariance.numpy()[upper]])
-    asked = RESULTS + (RESULTS_OF_PROBED if run.config["recipe"] in PROBED else [])
     record = {
         "config": run.config,
         "environment": run.environment,
@@ -121,7 +140,7 @@ def archive_record(run: Run) -> tuple[dict, dict[str, np.ndarray]]:
         "steps": run.steps,
         "log": columns,
         "diagnosis": diagnosis,
-        "results": {result_name(measure, options): measure(run, **options) for measure, options in asked},
+        "results": {result_name(measure, options): measure(run, **options) for measure, options in asked_results(run)},
     }
     arrays = {"log": short, "measures": arrays["measures"].astype(np.float32)} | {
         "eigenvalues": rounded(arrays["eigenvalues"]),

@@ -14,11 +14,12 @@ from scipy.stats import binomtest
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from simdino.config import PUBLISHED_EPS
+from simdino.config import DINO, PUBLISHED_EPS, Config, Model, Optim
 from simdino.losses import coding_rate
 from simdino.runs import Run, evaluated_branch
 
 from ..experiments.atlas import fourth_order
+from ..experiments.dino_map import differences_live, reduced_run
 from ..experiments.sampling import random_probe_errors
 from ..measures.collapse import patch_ranks
 from ..measures.inputs import unit_rows
@@ -100,6 +101,20 @@ def batch_rates(run: Run) -> dict[str, float]:
     return {name: coding_rate(x, eps=PUBLISHED_EPS).mean().item() for name, x in rates.items()} | {
         "predicted": sampled_rate(lam, b, d=d, eps=PUBLISHED_EPS)
     }
+
+
+@kept
+def survival_forecast(run: Run) -> dict[str, float]:
+    """What a reduced network says of one of DINO's runs, from its configuration alone: `experiments.dino_map`.
+
+    `lives`, 1 or 0, whether the differences survive; `ratio`, |E t − c|/√E‖t − E t‖² at step 30, or the last before.
+    The reduced network has the run's seed, and nothing else in common with it.
+    """
+    c = run.config
+    parts = {"model": Model(**c["model"]), "objective": DINO(**c["objective"]), "optim": Optim(**c["optim"])}
+    center, spread = reduced_run(Config(c["recipe"], **parts), seed=c["seed"])
+    at = min(30, len(spread) - 1)
+    return {"lives": float(differences_live(spread)), "ratio": float(center[at] / spread[at])}
 
 
 @kept

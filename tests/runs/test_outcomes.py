@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from analysis import theory
+from analysis.experiments.dino_map import differences_live, reduced_run
 from analysis.measures.collapse import patch_ranks
 from analysis.probes.backbone import load_backbone
 from analysis.probes.tasks import probe_backbones
@@ -29,6 +30,7 @@ from analysis.runs.outcomes import (
     probe_outcome,
     share_difference,
     share_within,
+    survival_forecast,
     untrained_knn,
     with_and_without,
 )
@@ -270,3 +272,12 @@ def test_the_fourth_order_and_the_probes_of_a_run_are_of_its_last_features(write
     expected = theory.probe_error([1 / D] * D, d=D, eps=0.05**0.5)
     assert probe_outcome(run)["error"] == pytest.approx(expected, rel=0.1)
     assert probe_outcome(write("shut", POINT))["error"] == pytest.approx(1, rel=0.3)
+
+
+def test_a_survival_forecast_is_the_reduced_network_of_the_configuration_and_seed_of_a_run(tmp_path):
+    config = recipe("dino@optim.steps=4,model.prototypes=32,model.out=16,optim.lr=0.01", seed=3)
+    write_json(tmp_path / "config.json", config)
+    center, spread = reduced_run(config, seed=3)
+    found = survival_forecast(Run.load(tmp_path))
+    assert found == {"lives": float(differences_live(spread)), "ratio": pytest.approx(center[3] / spread[3])}
+    assert found["ratio"] != pytest.approx(np.divide(*reduced_run(config, seed=4))[3])
