@@ -40,6 +40,7 @@ def read_json_lines(path: Path) -> list[dict]:
         lines.pop()
     with contextlib.suppress(ValueError, RecursionError):  # all at once is faster; line by line says which is damaged
         rows = json.loads(f"[{','.join(lines)}]")
+        json.dumps(rows, ensure_ascii=False).encode()  # fails for what nothing could print or write again
         if len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):
             return rows
     for number, line in enumerate(lines, 1):
@@ -50,7 +51,9 @@ def read_json_lines(path: Path) -> list[dict]:
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        found = json.loads(line)
+        json.dumps(found, ensure_ascii=False).encode()
+        return isinstance(found, dict)
     except (ValueError, RecursionError):
         return False
 

@@ -297,7 +297,10 @@ def _power_law_rank(rate: float, n: int, d: int, eps: float) -> float:
 
     if not math.isfinite(rate) or rate <= theory.rate_collapsed(d, eps):
         return math.nan if math.isnan(rate) else 1.0
-    return effective_rank(spectrum(0.0 if excess(0.0) <= 0 else brentq(excess, 0.0, 50.0))).item()
+    steepest = 50.0  # of one direction, to rounding
+    if excess(0.0) <= 0 or excess(steepest) >= 0:
+        return float(d) if excess(0.0) <= 0 else 1.0
+    return effective_rank(spectrum(brentq(excess, 0.0, steepest))).item()
 
 
 def _isotropic_cosine(rate: float, n: int, d: int, eps: float) -> float:
@@ -308,7 +311,10 @@ def _isotropic_cosine(rate: float, n: int, d: int, eps: float) -> float:
 
     if math.isnan(rate):
         return math.nan
-    return 1.0 if excess(1.0) <= 0 else brentq(excess, -1 + 1e-9, 1.0)
+    least = -1 + 1e-9
+    if excess(1.0) <= 0 or excess(least) >= 0:
+        return 1.0 if excess(1.0) <= 0 else -1.0
+    return brentq(excess, least, 1.0)
 
 
 def _setting(d: int, images: int, ranks: int, official_eps: float, gathered: bool) -> tuple[int, float, float]:

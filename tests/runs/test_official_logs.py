@@ -169,6 +169,9 @@ def test_beyond_isotropy_everything_is_explained_and_collapse_by_one_dimension()
     assert best["of_ceiling"] == pytest.approx(1)
     dead = explain(log(GAMMA * theory.rate_collapsed(D, EPS))).iloc[0]
     assert (dead["power_law_rank"], dead["dimension"]) == (1, pytest.approx(1, abs=0.1))
+    none, barely = explain(log(0.0)).iloc[0], explain(log(GAMMA * theory.rate_collapsed(D, EPS) * (1 + 1e-12))).iloc[0]
+    assert (none["power_law_rank"], barely["power_law_rank"]) == (1, pytest.approx(1, abs=1e-3))
+    assert none["cosine_isotropic"] == -1
 
 
 def test_a_row_that_is_nan_stays_so_and_leaves_the_others():

@@ -81,6 +81,7 @@ DAMAGE = {  # a file, what is wrong with it, and the words that say so
     "half a step": ("metrics.jsonl", '{"step": 0}\n{"step": 0.5}\n', "step of line 2 is 0.5"),
     "a number that no step has": ("metrics.jsonl", '{"step": 1' + 40 * "0" + "}\n", "step of line 1 is 1e+40"),
     "no steps": ("metrics.jsonl", '{"loss": 0}\n', "it has no step"),
+    "half a character in a name": ("metrics.jsonl", '{"step": 0, "\\ud800": 1}\n', "line 1 is damaged"),
     "a list for a row": ("metrics.jsonl", "[1]\n", "line 1 is damaged"),
     "bytes": ("metrics.jsonl", b"\xff\n", "metrics.jsonl"),
 }
