@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from simdino.config import DINO, Config
+from simdino.losses import check_numbers
 
 from . import theory
 
@@ -81,6 +82,9 @@ def preflight(
     >>> plan.sentences[2].split(": ")[1]
     'total collapse is unstable whatever the views.'
     """
+    check_numbers(n=n, d=d, eps=eps, world_size=world_size, crops=global_crops, local_crops=local_crops)
+    given = {"images": images, "measured": measured, "gamma": gamma}
+    check_numbers(**{name: value for name, value in given.items() if not (value is None or isinstance(value, str))})
     rows = n * world_size if gathered else n
     if isinstance(gamma, str):
         rules = theory.gamma_rules(rows, d, eps) | {"official": theory.gamma_rules(n * world_size, d, eps)["official"]}

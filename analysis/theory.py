@@ -10,6 +10,7 @@ n and d that are not positive integers and for an ε that is not positive and fi
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ PROPOSITIONS = {
 
 def _counts(**values: Number) -> None:
     for name, value in values.items():
-        if value != int(value) or value < 1:
+        if not isinstance(value, numbers.Real) or not 1 <= value <= 1e18 or value != int(value):
             raise ValueError(f"{name} must be a positive integer, got {value}")
 
 
@@ -1604,8 +1605,7 @@ def white_noise_spectrum(n: Count, d: Count) -> Float[np.ndarray, " r"]:
     >>> round(float(1 / (lam**2).sum()))  # participation ratio: 1/(1/100 + 1/100)
     50
     """
-    if n < 1 or d < 1:
-        raise ValueError(f"white_noise_spectrum needs n >= 1 and d >= 1, got n={n}, d={d}")
+    _counts(n=n, d=d)
     r, y = min(n, d), min(n, d) / max(n, d)
     angle = (np.arange(100_000) + 0.5) * math.pi / 100_000
     x = 1 + y - 2 * math.sqrt(y) * np.cos(angle)  # from x₋ to x₊; in the angle, the density is smooth

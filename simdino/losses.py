@@ -48,7 +48,7 @@ _KINDS = {
     **dict.fromkeys(["power", "s"], _EXPONENT),
     "order": ("not be negative", 0, math.inf, Real),
     "floor": _WEIGHT,
-    **dict.fromkeys(["n", "d", "k", "rank", "top", "chunk", "shots", "batch", "pixels"], _COUNT),
+    **dict.fromkeys(["n", "d", "k", "rank", "top", "chunk", "shots", "batch", "pixels", "images"], _COUNT),
     **dict.fromkeys(["neighbors", "context", "crops", "world_size", "targets", "classes"], _COUNT),
     **dict.fromkeys(["directions", "permutations", "draws", "steps", "epochs", "iterations"], _REPEATS),
 }

@@ -121,6 +121,8 @@ def collapse_sweep(
     check_numbers(n=n, d=d, classes=classes, rank=rank, eps=eps)
     if classes > d:
         raise ValueError(f"classes must be at most d={d}, for a simplex, got {classes}")
+    for share in shares:
+        check_numbers(share=share)
     if not all(0 < share < 1 for share in shares):
         raise ValueError(f"shares must lie in (0, 1), got {shares}")
     generator = torch.Generator().manual_seed(seed)

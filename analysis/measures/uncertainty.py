@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from simdino.losses import check_numbers
+
 from .inputs import Array, as_features, unit_rows
 from .moments import CHUNK, Moments
 
@@ -236,6 +238,7 @@ def isotropic_reference(measure: Measure, n: int, d: int, *, draws: int = 16, se
     >>> isotropic_reference(lambda m: m.second_moment.trace().round(decimals=6), 50, 4, draws=2)
     Reference(mean=1.0, sd=0.0)
     """
+    check_numbers(n=n, d=d)
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Moments:
@@ -277,6 +280,7 @@ def permutation_reference(measure: Measure, z: Array, *, draws: int = 16, seed: 
 
 
 def _reference(measure: Measure, draw: Callable[[], Moments], draws: int) -> Reference:
+    check_numbers(draws=draws)
     if draws < 2:
         raise ValueError(f"draws must be at least 2 for a standard deviation, got {draws}")
     values = torch.tensor([float(measure(draw())) for _ in range(draws)], dtype=torch.float64)
