@@ -106,6 +106,6 @@ def plot_survival(
             ax.contour(x, y, share, levels=[0.5], colors=style["color"], linestyles=style["linestyle"], linewidths=1.5)
     ax.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
     ax.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
-    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
-    ax.legend(fontsize=8)
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) + 0.1))
+    ax.legend(fontsize=8, loc="upper center", ncol=2)
     return ax
