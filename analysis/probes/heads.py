@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simdino.augment import center_view, multi_crop
+from simdino.augment import block_masks, center_view, multi_crop
 from simdino.config import Crops, Model, derived_seed
 from simdino.data import load
 from simdino.runs import Run, weights_path
@@ -33,7 +33,7 @@ def head_views(run: Run, *, draws: int, most: int) -> HeadViews:
     Raises:
         ValueError: a run with local crops, for which no loss has the stop-gradient's critical points.
     """
-    data, crops = run.config["data"], Crops(**{k: _tuple(v) for k, v in run.config["crops"].items()})
+    data, crops = run.config["data"], run_crops(run)
     if crops.local_crops:
         raise ValueError(f"{run.name} has local crops, for which no best last layer is known")
     images = load(data["name"], root=data["root"], size=data["size"])
@@ -44,8 +44,9 @@ def head_views(run: Run, *, draws: int, most: int) -> HeadViews:
     return HeadViews(fitted, views, center_view(images.test, crops.global_size, crops)[None])
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def run_crops(run: Run) -> Crops:
+    """The crops of a run on disk."""
+    return Crops(**{k: tuple(v) if isinstance(v, list) else v for k, v in run.config["crops"].items()})
 
 
 def run_student(run: Run, step: int | None = None) -> Network:
@@ -60,11 +61,17 @@ def run_student(run: Run, step: int | None = None) -> Network:
 
 
 @torch.no_grad()
-def view_features(network: Network, views: Tensor) -> Tensor:
+def view_features(network: Network, views: Tensor, *, hidden: Crops | None = None) -> Tensor:
     """The image features (v, n, m) of views (v, n, c, s, s), which a network's head gets.
 
     Args:
         network: in evaluation mode.
+        hidden: hide patches as these crops say, as a student of masked views is trained; None hides none.
     """
-    features = [network.backbone(some)[0] for some in views.flatten(0, 1).split(500)]
+    generator, features = torch.Generator().manual_seed(derived_seed("hidden patches")), []
+    for some in views.flatten(0, 1).split(500):
+        side = some.shape[-1] // network.config.patch
+        how = hidden and {"ratio": hidden.mask_ratio, "p": hidden.mask_p, "generator": generator}
+        masks = how and block_masks(len(some), (side, side), **how).flatten(1)
+        features.append(network.backbone(some, masks)[0])
     return torch.cat(features).unflatten(0, views.shape[:2])

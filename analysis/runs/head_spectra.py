@@ -23,7 +23,7 @@ from ..experiments.last_layer import (
     last_layer_weight,
 )
 from ..experiments.linear_encoders import modes, view_covariances
-from ..probes.heads import head_views, run_student, view_features
+from ..probes.heads import head_views, run_crops, run_student, view_features
 from .kept_results import kept
 
 DRAWS = 4  # augmented views of each image, all pairs of which are aligned: with one pair it is noise that is fitted
@@ -61,9 +61,12 @@ def last_layer_outcome(run: Run) -> dict[str, list[float] | float]:
     once; each largest first, on fresh views of held-out images (`views_…`) and on these without augmentation
     (`center_…`). `alignment_…` are E (1 - cos) of two held-out views. `gamma` is the γ at which the run's own last
     layer is nearest to rest on the views that are fitted to, `gamma_uncorrected` the same for a rate of all images.
+    Where a student is trained on views with hidden patches, those that are fitted to have them, too.
     """
     views, network = head_views(run, draws=DRAWS, most=_seen(run, MOST_IMAGES)), run_student(run)
-    fitted, *judged = (last_layer_inputs(network.head.mlp, view_features(network, x)) for x in views)
+    hidden = run_crops(run) if run.config["model"]["mask_token"] else None
+    fitted = last_layer_inputs(network.head.mlp, view_features(network, views.fitted, hidden=hidden))
+    judged = [last_layer_inputs(network.head.mlp, view_features(network, x)) for x in views[1:]]
     loss = loss_of_head(run)
     weights = {
         "measured": last_layer_weight(network.head.mlp),

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from analysis.probes.heads import head_views, run_student, view_features
+from simdino.config import Crops, Model
 from simdino.recipes import recipe
 from simdino.train import get_run
+from simdino.vit import Network
 
 SHAPE = "data.name=digits,data.size=8,crops.global_size=8,model.patch=4,model.dim=24,model.hidden=16,model.out=8"
 TINY = f"{SHAPE},optim.steps=100,optim.batch_size=16,record.snapshots=1,record.probe=360"
@@ -22,6 +24,16 @@ def test_views_are_the_same_for_every_run_and_half_of_the_images_are_fitted_to(t
     recorded = run.snapshot(run.steps[-1])["student/backbone/test"]  # of all held-out images, in another order
     found = view_features(network, first.center)[0]
     torch.testing.assert_close(found.mean(0), recorded.mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_patches_are_those_of_the_crops_in_half_of_the_views():
+    network = Network(Model(patch=4, dim=24, heads=2, mask_token=True, hidden=16, out=8), size=16).eval()
+    torch.nn.init.constant_(network.backbone.mask_token, 3.0)
+    views = torch.randn(2, 40, 3, 16, 16)
+    seen, hidden = view_features(network, views), view_features(network, views, hidden=Crops(mask_p=0.5))
+    changed = (seen != hidden).any(-1)
+    assert changed.sum() == 40
+    assert torch.equal(hidden, view_features(network, views, hidden=Crops(mask_p=0.5)))
 
 
 def test_a_run_with_local_crops_is_refused(tmp_path):
