@@ -125,6 +125,7 @@ def read_features(
         said += f", {labels_of} as labels{of}"
     taken = {*names, labels_of} if with_labels else {*names}
     left = [f"{name} ({kind})" for name, kind in found.kinds.items() if name not in taken]
+    left += found.others
     said += f"; left: {_listed(left)}" if left else ""
     return FeatureFile(Stream(stream.shape, chunks, f"{_listed(names)} of {path.name}"), labels, said)
 
@@ -185,17 +186,17 @@ def class_indices(values: Tensor | np.ndarray, name: str) -> tuple[Int64[np.ndar
     x = x[:, 0] if x.ndim == 2 and x.shape[1] == 1 else x
     if x.ndim != 1:
         raise ValueError(f"{name} must have one label for each row, and has the shape {x.shape}")
-    if x.dtype.kind == "O" and len(x) and all(isinstance(value, str) for value in x):
-        x = x.astype(str)
+    if x.dtype.kind == "O":
+        x = _of_one_kind(x, name)
     if x.dtype.kind == "S":
         x = np.char.decode(x, "utf-8", "replace")
+    if x.dtype.kind == "U":
+        x = _named_or_numbered([word.strip() for word in x.tolist()], lambda row: f"{name}: row {row}")
     if x.dtype.kind == "U":
         names, index, counts = np.unique(x, return_inverse=True, return_counts=True)
         if len(names) > 2 and counts.max() == 1:
             raise ValueError(f"{name} has a label of its own for each of {len(x)} rows, such as {names[0]}: no classes")
         return index.astype(np.int64), f" of {len(names)} classes: {_listed([str(n) for n in names])}"
-    if x.dtype.kind == "O":
-        raise ValueError(f"{name} must be whole numbers or names, and has others among them, or rows without a label")
     if x.dtype.kind == "f":
         x = x.astype(np.float64)
         wrong = np.flatnonzero(~(np.isfinite(x) & (x == np.round(x)) & (abs(x) < 2**53)))
@@ -208,12 +209,45 @@ def class_indices(values: Tensor | np.ndarray, name: str) -> tuple[Int64[np.ndar
     return x.astype(np.int64), ""
 
 
+def _of_one_kind(x: np.ndarray, name: str) -> np.ndarray:
+    """Python objects as text, truth values or numbers, if they are all of one of these."""
+    kinds = {"text": str, "truth values": bool | np.bool_, "numbers": int | float | np.integer | np.floating}
+    of = [next((kind for kind, types in kinds.items() if isinstance(value, types)), "nothing") for value in x]
+    missing = [row for row, value in enumerate(x) if of[row] == "nothing" or value != value]  # NaN is not itself
+    if missing:
+        raise ValueError(f"{name}: row {missing[0]} has no label: drop such rows")
+    other = [row for row, kind in enumerate(of) if kind != of[0]]
+    if other:
+        raise ValueError(f"{name}: row {other[0]} is {x[other[0]]!r}, and others are {of[0]}")
+    return np.array(x.tolist())
+
+
+def _named_or_numbered(words: list[str], place: Callable[[int], str]) -> np.ndarray:
+    """Numbers, if all words are; names, if none is. `place` says where a word is that does not fit."""
+    empty = [i for i, word in enumerate(words) if not word]
+    if empty:
+        raise ValueError(f"{place(empty[0])} is empty: every row needs its label")
+    numbers = [_is_number(word) for word in words]
+    if words and all(re.fullmatch(r"\d{4}-\d\d?-\d\d?([T ].*)?", word) for word in words):
+        raise ValueError(f"{place(0)} is {words[0]!r}, a date: no classes")
+    if not any(numbers):
+        return np.array(words)
+    if not all(numbers):
+        i = numbers.index(not numbers[0])
+        raise ValueError(f"{place(i)} is {words[i]!r}, and others are {'numbers' if numbers[0] else 'names'}")
+    try:
+        return np.array([int(word) for word in words], dtype=np.int64)
+    except (ValueError, OverflowError):
+        return np.array([float(word) for word in words])
+
+
 class _Contents(NamedTuple):
     """What a file holds, by name: what is said of it, and how it is read."""
 
     kinds: dict[str, str]
     take: Callable[[list[str]], Stream]  # several are columns of one array
     table: bool = False
+    others: tuple[str, ...] = ()  # what else is in it, which cannot be taken
 
 
 _NUMBERS = ("whole numbers", "numbers")  # of a table's column; the others cannot be features, but "lists"
@@ -245,18 +279,27 @@ def _feature_names(path: Path, found: _Contents, features: str | None, label: st
     if not found.table:
         names = [name for name in kinds if name in FEATURE_NAMES] or list(kinds)
         if len(names) != 1:
-            has = f"it has {_listed(names)}: say which with --features" if names else "it has none"
+            inside = f", but {_listed(list(found.others))}" if found.others else ""
+            has = f"it has {_listed(names)}: say which with --features" if names else f"it has none{inside}"
             raise ValueError(f"{path.name} must hold one array, or one named {' or '.join(FEATURE_NAMES)}; {has}")
         return names
     lists = [name for name, kind in kinds.items() if kind == "lists"]
-    numbers = [name for name, kind in kinds.items() if kind in _NUMBERS]
+    numbers = [name for name, kind in kinds.items() if kind in _NUMBERS and name.lower() not in LABEL_NAMES]
     if len(lists) == 1:
         return lists
     if lists or not numbers:
         why = f"several columns of lists, {_listed(lists)}" if lists else "no column of numbers and none of lists"
         raise ValueError(f"{path.name} has {why}: say with --features which are the features")
-    series = {re.fullmatch(r"(.*?)\d+", name) and re.fullmatch(r"(.*?)\d+", name)[1] for name in numbers}
-    if len(series) > 1 or (series == {None} and len({kinds[name] for name in numbers}) > 1):
+    series = {_series(name) for name in numbers}
+    odd = [n for n in kinds if kinds[n] == "text" or (kinds[n] == "row numbers" and _series(n))]
+    odd = [name for name in odd if series == {_series(name)} != {None}]
+    if odd:
+        raise ValueError(
+            f"{odd[0]} of {path.name} is {kinds[odd[0]]}, where {_listed(numbers)} are numbers: mend it, or name the "
+            "columns that are the features with --features"
+        )
+    mixed = len({kinds[name] for name in numbers}) > 1
+    if len(series) > 1 or (series <= {None, ""} and mixed):
         raise ValueError(
             f"the columns {_listed(numbers)} of {path.name} are of several kinds, and not all need be features: name "
             f"those that are, --features 'A,B' or --features '{next(iter(s for s in series if s), 'f')}*'"
@@ -264,9 +307,20 @@ def _feature_names(path: Path, found: _Contents, features: str | None, label: st
     return numbers
 
 
+def _series(name: str) -> str | None:
+    """What stands before the number that a name ends with; None for other names."""
+    found = re.fullmatch(r"(.*?)\d+", name)
+    return found and found[1]
+
+
 def _whole(stream: Stream, path: Path) -> np.ndarray:
+    def plain(chunk: Tensor | np.ndarray) -> np.ndarray:
+        return np.asarray(chunk.float() if isinstance(chunk, Tensor) and chunk.dtype == torch.bfloat16 else chunk)
+
     with reading(path):
-        return np.concatenate([np.asarray(chunk) for chunk in stream.chunks(2**20)] or [np.empty(stream.shape)])
+        if not stream.shape:
+            raise ValueError("it holds one number, no row for each")
+        return np.concatenate([plain(chunk) for chunk in stream.chunks(2**20)] or [np.empty(stream.shape)])
 
 
 def _listed(names: list[str]) -> str:
@@ -288,7 +342,10 @@ def _npz(path: Path) -> _Contents:
     def take(names: list[str]) -> Stream:
         (name,) = names
         if headers[name] is None:
-            raise ValueError(f"its array {name} holds Python objects or fields, which are never read")
+            raise ValueError(
+                f"its array {name} holds Python objects, fields, or values without a type, as NumPy saves bfloat16, "
+                "which are never read: save x.astype(np.float32)"
+            )
         return Stream(headers[name].shape, lambda rows: npz_chunks(path, name, rows))
 
     kinds = {n: f"{header.shape} {header.dtype}" if header else "Python objects" for n, header in headers.items()}
@@ -317,11 +374,20 @@ def _torch(path: Path) -> _Contents:
     """A tensor, or a dictionary of them, as `torch.save` writes it; only tensors are ever made of what it holds."""
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no file of today's torch.save: save it anew, or np.save the array")
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever torch says of it, at length
+        raise ValueError(
+            "it is damaged, or holds more than tensors and plain values, which is not read: save the tensors alone, or "
+            "np.savez the arrays"
+        ) from None
     named = saved if isinstance(saved, dict) else {"the tensor": saved}
-    tensors = {
-        str(name): x.detach() for name, x in named.items() if isinstance(x, Tensor) and x.layout == torch.strided
-    }
+
+    def plain(x: object) -> bool:
+        return isinstance(x, Tensor) and x.layout == torch.strided and not x.is_quantized
+
+    tensors = {str(name): x.detach() for name, x in named.items() if plain(x)}
+    others = tuple(f"{name} ({type(x).__name__})" for name, x in named.items() if not plain(x))
     for name, x in tensors.items():
         if x.numel() * x.element_size() > path.stat().st_size:
             raise ValueError(f"its tensor {name} says {tuple(x.shape)}, more than the file has")
@@ -331,7 +397,7 @@ def _torch(path: Path) -> _Contents:
         return Stream(tuple(x.shape), lambda rows: (x[i : i + rows].clone() for i in range(0, len(x), rows)))
 
     kinds = {name: f"{tuple(x.shape)} {x.dtype}".replace("torch.", "") for name, x in tensors.items()}
-    return _Contents(kinds, take)
+    return _Contents(kinds, take, others=others)
 
 
 def _parquet(path: Path) -> _Contents:
@@ -390,9 +456,26 @@ def _text(path: Path) -> _Contents:
 
     separator = TEXT_SUFFIXES[path.suffix.lower()]
     with open(path, encoding="utf-8-sig") as file:
-        first = next(csv.reader([file.readline()], delimiter=separator), [])
-    table = pd.read_csv(path, sep=separator, encoding="utf-8-sig", header=None if all(map(_is_number, first)) else 0)
+        line = file.readline()
+    if line.startswith("#"):
+        raise ValueError(f"its first line is a comment, {line.strip()[:40]!r}: take it out")
+    if separator not in line and any(other in line for other in ",;\t"):
+        raise ValueError(f"its columns are not separated by {separator!r}: {line.strip()[:40]!r}")
+    if separator == "," and ";" in line:
+        raise ValueError(
+            f"it has both ',' and ';' in {line.strip()[:40]!r}: save it with '.' in numbers and ',' between"
+        )
+    first = next(csv.reader([line], delimiter=separator), [])
+    numbered = len(first) > 1 and first == [str(i) for i in range(len(first))]  # as pandas names columns without names
+    header = 0 if numbered or not all(map(_is_number, first)) else None
+    missing = {"keep_default_na": False, "na_values": ["", "nan", "NaN"]}  # NA and None may be names
+    table = pd.read_csv(path, sep=separator, encoding="utf-8-sig", header=header, **missing)
     table.columns = table.columns.map(str)
+    if table.index.nlevels > 1:
+        raise ValueError(f"its rows have {table.index.nlevels} cells more than its first line")
+    if not isinstance(table.index, pd.RangeIndex):  # as R writes the names of rows
+        table = table.reset_index(names="names of rows")
+        first = ["", *first]
     unnamed = table.columns[0] if not (first and first[0]) and len(table.columns) else None  # as to_csv writes an index
 
     def kind(name: str) -> str:
@@ -418,7 +501,7 @@ def _is_number(word: str) -> bool:
         float(word)
     except ValueError:
         return False
-    return True
+    return "_" not in word
 
 
 def _text_labels(path: Path, label: str | None) -> tuple[str | None, np.ndarray]:
@@ -440,32 +523,26 @@ def _text_labels(path: Path, label: str | None) -> tuple[str | None, np.ndarray]
     if len(head) == 1:
         numbers = [_is_number(row[0]) for row in rows]
         name = head[0].lstrip("# ")
-        named = label == name or name.lower() in LABEL_NAMES or (len(rows) > 2 and not numbers[0] and all(numbers[1:]))
+        commented = head[0].startswith("#")
+        known = label == name or name.lower() in LABEL_NAMES or commented
+        named = known or (len(rows) > 2 and not numbers[0] and all(numbers[1:]))
+        if all(re.search(r"[,;\t]|^\S.*\s[-+.\d]+$", row[0].strip()) for row in rows[named:]):
+            raise ValueError(
+                f"its lines have several columns, as {rows[-1][0].strip()[:40]!r}: save it as .csv or .tsv, with "
+                "names in the first line"
+            )
         if label is not None and label != name:
             raise ValueError(f"it has no column {label}; its first line is {head[0]}")
         words = [row[0].strip() for row in rows[named:]]
-        return (name if named else None), _values(words, 1 + named)
+        return (name if named else None), _named_or_numbered(words, lambda i: f"line {i + 1 + named}")
     wanted = [word for word in head if (word == label if label is not None else word.lower() in LABEL_NAMES)]
     if len(wanted) != 1:
         raise ValueError(f"it has the columns {_listed(head)}: say with --label which of them are the labels")
     column = head.index(wanted[0])
-    return wanted[0], _values([row[column].strip() for row in rows[1:]], 2)
-
-
-def _values(words: list[str], first: int) -> np.ndarray:
-    """Numbers, if all words are; names, if none is. The first of them stands in the given line."""
-    numbers = [_is_number(word) for word in words]
-    if not any(numbers):
-        return np.array(words)
-    if not all(numbers):
-        line = first + numbers.index(not numbers[0])
-        raise ValueError(
-            f"line {line} is {words[line - first]!r}, and others are {'numbers' if numbers[0] else 'names'}"
-        )
-    try:
-        return np.array([int(word) for word in words], dtype=np.int64)
-    except (ValueError, OverflowError):
-        return np.array([float(word) for word in words])
+    words = [row[column].strip() for row in rows[1:]]
+    if not words:
+        raise ValueError("it has names of columns and no rows")
+    return wanted[0], _named_or_numbered(words, lambda i: f"line {i + 2}")
 
 
 READERS: dict[str, Callable[[Path], _Contents]] = {

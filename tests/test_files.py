@@ -115,6 +115,58 @@ def test_rows_that_only_count_are_no_feature(tmp_path):
     assert "left: 0 (row numbers)" in found.read
 
 
+def as_text(text: str, folder, name="z.csv"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_table_of_pandas_without_names_has_a_header(tmp_path):
+    pd.DataFrame(Z).to_csv(tmp_path / "z.csv", index=False)
+    np.testing.assert_allclose(array(read_features(tmp_path / "z.csv")), Z, rtol=1e-6)
+
+
+def test_names_of_rows_without_a_name_of_their_own_are_left_and_named(tmp_path):
+    found = read_features(as_text("f0,f1\ns0,0,0.5\ns1,0.5,0.25\ns2,1,0.5\n", tmp_path))
+    assert array(found).tolist() == [[0, 0.5], [0.5, 0.25], [1, 0.5]]
+    assert "left: names of rows (the table's index)" in found.read
+
+
+UNCLEAR_TEXT = {
+    "# a comment\n0,0,0\n": "its first line is a comment",
+    "f0;f1\n0,5;0,25\n": "not separated by ','",
+    "0,5;0,25\n": "both ',' and ';'",
+    "0;1;2\n": "not separated by ','",
+    "f0\tf1\n0\t1\n": "not separated by ','",
+    "f0,f1,f2\n0,1,2\n0.5,oops,1\n": "f1 of z.csv is text",
+    "f0,f1\n0,1.5\n1,2.5\n2,0.5\n": "f0 of z.csv is row numbers",
+    "0.5,0.25,1\n0.1,0.2,4\n": "of several kinds",
+    "a,b\n1,2,3,4\n": "2 cells more",
+}
+
+
+@pytest.mark.parametrize("text", UNCLEAR_TEXT)
+def test_text_that_is_no_plain_table_is_refused(tmp_path, text):
+    assert UNCLEAR_TEXT[text] in refused(read_features, as_text(text, tmp_path))
+
+
+def test_another_column_of_labels_is_no_feature(tmp_path):
+    table = pd.DataFrame({"a": Z[:, 0], "b": Z[:, 1], "Y": LABELS * 1.0, "label": LABELS})
+    table.to_csv(tmp_path / "z.csv", index=False)
+    found = read_features(tmp_path / "z.csv", label="label")
+    assert found.features.shape == (40, 2)
+    assert "left: Y" in found.read
+
+
+@pytest.mark.parametrize("text", ["a.jpg 0\nb.jpg 1\n", "a\t0\nb\t1\n", "0,1,2\n"])
+def test_several_columns_in_lines_of_labels_are_refused(tmp_path, text):
+    assert "several columns" in refused(read_labels, as_text(text, tmp_path, "y.txt"))
+
+
+def test_a_name_like_na_is_a_label(tmp_path):
+    rows = "".join(f"{x},{c}\n" for x, c in zip(Z[:6, 0], ["NA", "US", "NA", "US", "US", "NA"], strict=True))
+    assert read_features(as_text("f0,label\n" + rows, tmp_path)).labels.tolist() == [0, 1, 0, 1, 1, 0]
+
+
 # --- Arrays
 
 
@@ -133,6 +185,18 @@ def test_a_label_is_none_whatever_it_is_called(tmp_path):
         np.savez(tmp_path / "z.npz", anything=Z, **{name: LABELS})
         found = read_features(tmp_path / "z.npz")
         assert (found.features.shape, found.labels.tolist()) == ((40, 6), LABELS.tolist())
+
+
+def test_what_is_no_tensor_is_named_and_quantized_ones_are_none(tmp_path):
+    quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    torch.save({"z": torch.tensor(Z), "q": quantized, "names": ["a"], "epoch": 3}, tmp_path / "z.pt")
+    assert "left: q (Tensor), names (list), epoch (int)" in read_features(tmp_path / "z.pt").read
+    torch.save({"model": {"w": torch.ones(3)}}, tmp_path / "w.pt")
+    assert "it has none, but model (dict)" in refused(read_features, tmp_path / "w.pt")
+    torch.save({"z": Z}, tmp_path / "array.pt")
+    assert "np.savez the arrays" in refused(read_features, tmp_path / "array.pt")
+    torch.save(torch.tensor(3), tmp_path / "one.pt")
+    assert "no row for each" in refused(read_labels, tmp_path / "one.pt")
 
 
 def test_tensors_that_torch_saved(tmp_path):
@@ -212,13 +276,28 @@ def test_labels_of_every_type_are_class_indices(values):
         (np.array(3), "shape"),
         (LABELS.astype("M8[D]"), "not datetime64"),
         (LABELS + 0j, "not complex128"),
-        (np.array(["a", None, "b"], dtype=object), "rows without a label"),
+        (np.array(["a", None, "b"], dtype=object), "row 1 has no label"),
         (np.full(4, 2**63, dtype=np.uint64), "class indices"),
+        (np.array(["a", "", "b", "a"]), "row 1 is empty"),
+        (np.array(["1", "b", "b"]), "row 1 is 'b', and others are numbers"),
+        (np.array(["2020-01-01", "2020-01-02", "2020-01-01"]), "a date"),
+        (np.array([True, None, False], dtype=object), "row 1 has no label"),
+        (np.array([1, "a", 1], dtype=object), "row 1 is 'a', and others are numbers"),
     ],
     ids=str,
 )
 def test_what_is_no_label_is_refused(values, words):
     assert words in refused(class_indices, values, "y of z.npz")
+
+
+def test_numbers_as_text_and_truth_values_are_class_indices():
+    assert class_indices(np.array(["10", "2", "10"]), "y")[0].tolist() == [10, 2, 10]
+    assert class_indices(np.array([True, False, True], dtype=object), "y")[0].tolist() == [1, 0, 1]
+
+
+def test_labels_may_be_bfloat16(tmp_path):
+    torch.save({"z": torch.tensor(Z), "y": torch.tensor(LABELS).bfloat16()}, tmp_path / "z.pt")
+    assert read_features(tmp_path / "z.pt").labels.tolist() == LABELS.tolist()
 
 
 def test_a_file_whose_only_array_is_called_labels_is_read(tmp_path):

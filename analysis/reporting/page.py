@@ -289,6 +289,7 @@ def _preflight(config: dict, log: pd.DataFrame) -> Preflight | None:
 def _facts(curves: xr.Dataset, log: pd.DataFrame) -> dict[str, float]:
     """The numbers that `next_steps` judges a run by."""
     knn, low = curves["knn"].sel(layer="backbone"), curves["rate_collapsed"].item()
+    log = log.assign(rate=log["rate"].astype(float))  # of nulls alone it has no type
     spread = (log["rate"] - low) / (log["rate_isotropic"] - low)  # of batches, which are logged more often
     tenth = max(len(log) // 10, 1)
     end, middle = log.tail(tenth), slice((len(log) - tenth) // 2, (len(log) + tenth) // 2 + 1)
@@ -297,8 +298,8 @@ def _facts(curves: xr.Dataset, log: pd.DataFrame) -> dict[str, float]:
         "knn_untrained": knn[0].item(),
         "knn_pixels": curves["knn_pixels"].item(),
         "images": float(curves.attrs["n"]),
-        "spread": spread.tail(tenth).mean().item(),
-        "spread_halfway": spread.iloc[middle].mean().item(),
+        "spread": float(spread.tail(tenth).mean()),
+        "spread_halfway": float(spread.iloc[middle].mean()),
         "alignment": curves["alignment"].sel(layer="head")[-1].item(),
     }
     if "gradient_rate" in log:

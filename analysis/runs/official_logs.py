@@ -5,7 +5,9 @@ the losses that users asked about on the official tracker. `official_eps` is the
 already a square; `eps` is the paper's ε, as everywhere else.
 """
 
+import csv
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,9 +94,7 @@ def read_log(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path).expanduser()
     with reading(path):
-        table = (
-            pd.read_csv(path, encoding="utf-8-sig") if path.suffix == ".csv" else pd.DataFrame(read_json_lines(path))
-        )
+        table = _read_table(path) if path.suffix.lower() == ".csv" else pd.DataFrame(read_json_lines(path))
     found = {ours: next((name for name in names if name in table), None) for ours, names in COLUMN_NAMES.items()}
     missing = [COLUMN_NAMES[ours][0] for ours, name in found.items() if name is None]
     if missing or table.empty:
@@ -283,6 +283,18 @@ def run_cosines(run: Run) -> pd.DataFrame:
         views = snapshot[f"{branch}/head/views"].prod(0).sum(1).mean().item()
         rows.append({"step": step, "student_teacher": same, "views": views})
     return pd.DataFrame(rows)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """A .csv as a table of text, of which a last line that is cut short is left out, with a warning."""
+    rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    if len(rows) > 1 and len(rows[-1]) < len(rows[0]):
+        warnings.warn(f"the last line of {path} is cut short and left out", stacklevel=2)
+        rows.pop()
+    odd = [i for i, row in enumerate(rows, 1) if len(row) != len(rows[0])]
+    if odd:
+        raise ValueError(f"line {odd[0]} has {len(rows[odd[0] - 1])} cells, and the first line {len(rows[0])}")
+    return pd.DataFrame(rows[1:], columns=rows[0] if rows else None).replace("", None)
 
 
 def _power_law_rank(rate: float, n: int, d: int, eps: float) -> float:

@@ -92,12 +92,22 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp
         read_log(path)
 
 
+def test_a_table_cut_short_loses_its_last_line_and_other_lines_have_the_cells_of_the_first(tmp_path):
+    path, head = tmp_path / "log.csv", "epoch,loss,expansion,cosine\n0,1,2,3\n"
+    path.write_text(head + "1,1,2")
+    with pytest.warns(UserWarning, match="cut short"):
+        assert read_log(path)["step"].tolist() == [0]
+    path.write_text(head + "9,1,1,2,3\n")
+    with pytest.raises(ValueError, match="line 3 has 5 cells, and the first line 4"):
+        read_log(path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("log.txt", '{"train_loss": 2.3, "epoch": 0}\n', r"is no log of SimDINO: it lacks train_expa_loss"),
         ("log.txt", "", r"is no log of SimDINO: it lacks epoch"),
-        ("log.csv", "", r"cannot read .*log\.csv: No columns"),
+        ("log.csv", "", r"log\.csv is no log of SimDINO: it lacks epoch"),
         ("log.csv", "epoch,loss,expansion,cosine\n", r"it lacks any row"),
     ],
 )
