@@ -117,10 +117,13 @@ def shrunken(h: Tensor, share: float) -> Tensor:
     return mean + share**0.5 * (h - mean)
 
 
-def share_left(mu: np.ndarray, ratio: float, gamma: float, alpha: float) -> float:
+def share_left(mu: np.ndarray, ratio: float, gamma: float, alpha: float, *, views: int) -> float:
     """The share κ of the variance within images at which water-filling has `ratio` of the alignment that it has now.
 
-    Σ κμᵢ pᵢ(κμ) = ratio · Σ μᵢ pᵢ(μ),   p from `theory.water_filling` with E‖z‖² = 1
+    Σ mᵢ(κ) pᵢ(m(κ)) = ratio · Σ μᵢ pᵢ(μ),   mᵢ(κ) = κμᵢ/(1 - (1 - κ)(1 - 1/v)μᵢ)
+
+    with p from `theory.water_filling`, E‖z‖² = 1. m is what `shrunken` makes of μ: the variance of differences of v
+    views falls to κ, and all variance to 1 - (1 - κ)(1 - 1/v)μᵢ of what it was.
 
     The powers spread as κ falls, into directions that differ more between views, so that κ is below the ratio.
 
@@ -129,13 +132,15 @@ def share_left(mu: np.ndarray, ratio: float, gamma: float, alpha: float) -> floa
         ratio: of the alignment then to the alignment now; from 1 on, κ is 1.
         gamma: γ of the joint loss.
         alpha: α_b of the present spectrum.
+        views: v.
 
-    >>> round(share_left(np.full(4, 0.3), 0.5, 0.1, 10.0), 6)  # equal directions: nothing to spread into
-    0.5
+    >>> round(share_left(np.full(4, 0.3), 0.5, 0.1, 10.0, views=2), 4)  # equal directions: μ falls to 0.15
+    0.4595
     """
 
     def alignment(share: float) -> float:
-        return float(share * mu @ theory.water_filling(share * mu, gamma, alpha, len(mu), norm=1))
+        left = share * mu / (1 - (1 - share) * (1 - 1 / views) * mu)
+        return float(left @ theory.water_filling(left, gamma, alpha, len(mu), norm=1))
 
     wanted = ratio * alignment(1.0)
     return 1.0 if ratio >= 1 else float(brentq(lambda share: alignment(share) - wanted, 1e-6, 1.0))
@@ -150,7 +155,7 @@ def trend_ratio(alignments: tuple[float, float], times: tuple[float, float, floa
     0.25
     """
     (before, now), (first, second, last) = alignments, times
-    return min(1.0, (now / before) ** (np.log(last / second) / np.log(second / first)))
+    return min(1.0, float((now / before) ** (np.log(last / second) / np.log(second / first))))
 
 
 @kept
@@ -161,10 +166,11 @@ def forecast_outcome(run: Run) -> dict[str, list]:
     of that step; `extrapolated`, the logarithms of `current` at this and the step before drawn on in the logarithm of
     the learning rate summed up; and `trend`, the forecast with the variance within images shrunk to the share `left` of
     it, where training is foretold to bring it. That share follows from the alignments of the forecasts at this and the
-    step before, drawn on in the same way (`trend_ratio`), by water-filling (`share_left`); nothing in it is fitted to
-    runs that have ended. Where a step has none before it, it is 1. `end` is the spectrum that was to be foretold. The
-    last step is the end itself, where `forecast` says how far the last layer has come. All are of the student, largest
-    first, on fresh views of held-out images.
+    step before, drawn on in the same way (`trend_ratio`), by water-filling (`share_left`). It is 1 where no trained
+    step is before, and where the alignment rises. Of runs that have ended nothing is used, but that a look at one of
+    them fixed how many images are fitted to (MOST_IMAGES). `end` is the spectrum that was to be foretold. The last step
+    is the end itself, where `forecast` says how far the last layer has come. All are of the student, largest first, on
+    fresh views of held-out images.
     """
     views = head_views(run, draws=DRAWS, most=_seen(run, MOST_IMAGES))
     loss = loss_of_head(run)
@@ -190,7 +196,7 @@ def forecast_outcome(run: Run) -> dict[str, list]:
             first, was, spectrum = before
             alpha = theory.batch_alpha(forecast, loss["batch"], loss["d"] / loss["eps"] ** 2)
             ratio = trend_ratio((was, alignment), (first, time, rates[-1]))
-            left = share_left(feature_modes(best.weight, judged), ratio, gamma, alpha)
+            left = share_left(feature_modes(best.weight, judged), ratio, gamma, alpha, views=len(judged))
             if left < 1:
                 shrunk = last_layer_optimum(shrunken(h, left), **loss, tolerance=RESIDUAL, start=best.weight)
                 trend = last_layer_spectrum(shrunk.weight, shrunken(judged, left))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from analysis import theory
+from analysis.experiments.linear_encoders import modes, view_covariances
 from analysis.measures.inputs import unit_rows
 from analysis.measures.spectra import eigenvalues
 from analysis.runs.archiving import asked_results
@@ -62,11 +63,20 @@ def test_the_loss_of_a_head_is_the_configurations(run):
 
 def test_what_is_left_of_the_variance_is_what_halves_the_alignment():
     mu, gamma, alpha = np.array([0.0, 0.1, 0.2, 0.4]), 0.1, 20.0
-    share = share_left(mu, 0.5, gamma, alpha)
-    now, then = (s * mu @ theory.water_filling(s * mu, gamma, alpha, 4, norm=1) for s in (1.0, share))
+    share = share_left(mu, 0.5, gamma, alpha, views=2)
+    left = share * mu / (1 - (1 - share) / 2 * mu)
+    now, then = (m @ theory.water_filling(m, gamma, alpha, 4, norm=1) for m in (mu, left))
     assert then == pytest.approx(now / 2, rel=1e-9)
     assert share < 0.5
-    assert share_left(mu, 1.2, gamma, alpha) == 1
+    assert share_left(mu, 1.2, gamma, alpha, views=2) == 1
+
+
+def test_what_is_left_of_the_modes_is_what_shrinking_makes_of_them():
+    generator, noise = torch.Generator().manual_seed(0), torch.tensor([0.3, 1.0, 3.0], dtype=torch.float64)
+    options = {"generator": generator, "dtype": torch.float64}
+    h = torch.randn(1, 20000, 3, **options) + noise * torch.randn(2, 20000, 3, **options)
+    mu, found = (modes(*view_covariances(x)) for x in (h, shrunken(h, 0.4)))
+    np.testing.assert_allclose(found, 0.4 * mu / (1 - 0.6 / 2 * mu), rtol=1e-2)
 
 
 def test_the_trend_is_exact_for_a_power_of_time_and_never_rises():
