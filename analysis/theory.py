@@ -1411,8 +1411,8 @@ def critical_step(
 
     With a teacher that equals the student it is (1 − m)/(1/τ_t − m/τ_s) where τ_t < τ_s: the determinant of the map of
     (student, center), m(1 − η/τ_s) + η/τ_t, reaches 1 there. The two eigenvalues that leave the circle are complex: the
-    mean swings about its center, ever wider. With a slow teacher it is the student's own limit, 2τ_s; with Sinkhorn's
-    balance it is that with any teacher.
+    mean swings about its center, ever wider. As λ → 1 it tends to the student's own limit, 2τ_s;
+    with Sinkhorn's balance it is that with any teacher.
 
     Args:
         student_temp: τ_s.
@@ -1442,7 +1442,7 @@ def critical_step(
 def hidden_lag(teacher_momentum: Number, center_momentum: Number) -> float:
     """C7: the share that must be below τ_t/τ_s for the mean to be stable at every learning rate, in continuous time.
 
-    ε₁/(ε₁ + ε₂) < τ_t/τ_s,   ε₁ = 1 − λ, ε₂ = 1 − m
+    ε₁/(ε₁ + ε₂) ≤ τ_t/τ_s,   ε₁ = 1 − λ, ε₂ = 1 − m
 
     That is, a teacher slower than the center by the factor τ_s/τ_t − 1 hides the center's lag. With a faster teacher
     the mean is stable at small learning rates alone. It holds for ε₁, ε₂ ≪ 1; `critical_step` is exact.

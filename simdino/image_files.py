@@ -16,6 +16,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+TURNED = "turned upright by EXIF"  # what is said of such images
+
 
 class Paths:
     """The paths of many files in one array of bytes.
@@ -169,8 +171,8 @@ def _rgb(im: "PIL.Image.Image") -> tuple["PIL.Image.Image", list[str]]:  # noqa:
     said = []
     if getattr(im, "n_frames", 1) > 1 and im.format != "MPO":  # whose others are previews, or for the other eye
         raise ValueError(f"it has {im.n_frames} frames or pages, and one is expected: save each as an image of its own")
-    if im.getexif().get(0x0112, 1) != 1:  # the orientation
-        im, said = ImageOps.exif_transpose(im), ["turned upright by EXIF"]
+    if im.getexif().get(0x0112) in range(2, 9):  # the orientation; 1 is upright, and others mean nothing
+        im, said = ImageOps.exif_transpose(im), [TURNED]
     if im.mode.startswith("I;16") or (im.mode == "I" and im.format in ("PNG", "PPM")):
         levels = np.asarray(im).astype(np.float64) / 257
         im, said = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)), [*said, "with 16 bits, brought to 8"]

@@ -75,7 +75,7 @@ def read_weight_file(path: Path) -> WeightFile:
     """
     if path.is_dir():
         return _folder(path)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         tensors, metadata = read_tensors(path), read_metadata(path)
         return WeightFile(tensors, {name: name for name in tensors}, [], {}, metadata, path.stat().st_size)
     if not path.is_file():
@@ -91,6 +91,8 @@ def read_weight_file(path: Path) -> WeightFile:
         reason = _holds(found[1]) if found else damage
         raise ValueError(f"cannot read {path}: {reason}") from None
     tensors = {place: value for place, _, value in places if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"cannot read {path}: it holds no tensors, and NumPy's arrays are not read: {WAY_OUT}")
     names = {place: name for place, name, value in places if isinstance(value, Tensor)}
     others = [place for place, _, value in places if not isinstance(value, Tensor)]
     return WeightFile(tensors, names, others, {}, {}, path.stat().st_size)
@@ -111,6 +113,9 @@ def _folder(folder: Path) -> WeightFile:
         raise ValueError(f"cannot read {folder / 'config.json'}: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.json'} describes no model")
+    whole = re.search(r"-of-(\d{5})\.", parts[0].name)
+    if whole and len(parts) != int(whole[1]):
+        raise ValueError(f"{folder} has {len(parts)} of {int(whole[1])} parts of the weights")
     read = [read_weight_file(part) for part in parts]
     tensors = {place: tensor for part in read for place, tensor in part.tensors.items()}
     names = {place: name for part in read for place, name in part.names.items()}

@@ -1,5 +1,6 @@
 """Images with masks, and videos with masks, from files. Nothing is downloaded, unpickled or cached."""
 
+from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from simdino.array_files import npz_names, read_npz
 from simdino.data import IMAGE_SUFFIXES, SYSTEM_FOLDERS
-from simdino.image_files import decoded
+from simdino.image_files import TURNED, decoded
 
 from .backbone import Size, resize_and_crop
 
@@ -245,7 +246,10 @@ def _stacked(pairs: list[_Pair], size: Size) -> tuple[UInt8[Tensor, "n 3 h w"], 
 def _decoded(pair: _Pair) -> tuple[UInt8[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
     """An image and its mask as float32, which is exact for class indices."""
     name = pair.name
-    pixels = torch.from_numpy(decoded([(name, pair.image)], None))
+    notes: Counter[str] = Counter()
+    pixels = torch.from_numpy(decoded([(name, pair.image)], None, notes))
+    if notes[TURNED]:
+        raise ValueError(f"{name} is {TURNED}, and its mask is not: save the image as it is seen, without orientation")
     from PIL import Image  # which `decoded` has asked for
 
     try:

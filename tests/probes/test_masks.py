@@ -135,6 +135,17 @@ def test_images_and_masks_are_cut_to_a_size_together(tmp_path):
     assert load_masks(tmp_path, size=10).test.shape == (1, 3, 10, 10)
 
 
+def test_an_image_that_its_orientation_turns_is_refused_beside_a_mask(tmp_path):
+    write(tmp_path, range(5), h=12, w=12)
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    image = Image.open(tmp_path / "images/001.png")
+    image.load()
+    image.save(tmp_path / "images/001.png", exif=exif)
+    with pytest.raises(ValueError, match=r"001\.png is turned upright by EXIF, and its mask is not"):
+        load_masks(tmp_path)
+
+
 def test_a_mask_of_another_resolution_is_brought_to_its_image(tmp_path):
     write(tmp_path, range(5), h=12, w=16)
     picture(1, h=36, w=48)[1].save(tmp_path / "masks/001.png")

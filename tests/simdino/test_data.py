@@ -360,6 +360,10 @@ def test_images_are_upright_and_transparency_is_said(tmp_path):
     levels, said = shades(tmp_path, lambda path: image.fromarray(x).save(path, exif=exif))
     assert np.array_equal(levels, np.rot90(x, -1))
     assert "5 turned upright by EXIF" in said
+    exif[0x0112] = 99  # means nothing
+    levels, said = shades(tmp_path, lambda path: image.fromarray(x).save(path, exif=exif))
+    assert np.array_equal(levels, x)
+    assert "EXIF" not in said
     levels, said = shades(tmp_path, image.fromarray(picture((6, 9, 4))).save)
     assert levels.shape == (6, 9, 3)
     assert "5 with transparency, which is left" in said

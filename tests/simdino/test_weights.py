@@ -324,7 +324,7 @@ def without(*names):
             lambda s: {"conv1.weight": torch.zeros(3), "bn1.bias": torch.zeros(2)},
             "holds no vision transformer of a known layout: it begins with conv1.weight",
         ),
-        (lambda s: {}, "it begins with nothing"),
+        (lambda s: {}, "it holds no tensors"),
         (lambda s: [torch.zeros(3)], "begins with nothing"),
         (lambda s: {0: torch.zeros(3)}, r"begins with 0$"),
         (without("cls_token"), "computes: it has no cls_token; it begins with pos_embed"),
@@ -438,6 +438,10 @@ def test_a_folder_brings_its_heads_and_norms_and_may_be_in_parts(tmp_path):
     assert not any("heads" in line for line in loaded.assumed)
     save_weights(loaded.network, tmp_path / "model_again.safetensors")
     assert load_weights(tmp_path / "model_again.safetensors").network.backbone.norm.eps == 1e-5
+    part = (tmp_path / "model-00002-of-00002.safetensors").rename(tmp_path / "kept")
+    with pytest.raises(ValueError, match="has 1 of 2 parts of the weights"):
+        load_weights(tmp_path)
+    part.rename(tmp_path / "model-00002-of-00002.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "quick_gelu"}))
     with pytest.raises(ValueError, match="holds several files of weights"):
         load_weights(tmp_path)
