@@ -169,10 +169,12 @@ def _rgb(im: "PIL.Image.Image") -> tuple["PIL.Image.Image", list[str]]:  # noqa:
     from PIL import Image, ImageOps
 
     said = []
+    if any(";16" in str(tile) for tile in getattr(im, "tile", ())) and not im.mode.startswith("I"):
+        said.append("with 16 bits, brought to 8")  # by Pillow
     if getattr(im, "n_frames", 1) > 1 and im.format != "MPO":  # whose others are previews, or for the other eye
         raise ValueError(f"it has {im.n_frames} frames or pages, and one is expected: save each as an image of its own")
     if im.getexif().get(0x0112) in range(2, 9):  # the orientation; 1 is upright, and others mean nothing
-        im, said = ImageOps.exif_transpose(im), [TURNED]
+        im, said = ImageOps.exif_transpose(im), [*said, TURNED]
     if im.mode.startswith("I;16") or (im.mode == "I" and im.format in ("PNG", "PPM")):
         levels = np.asarray(im).astype(np.float64) / 257
         im, said = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)), [*said, "with 16 bits, brought to 8"]

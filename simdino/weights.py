@@ -376,6 +376,10 @@ def _inferred(found: _Found, described: dict, given: dict, path: Path) -> tuple[
         assumed.append(f"{heads} heads of {dim // heads}, as published networks of width {dim} have")
     registers = sizes("backbone.register_tokens", 3)[1] if "backbone.register_tokens" in tensors else 0
     swiglu, mask_token = mlp.endswith("w3.weight"), "backbone.mask_token" in tensors
+    sizes_said = {"patch_size": kernel[0], "hidden_size": dim, "num_hidden_layers": len(_blocks(tensors))}
+    for name, value in (sizes_said | {"use_swiglu_ffn": swiglu}).items():
+        if described.get(name, value) not in (value, [value, value]):
+            raise ValueError(f"the config.json of {path} says {name} {described[name]!r}, and the tensors say {value}")
     width = sizes(mlp, 2)[1 if swiglu else 0]
     if not registers and found.layout == "official":
         assumed.append("positions on another grid as in DINO (offset 0.1)")
@@ -429,7 +433,7 @@ def _norm_eps(value: object, path: Path) -> float:
         eps = float(value)
     except (TypeError, ValueError):
         eps = math.nan
-    if not 0 <= eps < 1:
+    if not 0 < eps < 1:
         raise ValueError(f"the configuration of {path} has {value!r} as the ε of its norms")
     return eps
 
@@ -482,6 +486,8 @@ def _compared(found: _Found, state: Mapping[str, Tensor], path: Path) -> tuple[l
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_floating_point() != expected.is_floating_point():
             raise ValueError(f"{names[name]} in {path} holds {tensor.dtype}, no plain numbers: quantized or damaged")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{names[name]} in {path} contains NaN or infinite values")
     return missing, list(unexpected.values())
 
 

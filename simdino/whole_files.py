@@ -32,7 +32,7 @@ def read_json_lines(path: Path) -> list[dict]:
         ValueError: a missing file or a damaged line, by its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if lines and not lines[-1].endswith("\n") and not _is_object(lines[-1]):
@@ -96,6 +96,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, as where a disk is full; the file is named.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        raise OSError(f"cannot write {path}: it is no plain file")
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary

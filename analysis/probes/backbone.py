@@ -1,6 +1,5 @@
 """A backbone takes images and gives a feature of each image and of each patch, whoever trained it."""
 
-import contextlib
 import dataclasses
 import inspect
 import json
@@ -21,6 +20,7 @@ from simdino.image_files import Files
 from simdino.runs import Run
 from simdino.vit import ConvNet, Network, ViT, usable_device
 from simdino.weights import load_weights
+from simdino.whole_files import read_json
 
 from ..files import is_name
 from ..measures.inputs import Array, as_tensor
@@ -370,11 +370,24 @@ def _normalization(path: Path) -> tuple[tuple[float, ...], tuple[float, ...], bo
         ("preprocessor_config.json", None, ("image_mean", "image_std")),
         ("config.json", "pretrained_cfg", ("mean", "std")),
     ):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = json.loads((path / name).read_text(encoding="utf-8"))
-            mean, std = (tuple(map(float, (found[inside] if inside else found)[key])) for key in keys)
-            if len(mean) == len(std) == 3 and min(std) > 0:
-                return mean, std, True
+        if not (path / name).is_file():
+            continue
+        try:
+            found = read_json(path / name)
+            found = found.get(inside, {}) if inside else found
+            if found.get("do_normalize") is False:
+                return (0.0,) * 3, (1.0,) * 3, True
+            if not found.keys() & set(keys):
+                continue
+            mean, std = (tuple(map(float, found[key])) for key in keys)
+            if not len(mean) == len(std) == 3 or min(std) <= 0:
+                raise ValueError(f"{keys[0]} and {keys[1]} are not those of three channels")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"cannot read {path / name}: {type(error).__name__} {error}") from None
+        except ValueError as error:
+            said = str(error)
+            raise ValueError(said if said.startswith("cannot") else f"cannot read {path / name}: {said}") from None
+        return mean, std, True
     return Backbone.mean, Backbone.std, False
 
 

@@ -71,12 +71,17 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     if root.is_file():
         arrays = _read_npz(root, "split", "names")
         split, classes = arrays["split"], tuple(map(str, arrays["names"]))
-        parts = [_encoded(arrays, np.flatnonzero(split == s), root) for s in (0, max(1, split.max(initial=1)))]
+        last = max(1, split.max(initial=1))
+        parts = [_encoded(arrays, np.flatnonzero(split == s), root) for s in (0, last)]
+        between = int(((split != 0) & (split != last)).sum())
+        left += [f"{between} images of splits between 0 and {last}"] if between else []
     elif (root / "train").is_dir():
         held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), root / "test")
         parts = [_pairs(d / "images", d / "masks", left) for d in (root / "train", held_out)]
+        left += [f.name for f in sorted(root.iterdir()) if f not in (root / "train", held_out) and _is_shown(f)]
     else:
         pairs = _pairs(root / "images", root / "masks", left)
+        left += [f.name for f in sorted(root.iterdir()) if f.name not in ("images", "masks") and _is_shown(f)]
         parts = [[p for i, p in enumerate(pairs) if (i % 5 == 4) == test] for test in (False, True)]
     if not all(parts):
         fifth = (
@@ -188,6 +193,10 @@ def _pairs(images: Path, masks: Path, left: list[str] | None = None) -> list[_Pa
         here, there = (images, masks) if lonely[0] in found else (masks, images)
         raise ValueError(f"{here.name}/{lonely[0]} of {images.parent} has no partner in {there.name}")
     return [_Pair(str(f), f, labeled[stem]) for stem, f in found.items()]
+
+
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name not in SYSTEM_FOLDERS
 
 
 def npz_kind(path: Path) -> str:

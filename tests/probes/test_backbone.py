@@ -268,6 +268,22 @@ def test_a_folder_of_hugging_face_is_read_with_its_normalization(tmp_path, monke
     assert "assumed: patches of 4 pixels, the first layer's kernel" in backbone.notes[-1]
 
 
+def test_a_folder_s_descriptions_are_read_or_refused(tmp_path):
+    foreign(tmp_path)
+    about = tmp_path / "preprocessor_config.json"
+    about.write_text('{"do_normalize": false, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    assert (load_backbone(tmp_path).mean, load_backbone(tmp_path).std) == ((0.0,) * 3, (1.0,) * 3)
+    for text in ("{", '{"image_mean": [0.5]}', '{"image_mean": [0.5], "image_std": [0.5]}', '{"image_mean": 1}'):
+        about.write_text(text)
+        with pytest.raises(ValueError, match=r"cannot read .*preprocessor_config\.json"):
+            load_backbone(tmp_path)
+    about.unlink()
+    for field, value in {"patch_size": 16, "hidden_size": 384, "num_hidden_layers": 12, "use_swiglu_ffn": True}.items():
+        foreign(tmp_path, **{field: value})
+        with pytest.raises(ValueError, match=f"says {field} {value}, and the tensors say"):
+            load_backbone(tmp_path)
+
+
 def test_a_folder_whose_config_is_that_of_no_run_is_not_called_one(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     with pytest.raises(ValueError, match=r"holds no weights, such as model\.safetensors"):

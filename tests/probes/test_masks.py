@@ -135,6 +135,14 @@ def test_images_and_masks_are_cut_to_a_size_together(tmp_path):
     assert load_masks(tmp_path, size=10).test.shape == (1, 3, 10, 10)
 
 
+def test_what_else_is_in_the_folder_is_named(tmp_path):
+    write(tmp_path, range(5))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "notes.txt").write_text("a")
+    (tmp_path / ".hidden").write_text("b")
+    assert load_masks(tmp_path).read.endswith("left: labels, notes.txt")
+
+
 def test_an_image_that_its_orientation_turns_is_refused_beside_a_mask(tmp_path):
     write(tmp_path, range(5), h=12, w=12)
     exif = Image.Exif()

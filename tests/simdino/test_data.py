@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,21 @@ def test_sixteen_bits_keep_their_levels_and_unknown_ranges_are_refused(tmp_path)
     for x in (ramp.astype(np.float32) / 65535, ramp.astype(np.int32)):
         with pytest.raises(ValueError, match=r"0\.png is not a readable image: .*nobody says: save it with 8 bits"):
             shades(tmp_path, lambda path, x=x: image.fromarray(x).save(path, "TIFF"))
+
+
+def test_sixteen_bits_of_a_color_are_said(tmp_path):
+    pytest.importorskip("PIL.Image")
+    levels = (np.arange(6 * 9 * 3) * 400).astype(">u2").reshape(6, 9, 3)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 6, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in levels)))
+    png = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    found, said = shades(tmp_path, lambda path: path.write_bytes(png))
+    assert abs(found.numpy() - levels / 257).max() <= 1
+    assert "5 with 16 bits, brought to 8" in said
 
 
 def test_images_are_upright_and_transparency_is_said(tmp_path):

@@ -1,6 +1,7 @@
 """Claims: a file is written whole or not at all, and what is damaged is named, never skipped."""
 
 import json
+import os
 import re
 import time
 
@@ -10,7 +11,7 @@ import torch
 
 from simdino.checkpoint import cut_log
 from simdino.runs import Run, environment, evaluated_branch, snapshot_path
-from simdino.whole_files import read_json_lines, read_metadata, read_tensors, write_json, write_tensors
+from simdino.whole_files import read_json, read_json_lines, read_metadata, read_tensors, write_json, write_tensors
 
 
 @pytest.fixture
@@ -231,3 +232,14 @@ def test_the_evaluated_branch_is_the_teacher_where_there_is_one(tap):
     alone = {f"student/{tap}": torch.eye(2)}
     assert evaluated_branch(alone) == "student"
     assert evaluated_branch(alone | {f"teacher/{tap}": torch.eye(2)}) == "teacher"
+
+
+def test_what_is_written_through_a_link_stands_where_it_points_and_no_device_is_replaced(tmp_path):
+    (tmp_path / "real.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_json(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink()
+    assert read_json(tmp_path / "real.json") == {"a": 1}
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is no plain file"):
+        write_json(tmp_path / "pipe", {})

@@ -596,6 +596,12 @@ def test_other_layouts_are_named(names, what, tmp_path):
         load_weights(tmp_path / "w.pth")
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    torch.save(BACKBONE | {"cls_token": torch.full_like(BACKBONE["cls_token"], torch.nan)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"cls_token in .* contains NaN or infinite values"):
+        load_weights(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("name", ["norm.bias", "blocks.1.mlp.fc1.weight", "pos_embed", "blocks.0.attn.qkv.bias"])
 def test_a_network_that_lacks_a_tensor_is_refused(name, tmp_path):
     torch.save({k: v for k, v in BACKBONE.items() if k != name}, tmp_path / "w.pth")
