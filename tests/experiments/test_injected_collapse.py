@@ -114,7 +114,7 @@ def test_bad_input_is_named():
         collapsed(z, z, share=0.5)
     with pytest.raises(ValueError, match="unit-norm"):
         collapsed(z, 2 * z, share=0.5)
-    with pytest.raises(ValueError, match="n >= 1"):
+    with pytest.raises(ValueError, match="n must be a positive integer"):
         white_noise_spectrum(0, 3)
     with pytest.raises(ValueError, match="rank must lie"):
         collapsed_spectrum(0.5, 3, 3)
