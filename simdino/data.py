@@ -235,12 +235,21 @@ class _Listing(NamedTuple):
         return ", ".join(f"{count} {what}" for what, count in self.left.items())
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or an operating system's own.
+
+    >>> is_hidden(".DS_Store"), is_hidden("__MACOSX"), is_hidden("cats")
+    (True, True, False)
+    """
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
 def _listing(path: Path) -> _Listing:
     """List the images of a folder by class; hidden files and folders are left, and counted with all else."""
     left, files, nested = Counter(), {}, 0
 
     def visible(names: list[str], *, folders: bool) -> list[str]:
-        hidden = [name for name in names if name.startswith(".") or name in SYSTEM_FOLDERS]
+        hidden = [name for name in names if is_hidden(name)]
         left["hidden folders" if folders else "hidden files"] += len(hidden)
         return sorted(set(names) - set(hidden))
 
@@ -296,7 +305,7 @@ def _said(
     said += "".join(f"; {count} {note}" for note, count in notes.items())
     left = sum((found.left for found in listed), Counter())
     if places[0] != root:
-        others = [d.name for d in root.iterdir() if d.is_dir() and d not in places and not d.name.startswith(".")]
+        others = [d.name for d in root.iterdir() if d.is_dir() and d not in places and not is_hidden(d.name)]
         left.update(
             {f"other folder{'s' * (len(others) > 1)} ({', '.join(sorted(others))})": len(others)} if others else {}
         )

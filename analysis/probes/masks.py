@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from simdino.array_files import npz_names, read_npz
-from simdino.data import IMAGE_SUFFIXES, SYSTEM_FOLDERS
+from simdino.data import IMAGE_SUFFIXES, is_hidden
 from simdino.image_files import TURNED, decoded
 
 from .backbone import Size, resize_and_crop
@@ -78,10 +78,12 @@ def load_masks(root: str | Path, *, size: Size = None, ignore: int | None = None
     elif (root / "train").is_dir():
         held_out = next((root / d for d in ("test", "val") if (root / d).is_dir()), root / "test")
         parts = [_pairs(d / "images", d / "masks", left) for d in (root / "train", held_out)]
-        left += [f.name for f in sorted(root.iterdir()) if f not in (root / "train", held_out) and _is_shown(f)]
+        left += [
+            f.name for f in sorted(root.iterdir()) if f not in (root / "train", held_out) and not is_hidden(f.name)
+        ]
     else:
         pairs = _pairs(root / "images", root / "masks", left)
-        left += [f.name for f in sorted(root.iterdir()) if f.name not in ("images", "masks") and _is_shown(f)]
+        left += [f.name for f in sorted(root.iterdir()) if f.name not in ("images", "masks") and not is_hidden(f.name)]
         parts = [[p for i, p in enumerate(pairs) if (i % 5 == 4) == test] for test in (False, True)]
     if not all(parts):
         fifth = (
@@ -160,7 +162,7 @@ def load_videos(root: str | Path, *, size: Size = None) -> Iterator[tuple[str, V
 
 def _shown(folder: Path) -> list[Path]:
     """The folders in a folder, but for hidden ones and those of operating systems."""
-    return [d for d in sorted(folder.glob("*/")) if not d.name.startswith(".") and d.name not in SYSTEM_FOLDERS]
+    return [d for d in sorted(folder.glob("*/")) if not is_hidden(d.name)]
 
 
 class _Pair(NamedTuple):
@@ -181,7 +183,7 @@ def _pairs(images: Path, masks: Path, left: list[str] | None = None) -> list[_Pa
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
         others = []
-        for file in sorted(f for f in folder.iterdir() if not f.name.startswith(".")):
+        for file in sorted(f for f in folder.iterdir() if not is_hidden(f.name)):
             if file.suffix.lower() not in suffixes or file.is_dir():
                 others.append(file.name)
             elif (other := files.setdefault(file.stem, file)) != file:
@@ -193,10 +195,6 @@ def _pairs(images: Path, masks: Path, left: list[str] | None = None) -> list[_Pa
         here, there = (images, masks) if lonely[0] in found else (masks, images)
         raise ValueError(f"{here.name}/{lonely[0]} of {images.parent} has no partner in {there.name}")
     return [_Pair(str(f), f, labeled[stem]) for stem, f in found.items()]
-
-
-def _is_shown(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name not in SYSTEM_FOLDERS
 
 
 def npz_kind(path: Path) -> str:
